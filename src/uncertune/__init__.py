@@ -1,0 +1,1 @@
+"""Uncertainty-aware fine-tuning of language models."""

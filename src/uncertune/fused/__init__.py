@@ -1,0 +1,12 @@
+"""The head, never materialised: the weighted loss and the statistics of tokens from hidden states and a head."""
+
+from uncertune.fused.linear import linear_token_stats, linear_top_k, linear_weighted_nll, linear_weighted_nll_with_stats
+from uncertune.fused.projection import TokenStats
+
+__all__ = [
+    "TokenStats",
+    "linear_token_stats",
+    "linear_top_k",
+    "linear_weighted_nll",
+    "linear_weighted_nll_with_stats",
+]

@@ -1,0 +1,225 @@
+"""One function per objective of the paper, each nothing but a choice of w (eq. 1), and the dict OBJECTIVES.
+
+Shape legend: ``T`` response tokens, ``V`` vocabulary, ``K`` entries kept of ``V``. Labels are (T,) int64; a label of
+−100 (outside the response) has no weight. Fractions of probability are in [0, 1]; nothing here is a logarithm.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from uncertune.objectives.targets import FactoredTeacher, SparseTeacher, Targets, TeacherLike
+
+IGNORED = -100
+Truncation = Literal["plain", "renormalized", "tail"]
+Weights = Tensor | tuple[Tensor, Tensor]
+
+
+class Objective(Protocol):
+    """A function from labels and side information to Targets. ``uses`` and ``needs`` name its keywords."""
+
+    uses: frozenset[str]
+    needs: frozenset[str]
+
+    def __call__(
+        self,
+        labels: Tensor,
+        *,
+        selected: Tensor | None = None,
+        teacher: TeacherLike | None = None,
+        advantages: Weights | None = None,
+        oracle: Weights | None = None,
+        **options: Any,
+    ) -> Targets: ...
+
+
+OBJECTIVES: dict[str, Objective] = {}
+
+
+def _objective(needs: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Callable[[Callable[..., Targets]], Any]:
+    """Register a function under its name; refuse with TypeError what it cannot use and what it lacks."""
+
+    def register(function: Callable[..., Targets]) -> Callable[..., Targets]:
+        name = function.__name__
+
+        @functools.wraps(function)
+        def checked(labels: Tensor, **given: Any) -> Targets:
+            given = {key: value for key, value in given.items() if value is not None}
+            for key in given:
+                if key not in needs and key not in options:
+                    raise TypeError(
+                        f"{name} cannot use {key!r}; it takes {', '.join(needs + options) or 'labels only'}"
+                    )
+            for key in needs:
+                if key not in given:
+                    raise TypeError(f"{name} needs {key!r}")
+            if labels.dim() != 1 or labels.dtype != torch.long:
+                raise TypeError(f"labels must be (T,) int64, got {tuple(labels.shape)} {labels.dtype}")
+            return function(labels, **given)
+
+        checked.needs = frozenset(needs)  # type: ignore[attr-defined]
+        checked.uses = frozenset(needs + options)  # type: ignore[attr-defined]
+        OBJECTIVES[name] = checked  # type: ignore[assignment]
+        return checked
+
+    return register
+
+
+@_objective()
+def mle(labels: Tensor) -> Targets:
+    """S1, maximum likelihood: ``w_t(x) = δ(x = y_t)``."""
+    return _labelled(labels, torch.ones_like(labels, dtype=torch.bool))
+
+
+@_objective(needs=("selected",))
+def masked_mle(labels: Tensor, *, selected: Tensor) -> Targets:
+    """S2, masked MLE: ``w_t(x) = m_t · δ(x = y_t)``, ``selected`` = m (T,) bool. With BALD's mask it is S8."""
+    return _labelled(labels, _mask(selected, labels, "selected"))
+
+
+@_objective(needs=("teacher",))
+def distill(labels: Tensor, *, teacher: TeacherLike) -> Targets:
+    """S3, distillation over the full vocabulary: ``w_t(x) = p_ref(x)``."""
+    return _taught(labels, labels != IGNORED, teacher)
+
+
+@_objective(needs=("teacher",), options=("top_k", "truncation"))
+def truncated_distill(
+    labels: Tensor, *, teacher: TeacherLike, top_k: int = 64, truncation: Truncation = "plain"
+) -> Targets:
+    """S4, distillation on X_t, the ``top_k`` most probable tokens of p_ref.
+
+    ``plain`` (the paper): ``w_t(x) = p_ref(x) · δ(x ∈ X_t)``; ``renormalized``: divided by the mass of X_t; ``tail``:
+    plain, and the remaining mass asked of the tokens outside X_t as one bucket (``Targets.tail_weight``).
+
+    ``teacher`` is sparse or (T, V); of a sparse one the first ``top_k`` by probability are taken. A factored teacher
+    is first cut down with ``uncertune.fused.linear_top_k``; given here it raises TypeError.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if truncation not in ("plain", "renormalized", "tail"):
+        raise ValueError(f"truncation must be plain, renormalized or tail, got {truncation!r}")
+    teacher = _teacher(teacher)
+    if isinstance(teacher, FactoredTeacher):
+        raise TypeError("truncated_distill needs a sparse teacher: take it with uncertune.fused.linear_top_k")
+    probs, position = (teacher if isinstance(teacher, Tensor) else teacher.probs).topk(
+        min(top_k, (teacher if isinstance(teacher, Tensor) else teacher.probs).shape[-1]), dim=-1
+    )
+    ids = position if isinstance(teacher, Tensor) else teacher.ids.gather(-1, position)
+    keep = (labels != IGNORED).to(probs.dtype)
+    tail = None
+    if truncation == "renormalized":
+        probs = probs / probs.sum(-1, keepdim=True)
+    elif truncation == "tail":
+        tail = (1 - probs.sum(-1)).clamp(min=0) * keep
+    return Targets(ids=ids, weights=probs * keep[:, None], tail_weight=tail)
+
+
+@_objective(needs=("selected", "teacher"))
+def masked_mle_distill(labels: Tensor, *, selected: Tensor, teacher: TeacherLike) -> Targets:
+    """S5, the paper's method (§4.3): ``δ(x = y_t)`` where selected, ``p_ref(x)`` elsewhere.
+
+    A sparse teacher asks its top-k plainly; everything else as S3.
+    """
+    selected = _mask(selected, labels, "selected")
+    hard = _labelled(labels, selected)
+    soft = _taught(labels, (labels != IGNORED) & ~selected, teacher)
+    return Targets(
+        ids=torch.cat([hard.ids, soft.ids], -1),
+        weights=torch.cat([hard.weights.to(soft.weights.dtype), soft.weights], -1),
+        teacher_weight=soft.teacher_weight,
+        teacher_hidden=soft.teacher_hidden,
+        teacher_head=soft.teacher_head,
+        teacher_bias=soft.teacher_bias,
+        teacher_softcap=soft.teacher_softcap,
+        teacher_scale=soft.teacher_scale,
+        dense=soft.dense,
+    )
+
+
+@_objective(needs=("advantages",))
+def policy_gradient(labels: Tensor, *, advantages: Weights) -> Targets:
+    """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed, detached.
+
+    ``advantages`` is (T,), of the sampled token y_t; (T, V), of every token; or ``(ids, advantages)``, both (T, K).
+    An importance ratio and its clip enter as a weight: ``clipped_advantage``. Dense A = p gives ``distill`` (App. B.1).
+    """
+    if isinstance(advantages, Tensor) and advantages.dim() == 1:
+        if advantages.shape != labels.shape:
+            raise ValueError(f"advantages must be (T,) = {tuple(labels.shape)}, got {tuple(advantages.shape)}")
+        keep = labels != IGNORED
+        weights = torch.where(keep, advantages, torch.zeros_like(advantages))
+        return Targets(ids=labels.clamp(min=0)[:, None], weights=weights[:, None])
+    return _explicit(labels, advantages, "advantages")
+
+
+@_objective(needs=("oracle",))
+def oracle(labels: Tensor, *, oracle: Weights) -> Targets:
+    """S7, known label noise: ``w_t(x) = p_oracle(x)``, given (T, V) or as ``(ids, probs)``, both (T, K)."""
+    return _explicit(labels, oracle, "oracle")
+
+
+def clipped_advantage(advantages: Tensor, log_ratio: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+    """The weight whose eq. 1 gradient is that of PPO's clipped surrogate ``min(r A, clip(r, 1 − low, 1 + high) A)``.
+
+    That is ``r · A`` where the clip does not bind and 0 where it does; r = exp(log_ratio), both (T,), detached.
+    """
+    ratio = log_ratio.detach().exp()
+    binds = torch.where(advantages >= 0, ratio > 1 + high, ratio < 1 - low)
+    return torch.where(binds, torch.zeros_like(ratio), ratio * advantages.detach())
+
+
+def _mask(mask: Tensor, labels: Tensor, name: str) -> Tensor:
+    if mask.shape != labels.shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool (T,) = {tuple(labels.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask
+
+
+def _labelled(labels: Tensor, mask: Tensor) -> Targets:
+    keep = (mask & (labels != IGNORED)).to(torch.get_default_dtype())
+    return Targets(ids=labels.clamp(min=0)[:, None], weights=keep[:, None])
+
+
+def _teacher(teacher: TeacherLike) -> FactoredTeacher | SparseTeacher | Tensor:
+    if isinstance(teacher, tuple):
+        first, second = teacher
+        return FactoredTeacher(first, second) if first.is_floating_point() else SparseTeacher(first, second)
+    return teacher
+
+
+def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
+    """The teacher's distribution on the tokens of ``mask``, nothing on the others."""
+    teacher = _teacher(teacher)
+    if isinstance(teacher, SparseTeacher):
+        return Targets(ids=teacher.ids, weights=teacher.probs * mask[:, None].to(teacher.probs.dtype))
+    if isinstance(teacher, Tensor):
+        return _explicit(torch.where(mask, labels, IGNORED), teacher, "teacher")
+    dtype = torch.float64 if teacher.hidden.dtype == torch.float64 else torch.float32
+    nothing = labels.new_zeros(labels.shape[0], 0)
+    return Targets(
+        ids=nothing,
+        weights=nothing.to(dtype),
+        teacher_weight=mask.to(dtype),
+        teacher_hidden=teacher.hidden,
+        teacher_head=teacher.head,
+        teacher_bias=teacher.bias,
+        teacher_softcap=teacher.softcap,
+        teacher_scale=teacher.scale,
+    )
+
+
+def _explicit(labels: Tensor, weights: Weights, name: str) -> Targets:
+    """Weights given entry by entry, dense (T, V) or sparse ``(ids, weights)``; none outside the response."""
+    keep = labels != IGNORED
+    if isinstance(weights, Tensor):
+        if weights.dim() != 2 or weights.shape[0] != labels.shape[0]:
+            raise ValueError(f"{name} must be (T, V) with T = {labels.shape[0]}, got {tuple(weights.shape)}")
+        nothing = labels.new_zeros(labels.shape[0], 0)
+        return Targets(ids=nothing, weights=nothing.to(weights.dtype), dense=weights * keep[:, None].to(weights.dtype))
+    ids, values = weights
+    return Targets(ids=ids, weights=values * keep[:, None].to(values.dtype))

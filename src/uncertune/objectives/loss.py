@@ -1,0 +1,56 @@
+"""``weighted_nll``: eq. 1 on plain logits. The readable definition, and the oracle of the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uncertune.objectives.targets import Targets
+
+
+def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
+    """The negated eq. 1 of the paper, per token: ``ℓ_t = Σ_x w_t(x) · (LSE(z_t) − z_t[x])``, plus the tail bucket.
+
+    ``logits`` z is (T, V); the result is (T,), in nats, float32 (float64 for float64 logits). The gradient is
+    ``(Σ_x w_t(x)) · softmax(z_t) − w_t``; the weights are constants. Nothing is averaged: one division, once, in the
+    trainer. Raises ValueError where T or V differ, and IndexError for ids outside the vocabulary.
+
+    This builds (T, V) tensors; ``uncertune.fused.linear_weighted_nll`` computes the same without.
+    """
+    if logits.dim() != 2 or logits.shape[0] != targets.size:
+        raise ValueError(f"logits must be (T, V) with T = {targets.size}, got {tuple(logits.shape)}")
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    log_probs_TV = logits.to(dtype).log_softmax(-1)
+    check_vocabulary(targets, log_probs_TV.shape[-1])
+    loss_T = -(targets.weights.to(dtype) * log_probs_TV.gather(-1, targets.ids)).sum(-1)
+    if targets.teacher_weight is not None:
+        teacher_TV = teacher_logits(targets, dtype).softmax(-1)
+        loss_T = loss_T - targets.teacher_weight.to(dtype) * (teacher_TV * log_probs_TV).sum(-1)
+    if targets.dense is not None:
+        loss_T = loss_T - (targets.dense.to(dtype) * log_probs_TV).sum(-1)
+    if targets.tail_weight is not None:
+        outside_TV = torch.ones_like(log_probs_TV, dtype=torch.bool).scatter(-1, targets.ids, False)
+        counts = (targets.tail_weight != 0) & outside_TV.any(-1)  # a bucket of no tokens has no term
+        tail_T = log_probs_TV.masked_fill(~outside_TV & counts[:, None], float("-inf")).logsumexp(-1)
+        loss_T = loss_T - torch.where(counts, targets.tail_weight.to(dtype) * tail_T, torch.zeros_like(tail_T))
+    return loss_T
+
+
+def check_vocabulary(targets: Targets, vocabulary: int) -> None:
+    """Raise ValueError where the teacher or the dense part have another vocabulary than the student."""
+    for name, part, axis in (("teacher_head", targets.teacher_head, 0), ("dense", targets.dense, 1)):
+        if part is not None and part.shape[axis] != vocabulary:
+            raise ValueError(f"{name} has a vocabulary of {part.shape[axis]}, the student {vocabulary}")
+
+
+def teacher_logits(targets: Targets, dtype: torch.dtype) -> Tensor:
+    """The (T, V) logits of the factored teacher."""
+    assert targets.teacher_hidden is not None
+    assert targets.teacher_head is not None
+    logits_TV = targets.teacher_hidden.to(dtype) @ targets.teacher_head.to(dtype).T
+    if targets.teacher_bias is not None:
+        logits_TV = logits_TV + targets.teacher_bias.to(dtype)
+    logits_TV = logits_TV * targets.teacher_scale
+    if targets.teacher_softcap is not None:
+        logits_TV = targets.teacher_softcap * torch.tanh(logits_TV / targets.teacher_softcap)
+    return logits_TV

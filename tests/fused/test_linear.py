@@ -1,0 +1,243 @@
+"""The fused head equals the plain definition, for every objective, on awkward shapes and in every precision."""
+
+import pytest
+import torch
+from cases import CASES, D, K, T, V, factored, half, labels
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from uncertune.fused import linear_token_stats, linear_top_k, linear_weighted_nll, linear_weighted_nll_with_stats
+from uncertune.fused import projection as projection_module
+from uncertune.objectives import OBJECTIVES, weighted_nll
+
+HEADS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "soft-cap and scale": {"softcap": 3.0, "scale": 0.5},
+    "all": {"bias": True, "softcap": 5.0, "scale": 1.7},
+}
+
+
+@pytest.fixture(params=[1, 4, 5, 128], ids=lambda rows: f"chunks of {rows}")
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": request.param})
+
+
+def plain_logits(hidden, head, *, bias=None, softcap=None, scale=1.0):
+    z = hidden @ head.T
+    z = scale * (z if bias is None else z + bias)
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def inputs(dtype, n=T, options=(), train_head=True):
+    options = dict(options)
+    hidden = torch.randn(n, D, dtype=dtype, requires_grad=True)
+    head = torch.randn(V, D, dtype=dtype, requires_grad=train_head)
+    if options.pop("bias", False):
+        options["bias"] = torch.randn(V, dtype=dtype, requires_grad=train_head)
+    return hidden, head, options
+
+
+def gradients(loss, upstream, hidden, head, options):
+    leaves = [x for x in (hidden, head, options.get("bias")) if x is not None and x.requires_grad]
+    return torch.autograd.grad((loss * upstream).sum(), leaves)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_equals_the_plain_definition(case, options, dtype):
+    targets = case(dtype, T)
+    hidden, head, options = inputs(dtype, options=options)
+    upstream = torch.randn(T, dtype=dtype)
+    fused = linear_weighted_nll(hidden, head, targets, **options)
+    plain = weighted_nll(plain_logits(hidden, head, **options), targets)
+    tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(fused, plain, **tolerance)
+    for ours, theirs in zip(
+        gradients(fused, upstream, hidden, head, options),
+        gradients(plain, upstream, hidden, head, options),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_gradcheck(case, monkeypatch):
+    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": 4})
+    targets = case(torch.float64, T)
+    hidden, head, options = inputs(torch.float64, options=HEADS["all"])
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_weighted_nll(h, w, targets, bias=b, softcap=5.0, scale=1.7),
+        (hidden, head, options["bias"]),
+    )
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_half_precision_keeps_float32_logits(case):
+    """Against the exact result of the same bfloat16 inputs: no worse than 1 % in norm, 10 times better in loss."""
+    targets = case(torch.float32, T)
+    hidden, head, _ = inputs(torch.bfloat16)
+    loss = linear_weighted_nll(hidden, head, targets)
+    assert loss.dtype == torch.float32
+    exact_hidden, exact_head = (x.detach().double().requires_grad_() for x in (hidden, head))
+    exact = weighted_nll(plain_logits(exact_hidden, exact_head), targets)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-4)
+    ours = torch.autograd.grad(loss.sum(), (hidden, head))
+    for got, want in zip(ours, torch.autograd.grad(exact.sum(), (exact_hidden, exact_head)), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - want).norm() <= 0.01 * want.norm() + 1e-6
+
+
+def test_gradient_near_the_teacher_survives_half_precision():
+    """Student = teacher + 1e-3, our normal case: rounding the logits would cost far more than 1 % of the gradient."""
+    n, d, v = 64, 256, 4000
+    teacher_hidden = torch.randn(n, d).bfloat16()
+    head = (torch.randn(v, d) * 0.3).bfloat16()
+    hidden = (teacher_hidden.float() * (1 + 2**-7)).bfloat16().requires_grad_()
+    targets = OBJECTIVES["distill"](labels(n, v), teacher=(teacher_hidden, head))
+    (got,) = torch.autograd.grad(linear_weighted_nll(hidden, head, targets).sum(), hidden)
+    exact = hidden.detach().double().requires_grad_()
+    teacher = (teacher_hidden.double() @ head.double().T).softmax(-1)
+    z = exact @ head.double().T
+    (want,) = torch.autograd.grad(-(teacher * z.log_softmax(-1)).sum(), exact)
+    assert (got.double() - want).norm() < 0.01 * want.norm()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_no_tokens(case):
+    hidden, head, _ = inputs(torch.float32, n=0)
+    loss = linear_weighted_nll(hidden, head, case(torch.float32, 0))
+    assert loss.shape == (0,)
+    loss.sum().backward()
+    assert hidden.grad.shape == (0, D)
+    assert (head.grad == 0).all()
+
+
+def test_all_masked_stays_connected():
+    hidden, head, _ = inputs(torch.float32)
+    targets = OBJECTIVES["masked_mle"](labels(), selected=torch.zeros(T, dtype=torch.bool))
+    linear_weighted_nll(hidden, head, targets).sum().backward()
+    assert (hidden.grad == 0).all()
+    assert (head.grad == 0).all()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, head, _ = inputs(torch.float32, train_head=False)
+    linear_weighted_nll(hidden, head, OBJECTIVES["mle"](labels())).sum().backward()
+    assert hidden.grad is not None
+    assert head.grad is None
+
+
+class Products(TorchDispatchMode):
+    """Counts the multiplications of matrix products, and the largest tensor made."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops, self.largest = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.flops += args[0].shape[0] * args[0].shape[1] * args[1].shape[1]
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def test_rows_without_weight_cost_no_product():
+    n, d, v = 400, 8, 50
+    hidden, head = torch.randn(n, d, requires_grad=True), torch.randn(v, d)
+    whole = n * d * v
+    quarter = torch.arange(n) % 4 == 0
+    with Products() as products:
+        linear_weighted_nll(hidden, head, OBJECTIVES["masked_mle"](labels(n, v), selected=quarter)).sum().backward()
+    assert products.flops == 2 * whole // 4
+    teacher = (torch.randn(n, d), torch.randn(v, d))
+    targets = OBJECTIVES["masked_mle_distill"](labels(n, v), selected=quarter, teacher=teacher)
+    with Products() as products:
+        linear_weighted_nll(hidden, head, targets).sum().backward()
+    assert products.flops == 2 * whole + 3 * whole // 4  # student forward and back, teacher where it has weight
+
+
+@pytest.mark.parametrize("name", ["mle", "masked_mle_distill/factored", "policy_gradient/sampled"])
+@pytest.mark.parametrize("train_head", [False, True])
+def test_no_tensor_of_t_by_v(name, train_head, monkeypatch):
+    n, rows = 64, 16
+    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
+    hidden, head, _ = inputs(torch.float32, n=n, train_head=train_head)
+    with Products() as products:
+        linear_weighted_nll_with_stats(hidden, head, CASES[name](torch.float32, n), labels(n))[0].sum().backward()
+        linear_token_stats(hidden, head, labels(n))
+    assert products.largest <= max(rows * V, V * D, n * D)
+
+
+def test_statistics():
+    hidden, head, options = inputs(torch.float64, options=HEADS["all"])
+    y = labels()
+    log_p = plain_logits(hidden, head, **options).log_softmax(-1)
+    for stats in (
+        linear_token_stats(hidden, head, y, **options),
+        linear_weighted_nll_with_stats(hidden, head, OBJECTIVES["masked_mle"](y, selected=half()), y, **options)[1],
+    ):
+        torch.testing.assert_close(stats.loss, -log_p.gather(-1, y[:, None])[:, 0].detach())
+        torch.testing.assert_close(stats.entropy, -(log_p.exp() * log_p).sum(-1).detach())
+        assert stats.correct.tolist() == (log_p.argmax(-1) == y).tolist()
+        assert not stats.loss.requires_grad
+    empty = linear_token_stats(hidden[:0], head, y[:0], **options)
+    assert empty.loss.shape == empty.entropy.shape == empty.correct.shape == (0,)
+
+
+def test_loss_beside_statistics_is_the_loss_without():
+    hidden, head, _ = inputs(torch.float64)
+    targets, y = CASES["masked_mle_distill/factored"](torch.float64, T), labels()
+    loss, _ = linear_weighted_nll_with_stats(hidden, head, targets, y)
+    alone = linear_weighted_nll(hidden, head, targets)
+    torch.testing.assert_close(loss, alone)
+    for a, b in zip(
+        torch.autograd.grad(loss.sum(), (hidden, head)), torch.autograd.grad(alone.sum(), (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_top_k():
+    teacher = factored(torch.float64)
+    top = linear_top_k(teacher.hidden, teacher.head, K)
+    p = (teacher.hidden @ teacher.head.T).softmax(-1).topk(K, -1)
+    assert top.ids.tolist() == p.indices.tolist()
+    torch.testing.assert_close(top.probs, p.values)
+    assert linear_top_k(teacher.hidden, teacher.head, 99).ids.shape == (T, V)
+    assert linear_top_k(teacher.hidden[:0], teacher.head, K).ids.shape == (0, K)
+
+
+def test_autocast_sets_the_precision_of_the_products():
+    hidden, head, _ = inputs(torch.float32)
+    targets = OBJECTIVES["mle"](labels())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_weighted_nll(hidden, head, targets)
+        rounded, _ = linear_weighted_nll_with_stats(hidden, head, targets, labels(), rounded=True)
+    assert loss.dtype == rounded.dtype == torch.float32
+    want = weighted_nll((hidden.bfloat16() @ head.bfloat16().T), targets)
+    torch.testing.assert_close(rounded, want)
+    full = linear_weighted_nll(hidden, head, targets)
+    assert not torch.equal(full, rounded)
+
+
+def test_refusals():
+    hidden, head, _ = inputs(torch.float32)
+    targets = OBJECTIVES["mle"](labels())
+    with pytest.raises(ValueError, match="hidden must be"):
+        linear_weighted_nll(hidden[:, :3], head, targets)
+    with pytest.raises(ValueError, match="targets have 13 rows"):
+        linear_weighted_nll(hidden[:3], head, targets)
+    with pytest.raises(ValueError, match="bias"):
+        linear_weighted_nll(hidden, head, targets, bias=torch.zeros(3))
+    with pytest.raises(ValueError, match="labels"):
+        linear_token_stats(hidden, head, labels()[:3])
+    with pytest.raises(ValueError, match="k must"):
+        linear_top_k(hidden, head, 0)
+    with pytest.raises(ValueError, match="vocabulary"):
+        linear_weighted_nll(
+            hidden, head, OBJECTIVES["distill"](labels(), teacher=(torch.randn(T, D), torch.randn(V + 1, D)))
+        )
