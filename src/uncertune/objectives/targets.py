@@ -115,10 +115,9 @@ class Targets:
             raise ValueError(f"teacher_weight must be (T,) = ({self.size},), got {tuple(self.teacher_weight.shape)}")
         if self.teacher_hidden.dim() != 2 or self.teacher_hidden.shape[0] != self.size:
             raise ValueError(f"teacher_hidden must be (T, D), T = {self.size}, got {tuple(self.teacher_hidden.shape)}")
-        if self.teacher_head.dim() != 2 or self.teacher_head.shape[1] != self.teacher_hidden.shape[1]:
-            raise ValueError(
-                f"teacher_head must be (V, D) with D = {self.teacher_hidden.shape[1]}, got {tuple(self.teacher_head.shape)}"
-            )
+        width = self.teacher_hidden.shape[1]
+        if self.teacher_head.dim() != 2 or self.teacher_head.shape[1] != width:
+            raise ValueError(f"teacher_head must be (V, D) with D = {width}, got {tuple(self.teacher_head.shape)}")
         if self.teacher_bias is not None and self.teacher_bias.shape != (self.teacher_head.shape[0],):
             raise ValueError(f"teacher_bias must be (V,), got {tuple(self.teacher_bias.shape)}")
 

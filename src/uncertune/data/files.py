@@ -1,0 +1,113 @@
+"""Data files, row by row: JSON, JSON lines, CSV and Parquet, the text ones also gzipped.
+
+Read here and not through ``datasets``: a broken file is then one line with the number of the line at fault, text that
+looks like a date stays text, and nothing is written to a cache.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from uncertune.errors import UserError
+
+EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+_LONGEST_CSV_FIELD = 2**31 - 1
+
+
+def extension(path: Path) -> str | None:
+    """The data extension of a file's name (one of ``EXTENSIONS``), or None."""
+    return next((ending for ending in EXTENSIONS if path.name.lower().endswith(ending)), None)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one file, in order, lazily.
+
+    A ``.json`` file is an array of objects or JSON lines. CSV values are text.
+    Raises ``UserError`` that names the path: missing, an unknown extension, unreadable, not JSON (with the line),
+    a row that is not an object.
+    """
+    ending = extension(path)
+    if ending is None:
+        raise UserError(f"data {str(path)!r}: not a data file by its name; use one of {', '.join(EXTENSIONS)}")
+    if not path.is_file():
+        raise UserError(f"data {str(path)!r}: no such file")
+    reader = _READERS[ending.removesuffix(".gz")]
+    try:
+        yield from reader(path)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data {str(path)!r}: cannot be read ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: the first line of what it says, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _open(path: Path, newline: str | None = None) -> IO[str]:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"data {str(path)!r}: line {number} is not JSON ({error.msg})") from error
+            yield _object(row, f"line {number}", path)
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    with _open(path) as file:
+        head = file.read(1)
+        while head.isspace():
+            head = file.read(1)
+        if head != "[":
+            yield from _json_lines(path)
+            return
+        try:
+            rows = json.loads(head + file.read())
+        except json.JSONDecodeError as error:
+            raise UserError(f"data {str(path)!r}: not JSON at line {error.lineno} ({error.msg})") from error
+    for number, row in enumerate(rows):
+        yield _object(row, f"row {number}", path)
+
+
+def _object(row: Any, place: str, path: Path) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"data {str(path)!r}: {place} is {type(row).__name__}, not an object of columns")
+    return row
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the module's 128 KiB is shorter than some conversations
+    with _open(path, newline="") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            if None in row:
+                raise UserError(f"data {str(path)!r}: row {number} has more values than the header has columns")
+            yield row
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"data {str(path)!r}: cannot be read ({first_line(error)})") from error
+
+
+_READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,271 @@
+"""Where training rows come from: built-in names, files, folders and the hub, through one front door, ``load``."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uncertune.data import files, formats, synthetic
+from uncertune.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_ROWS_A_CHUNK = 20_000  # of a table in memory: far below Arrow's 2 GiB of text a chunk
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A data set known by name: its file (by split) in a folder of local copies, and its place on the hub."""
+
+    format: str
+    files: dict[str, str] = field(default_factory=dict)
+    hub_id: str | None = None
+    hub_config: str | None = None
+    hub_file: str | None = None
+
+
+BUILTIN = {
+    "alpaca": BuiltIn("alpaca", {"train": "alpaca_52k.jsonl.gz"}, "tatsu-lab/alpaca"),
+    "gsm8k": BuiltIn(
+        "gsm8k", {"train": "gsm8k_train.jsonl.gz", "test": "gsm8k_test.jsonl.gz"}, "openai/gsm8k", hub_config="main"
+    ),
+    "sharegpt": BuiltIn(
+        "sharegpt",
+        {"train": "sharegpt_sample.jsonl.gz"},
+        "anon8231489123/ShareGPT_Vicuna_unfiltered",
+        hub_file="ShareGPT_V3_unfiltered_cleaned_split.json",
+    ),
+    "word_problems": BuiltIn("trl"),
+}
+FORMATS = ("auto", "trl", *formats.CONVERTERS)
+WORD_PROBLEM_ROWS = 1000
+
+
+def masks_prompts(name: str) -> bool:
+    """Whether a data set is a built-in one, all of which are conversations trained on the assistant's turns only."""
+    return name in BUILTIN
+
+
+def load(
+    name: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    data_dir: str | os.PathLike[str] | None = None,
+    format: str = "auto",
+    max_samples: int | None = None,
+    streaming: bool = False,
+    seed: int = 0,
+) -> "Dataset | IterableDataset":
+    """Rows that TRL can train on: ``messages`` (and side columns), or what the data has if TRL reads that itself.
+
+    ``name``: a built-in name (``BUILTIN``), a data file (``files.EXTENSIONS``), a folder, or a hub id; the last two go
+    through ``datasets.load_dataset``. A built-in name is read from ``data_dir``, else the folder in the environment
+    variable ``UNCERTUNE_DATA``, where that has its file, and otherwise from the hub.
+    ``config``: the hub's configuration; for ``word_problems`` the level, 1 to 3 (default: all three).
+    ``format``: ``auto`` (by the columns), ``trl``, ``alpaca``, ``gsm8k`` or ``sharegpt``.
+    ``max_samples``: the first so many rows, after conversion; rows behind them are not looked at.
+    ``seed``: of generated data only; nothing is shuffled here.
+
+    Rows with nothing to learn from (``formats.convert``) are left out, and how many is told on stderr; when streaming,
+    at the end of the stream. Rows of ``input_ids`` are not checked. Built-in sets without a size of their own have
+    1000 rows.
+
+    Raises ``UserError``, one line: a value out of range, data that is missing, unreadable or empty, a row that cannot
+    be used, a hub that does not answer.
+    """
+    _check_arguments(name, split, format, max_samples)
+    where = f"dataset {name!r}"
+    source = _open(name, config, split, data_dir, max_samples, streaming, seed)
+    first = next(iter(source), None)
+    if first is None:
+        raise UserError(f"{where}: it has no rows")
+    if format == "auto":
+        try:
+            known = BUILTIN.get(name)
+            format = known.format if known else formats.detect_format(list(first), first)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+    from datasets import Dataset, IterableDataset
+
+    if streaming:
+        arguments = {"source": source, "format": format, "limit": max_samples, "where": where}
+        return IterableDataset.from_generator(_converted, gen_kwargs=arguments)
+    if format == "trl" and isinstance(source, Dataset):
+        kept = source if max_samples is None else source.select(range(min(max_samples, len(source))))
+        if "input_ids" not in kept.column_names:
+            for _ in _converted(kept, format, None, where):
+                pass
+        return kept
+    rows = list(_converted(source, format, max_samples, where))
+    if not rows:
+        raise UserError(f"{where}: no row is left; in all of them the assistant says nothing")
+    return _in_memory(rows, where)
+
+
+def _check_arguments(name: str, split: str, format: str, max_samples: int | None) -> None:
+    if not name:
+        raise UserError(f"dataset: give a name ({', '.join(BUILTIN)}), a file, a folder or a hub id")
+    if not split:
+        raise UserError(f"split: {split!r} is not a name; use train or test")
+    if format not in FORMATS:
+        raise UserError(f"format: {format!r} is not known; choose {', '.join(FORMATS)}")
+    if max_samples is not None and max_samples < 1:
+        raise UserError(f"max_samples: {max_samples} must be 1 or more (leave it out for all rows)")
+
+
+def _converted(source: Iterable[formats.Row], format: str, limit: int | None, where: str) -> Iterator[dict[str, Any]]:
+    """The source's rows, checked and converted, at most ``limit``; tells at the end how many were left out."""
+    given = seen = 0
+    for index, row in enumerate(source):
+        try:
+            if format == "trl":
+                formats.check_row(row, index)
+                converted: dict[str, Any] | None = dict(row)
+            else:
+                converted = formats.convert(row, format, index)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        seen += 1
+        if converted is None:
+            continue
+        yield converted
+        given += 1
+        if given == limit:
+            break
+    if given < seen:
+        message = f"{where}: left out {seen - given} of {seen} rows, in which the assistant says nothing"
+        print(message, file=sys.stderr)
+
+
+def _in_memory(rows: list[dict[str, Any]], where: str) -> "Dataset":
+    """One table of rows; a column that some rows lack is null there."""
+    import pyarrow
+    from datasets import Dataset, concatenate_datasets
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    try:
+        parts = [
+            Dataset.from_dict(
+                {column: [row.get(column) for row in rows[start : start + _ROWS_A_CHUNK]] for column in columns}
+            )
+            for start in range(0, len(rows), _ROWS_A_CHUNK)
+        ]
+        return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise UserError(f"{where}: its rows do not agree in type ({files.first_line(error)})") from error
+
+
+@dataclass(frozen=True)
+class _FileRows:
+    path: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return files.read_rows(self.path)
+
+
+@dataclass(frozen=True)
+class _WordProblemRows:
+    seed: int
+    level: int | None
+    split: str
+    count: int
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        problems = synthetic.word_problems(self.seed, self.level, split=self.split)
+        return ({"messages": one.messages(), "answer": one.answer} for one in islice(problems, self.count))
+
+
+def _open(
+    name: str,
+    config: str | None,
+    split: str,
+    data_dir: str | os.PathLike[str] | None,
+    max_samples: int | None,
+    streaming: bool,
+    seed: int,
+) -> "Iterable[formats.Row]":
+    """The raw rows: an iterable of mappings that can be gone through again."""
+    folder = _folder("data_dir", data_dir)
+    if name == "word_problems":
+        return _open_word_problems(config, split, max_samples, seed)
+    if name in BUILTIN:
+        folder = folder or _folder("UNCERTUNE_DATA", os.environ.get("UNCERTUNE_DATA"))
+        return _open_builtin(name, config, split, folder, streaming)
+    path = Path(name).expanduser()
+    if path.is_file() or (files.extension(path) and not path.is_dir()):
+        if config is not None or "[" in split:
+            field, value = ("split", split) if config is None else ("config", config)
+            raise UserError(f"{field}: {value!r} cannot be used with the file {name!r}; leave it out (see max_samples)")
+        return _FileRows(path)
+    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"dataset {name!r}: no such file or folder, and not a hub id (owner/name)")
+    try:
+        return _load_dataset(name if not path.is_dir() else str(path), config, None, split, streaming)
+    except Exception as error:  # whatever datasets, the hub or the data's own builder raises
+        hint = "" if path.is_dir() else f"; built-in names are {', '.join(BUILTIN)}"
+        raise UserError(f"dataset {name!r}: cannot be loaded ({_reason(error)}){hint}") from error
+
+
+def _open_word_problems(config: str | None, split: str, max_samples: int | None, seed: int) -> _WordProblemRows:
+    if config is not None and str(config) not in ("1", "2", "3"):
+        raise UserError(f"config: {config!r} is not a level of word_problems; use 1, 2 or 3, or leave it out for all")
+    if split not in synthetic.SPLITS:
+        raise UserError(f"split: {split!r} is not one of word_problems; use {' or '.join(synthetic.SPLITS)}")
+    return _WordProblemRows(seed, int(config) if config else None, split, max_samples or WORD_PROBLEM_ROWS)
+
+
+def _open_builtin(
+    name: str, config: str | None, split: str, folder: Path | None, streaming: bool
+) -> "Iterable[formats.Row]":
+    known = BUILTIN[name]
+    file_name = known.files.get(split.partition("[")[0])
+    if file_name is None:
+        raise UserError(f"split: {split!r} is not one of {name}; use {' or '.join(known.files)}")
+    own_config = config in (None, known.hub_config)
+    if folder is not None and own_config and (folder / file_name).is_file():
+        if "[" in split:
+            raise UserError(
+                f"split: {split!r} cannot be cut from a local file; use {split.partition('[')[0]!r} and max_samples"
+            )
+        return _FileRows(folder / file_name)
+    try:
+        assert known.hub_id is not None
+        return _load_dataset(known.hub_id, config or known.hub_config, known.hub_file, split, streaming)
+    except Exception as error:  # whatever datasets or the hub raises
+        mend = (
+            ""
+            if not own_config
+            else (
+                f"; put {file_name} in a folder and name the folder with --data_dir or UNCERTUNE_DATA"
+                + (f" (not in {str(folder)!r})" if folder else "")
+            )
+        )
+        raise UserError(
+            f"dataset {name!r}: {known.hub_id} cannot be had from the hub ({_reason(error)}){mend}"
+        ) from error
+
+
+def _load_dataset(path: str, config: str | None, file: str | None, split: str, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(path, config, data_files=file, split=split, streaming=streaming)
+
+
+def _folder(field: str, value: str | os.PathLike[str] | None) -> Path | None:
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{field}: {str(value)!r} is not a folder")
+    return folder
+
+
+def _reason(error: BaseException) -> str:
+    return files.first_line(error.__cause__ or error)

@@ -1,0 +1,92 @@
+"""Chat templates that mark what the assistant says, for a loss on the assistant's tokens only.
+
+TRL's ``assistant_only_loss`` reads the mark ``{% generation %} ... {% endgeneration %}`` from the chat template. It
+brings marked copies of many models' templates; this file adds SmolLM2's, and says what to do about the rest.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from uncertune.errors import UserError
+
+_SMOLLM2 = Path(__file__).parent / "templates" / "smollm2.jinja"
+
+_PROBES: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "a"}],
+    [{"role": "system", "content": "  s\n"}, {"role": "user", "content": "\n b "}],
+    [{"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}],
+    [{"role": "user", "content": "<e>"}, {"role": "assistant", "content": " f\n"}, {"role": "user", "content": ""}],
+    [{"role": "user", "content": "g"}, {"role": "tool", "content": "h"}, {"role": "assistant", "content": ""}],
+    [{"role": "user", "content": "i"}, {"role": "system", "content": "j"}, {"role": "user", "content": "k"}],
+)
+
+
+def training_template(tokenizer: Any) -> str | None:
+    """The chat template to train with, or None where the tokenizer's own will do.
+
+    None: the template has the marks already, or TRL replaces it by a marked copy of its own. A template that renders
+    what SmolLM2-Instruct's renders (compared on conversations with and without a system prompt, of several turns, with
+    and without a generation prompt) gives the marked copy, which renders the same text.
+
+    Raises ``UserError``, one line: the tokenizer has no template, or one without marks that nobody here knows.
+    """
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    model = getattr(tokenizer, "name_or_path", "") or "this model"
+    if not template:
+        raise UserError(
+            f"chat_template_path: the tokenizer of {model!r} has no chat template; set chat_template_path to a .jinja "
+            "file or to a model whose template it should use"
+        )
+    if has_generation_markers(template):
+        return None
+    try:
+        get_training_chat_template(tokenizer)
+        return None
+    except ValueError:  # TRL does not know it
+        pass
+    marked = smollm2_template()
+    if _uses_only_messages(template) and _renders(tokenizer, template) == _renders(tokenizer, marked):
+        return marked
+    raise UserError(
+        f"chat_template_path: the chat template of {model!r} does not mark what the assistant says; wrap the "
+        "assistant's content and its end-of-turn token in {% generation %}…{% endgeneration %} and pass that .jinja "
+        "file as chat_template_path"
+    )
+
+
+@cache
+def smollm2_template() -> str:
+    """SmolLM2-Instruct's template with the assistant's content and its ``<|im_end|>`` marked, not the newline after."""
+    return _SMOLLM2.read_text(encoding="utf-8")
+
+
+def _uses_only_messages(template: str) -> bool:
+    """Whether the template reads nothing beside the messages (no tools, documents, dates), so that probes decide."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    try:
+        names = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except TemplateSyntaxError:
+        return False
+    return names <= {"messages", "add_generation_prompt"}
+
+
+def _renders(tokenizer: Any, template: str) -> list[str] | None:
+    """The probe conversations as text; None if the template refuses one of them."""
+    from jinja2 import TemplateError
+
+    try:
+        return [
+            tokenizer.apply_chat_template(
+                probe, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+            for probe in _PROBES
+            for add_generation_prompt in (False, True)
+        ]
+    except (TemplateError, TypeError):
+        return None

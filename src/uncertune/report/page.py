@@ -1,0 +1,160 @@
+"""What a page says: frozen data and nothing else. ``run.write_page`` draws it, ``tables`` prints its tables.
+
+Every string here may come from strangers (a data set, a model): it is text, never markup, wherever it is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Value: TypeAlias = float | str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values: the model, the data, the settings of a run."""
+
+    title: str
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers.
+
+    ``digits`` are those after the point. With ``percent`` the value is a share: 0.412 is shown as 41.2% and its
+    differences are in percentage points. ``better`` is None where neither direction is.
+    """
+
+    key: str
+    label: str
+    better: Literal["higher", "lower"] | None
+    digits: int
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of values, each with its difference to the row named ``baseline`` (None: no differences).
+
+    A row is a mapping from column keys to values; ``row[label_key]`` is its name. A missing key is None, shown as –.
+
+    Raises:
+        ValueError: no row is named ``baseline``.
+    """
+
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Value], ...]
+    label_key: str
+    baseline: str | None
+
+    def __post_init__(self) -> None:
+        if self.baseline is not None and self.baseline_row is None:
+            names = ", ".join(repr(row.get(self.label_key)) for row in self.rows) or "none"
+            raise ValueError(f"table {self.title!r}: no row has {self.label_key} = {self.baseline!r}; rows: {names}")
+
+    @property
+    def baseline_row(self) -> Mapping[str, Value] | None:
+        """The first row of that name."""
+        if self.baseline is None:
+            return None
+        return next((row for row in self.rows if row.get(self.label_key) == self.baseline), None)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. A NaN or an infinite y is a gap in it.
+
+    Raises:
+        ValueError: ``x`` and ``y`` differ in length.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.name!r}: {len(self.x)} x values and {len(self.y)} y values")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One plot of lines. A series keeps its colour and its dashes over the whole page, by its name."""
+
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as decoded, its score (None: not scored), and whether it is trained on as one of the hardest."""
+
+    text: str
+    score: float | None
+    selected: bool
+    response: bool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One document at one moment of training."""
+
+    label: str
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class TokenDocument:
+    """One document, at several moments."""
+
+    title: str
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Documents coloured token by token. ``measure`` and ``unit`` name what the scores are."""
+
+    title: str
+    caption: str
+    documents: tuple[TokenDocument, ...]
+    measure: str = "loss"
+    unit: str = "nats"
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One prompt, what was expected, and what each model said; ``correct`` where it could be checked."""
+
+    prompt: str
+    reference: str
+    answers: Mapping[str, str]
+    correct: Mapping[str, bool] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Generated answers side by side, one column for each of ``names``."""
+
+    title: str
+    caption: str
+    names: tuple[str, ...]
+    rows: tuple[AnswerRow, ...]
+
+
+Section: TypeAlias = Facts | Table | Curves | Tokens | Answers
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: a title, a lead of a sentence or a few, and its sections in order."""
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]

@@ -1,0 +1,165 @@
+"""Curves as inline SVG that takes its colours from the page.
+
+matplotlib sets the lines and the numbers on the axes; every name stays in HTML, where it can wrap and be read. The
+SVG leaves with classes in the place of colours (one drawing for a light and a dark page), with attributes in the
+place of ``style`` (the page forbids inline styles), and with ids that are unique in the page.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from uncertune.report.page import Curves, Series
+
+COLOURS = 7  # the page's style sheet defines --series-0 … --series-6
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.6, 1, 1.6), (1.2, 1.4))  # in line widths
+LINE_WIDTH = 2.0
+
+_SIZE_INCHES = (5.0, 3.1)  # 360 × 223 units: near one unit a pixel on a phone
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_INK, _RULE = "#010101", "#020202"
+_MARK_COLOURS = {_INK: "ink", _RULE: "rule"} | {f"#0300{i:02x}": f"series-{i}" for i in range(COLOURS)}
+_RC: dict[Any, Any] = {  # matplotlib types the keys one by one
+    "svg.fonttype": "none",
+    "svg.hashsalt": "uncertune",
+    "font.size": 12.0,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 6),
+}
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How one name is drawn: an index of the page's colours, and dashes in units of the line's width."""
+
+    colour: int
+    dashes: tuple[float, ...]
+
+    @property
+    def dash_array(self) -> str:
+        """The dashes as SVG writes them."""
+        return " ".join(f"{LINE_WIDTH * length:g}" for length in self.dashes)
+
+
+def line_styles(sections: Iterable[Curves]) -> dict[str, LineStyle]:
+    """A style for each name, in the order in which the page first says it; 28 differ, then they repeat."""
+    names = dict.fromkeys(series.name for curves in sections for series in curves.series)
+    return {name: LineStyle(i % COLOURS, DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
+
+
+def last_value(series: Series) -> str:
+    """The last finite y in three significant digits or as a whole number, – where there is none."""
+    finite = [y for y in series.y if math.isfinite(y)]
+    if not finite:
+        return "–"
+    return (f"{finite[-1]:,.0f}" if 1e3 <= abs(finite[-1]) < 1e9 else f"{finite[-1]:.3g}").replace("-", "−")
+
+
+def svg(curves: Curves, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
+    """The plot, without its names. The same curves give the same text on any day.
+
+    Args:
+        styles: from :func:`line_styles`; holds every series of ``curves``.
+        prefix: starts every id, so that several drawings share a page.
+    """
+    root = ElementTree.fromstring(_draw(curves, styles))
+    for parent in root.iter():
+        for child in [child for child in parent if not child.tag.startswith(_SVG) or child.tag.endswith("}metadata")]:
+            parent.remove(child)
+        for child in [child for child in parent if child.tag == _SVG + "style"]:
+            parent.remove(child)
+    for element in root.iter():
+        element.attrib.update(_attributes(element, prefix))
+        element.tag = element.tag.removeprefix(_SVG)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.set("stroke-linejoin", "round")
+    root.set("role", "img")
+    root.set("aria-label", _summary(curves))
+    # Safe: numbers and our own words, set by matplotlib and escaped again by ElementTree.
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _draw(curves: Curves, styles: Mapping[str, LineStyle]) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
+        figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+        axes = figure.add_subplot()
+        marks = {name: mark for mark, name in _MARK_COLOURS.items()}
+        for series in curves.series:
+            style = styles[series.name]
+            x, y = _finite(series)
+            points = sum(not math.isnan(value) for value in y)
+            (line,) = axes.plot(x, y, color=marks[f"series-{style.colour}"], linewidth=LINE_WIDTH)
+            if style.dashes:
+                line.set_dashes(style.dashes)
+            if points == 1:
+                line.set_marker("o")
+        every_x = [x for series in curves.series for x in series.x]
+        whole = all(float(x).is_integer() for x in every_x)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.01, y=0.06)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(_INK)
+        axes.grid(axis="y", color=_RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, pad=5, labelcolor=_INK)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def _finite(series: Series) -> tuple[list[float], list[float]]:
+    """The points with a finite x; a y that is not finite is NaN, which is drawn as a gap."""
+    points = [(float(x), float(y)) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x)]
+    return [x for x, _ in points], [y if math.isfinite(y) else math.nan for _, y in points]
+
+
+def _summary(curves: Curves) -> str:
+    ends = "; ".join(f"{series.name}: last {last_value(series)}" for series in curves.series)
+    return f"{curves.y_label} against {curves.x_label}. {ends}".strip()
+
+
+def _attributes(element: ElementTree.Element, prefix: str) -> dict[str, str]:
+    """The element's attributes with marks turned into classes and ids made unique; takes away what it replaces."""
+    classes: list[str] = []
+    attributes: dict[str, str] = {}
+    for name, value in _declarations(element.attrib.pop("style", "")):
+        if value.lower() in _MARK_COLOURS and name in ("fill", "stroke"):
+            classes.append(f"{name}-{_MARK_COLOURS[value.lower()]}")
+        elif name != "font-family" and not name.startswith("-"):
+            attributes[name] = value.removesuffix("px") if name == "font-size" else value
+    if classes:
+        attributes["class"] = " ".join(classes)
+    if "id" in element.attrib:
+        attributes["id"] = prefix + element.attrib["id"]
+    if _HREF in element.attrib:
+        attributes["href"] = "#" + prefix + element.attrib.pop(_HREF).removeprefix("#")
+    if "clip-path" in element.attrib:
+        attributes["clip-path"] = element.attrib["clip-path"].replace("url(#", f"url(#{prefix}")
+    if "d" in element.attrib:
+        rounded = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}", element.attrib["d"])
+        attributes["d"] = " ".join(rounded.split())
+    return attributes
+
+
+def _declarations(style: str) -> list[tuple[str, str]]:
+    pairs = (declaration.partition(":") for declaration in style.split(";") if ":" in declaration)
+    return [(name.strip(), value.strip()) for name, _, value in pairs]

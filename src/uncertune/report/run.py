@@ -1,0 +1,143 @@
+"""A page as one HTML file that asks the network for nothing.
+
+The file carries its style, its script and its drawings. Its content security policy admits that one style and that
+one script, by their hashes, and nothing else; all other text passes through Jinja's escaping.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from uncertune.report import plots, tables, tokens
+from uncertune.report.page import Answers, Curves, Facts, Page, Section, Table, Tokens
+
+_TEMPLATES = Path(__file__).parent / "templates"
+# What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_CONTENTS_FROM = 4  # a page of so many sections has a table of contents
+
+
+def write_page(path: str | os.PathLike[str], page: Page) -> None:
+    """Write ``page`` to ``path`` as one self-contained HTML file. The same page gives the same bytes.
+
+    The file appears whole or not at all: an older one stays until the new one is complete. Folders on the way are
+    made.
+    """
+    path = Path(path)
+    html = render(page).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(html)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def render(page: Page) -> str:
+    """The text of that file."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_clean,
+    )
+    moments = [len(document.frames) for s in page.sections if isinstance(s, Tokens) for document in s.documents]
+    style = environment.get_template("page.css").render(
+        colours=plots.COLOURS, moments=max(moments, default=0), levels=tokens.LEVELS
+    )
+    script = environment.get_template("page.js").render() if any(moments) else ""
+    blocks = list(_blocks(page))
+    return environment.get_template("page.html").render(
+        page=page,
+        blocks=blocks,
+        contents=[view for block in blocks for view in block] if len(page.sections) >= _CONTENTS_FROM else [],
+        style=Markup(style),  # our own two files: page.css …
+        script=Markup(script),  # … and page.js
+        policy=_policy(style, script),
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    rules = ["default-src 'none'", f"style-src '{_hash(style)}'", "img-src data:", "base-uri 'none'"]
+    return "; ".join([*rules, "form-action 'none'", *([f"script-src '{_hash(script)}'"] if script else [])])
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _clean(value: object) -> object:
+    """Text that HTML can hold: everything the templates print passes here, then through escaping."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _NOT_TEXT.sub("\ufffd", value)
+    return value
+
+
+def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
+    """The sections' views, curves that follow one another together."""
+    styles = plots.line_styles(section for section in page.sections if isinstance(section, Curves))
+    names: set[str] = set()
+    views = [_view(section, _name(section.title, index, names), styles) for index, section in enumerate(page.sections)]
+    for is_curves, block in groupby(views, key=lambda view: view["kind"] == "curves"):
+        if is_curves:
+            yield list(block)
+        else:
+            yield from ([view] for view in block)
+
+
+def _view(section: Section, name: str, styles: Mapping[str, plots.LineStyle]) -> Mapping[str, Any]:
+    """What a section's template is given."""
+    view: dict[str, Any] = {"kind": type(section).__name__.lower(), "name": name, "section": section}
+    match section:
+        case Facts():
+            pass
+        case Table():
+            view |= {
+                "rows": tables.cells(section),
+                "label_heading": tables.label_heading(section),
+                "directions": [tables.direction(column) for column in section.columns],
+                "legend": tables.legend(section),
+            }
+        case Curves():
+            view["svg"] = plots.svg(section, styles, name + "-")
+            view["lines"] = [(series.name, styles[series.name], plots.last_value(series)) for series in section.series]
+        case Tokens():
+            scale = tokens.scale_of(section)
+            view["ticks"] = scale.ticks
+            view["documents"] = [tokens.shown(document, section, scale) for document in section.documents]
+        case Answers():
+            view["tally"] = [(answerer, *_tally(section, answerer)) for answerer in section.names]
+    return view
+
+
+def _tally(answers: Answers, name: str) -> tuple[int, int]:
+    """How many of the checked answers of ``name`` are right, and how many were checked."""
+    marks = [row.correct[name] for row in answers.rows if row.correct is not None and name in row.correct]
+    return sum(marks), len(marks)
+
+
+def _name(title: str, index: int, taken: set[str]) -> str:
+    """An id for a section: its title in lower case, or its number where that says nothing or is taken."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    name = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
+    if not name:
+        name = f"section-{index + 1}"
+    while name in taken:
+        name += f"-{index + 1}"
+    taken.add(name)
+    return name

@@ -1,0 +1,220 @@
+"""Tables of numbers with differences to a baseline: the cells, and the same table for a terminal and for Markdown.
+
+The arrow points the way the number moved. Filled is better, hollow is worse: nothing is said by colour alone.
+"""
+
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from uncertune.report.page import Column, Table, Value
+
+MISSING = "–"
+_ARROWS = {("better", True): "▲", ("better", False): "▼", ("worse", True): "△", ("worse", False): "▽"}
+# What would move a cursor, reverse a line or fail to encode; line ends are our own.
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LABEL_WIDTH = 28
+_HEADER_WIDTH = 12
+
+Tone = Literal["better", "worse", "same", "plain"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as shown, and its difference to the baseline ("" where there is none to show)."""
+
+    text: str
+    difference: str = ""
+    arrow: str = ""
+    tone: Tone = "plain"
+
+    @property
+    def change(self) -> str:
+        """Difference and arrow in one word."""
+        return self.difference + self.arrow
+
+
+def format_value(value: Value, column: Column) -> str:
+    """A value with the column's digits: – for None, NaN and ∞ by name, a string on one line."""
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    shown = 100 * value if column.percent else value
+    text = f"{shown:,.{column.digits}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = text.removeprefix("-")
+    return text.replace("-", "−") + ("%" if column.percent else "")
+
+
+def cell(value: Value, baseline: Value, column: Column) -> Cell:
+    """The cell of ``value``; no difference unless both are finite numbers.
+
+    A difference that is zero at the column's digits is shown as ±0 and called neither better nor worse.
+    """
+    text = format_value(value, column)
+    if not _finite(value) or not _finite(baseline):
+        return Cell(text)
+    difference = float(value) - float(baseline)  # type: ignore[arg-type]
+    shown = f"{(100 if column.percent else 1) * difference:+,.{column.digits}f}"
+    if not any(digit in shown for digit in "123456789"):
+        return Cell(text, "±" + shown[1:], tone="same")
+    shown = shown.replace("-", "−")
+    if column.better is None:
+        return Cell(text, shown)
+    tone: Tone = "better" if (difference > 0) == (column.better == "higher") else "worse"
+    return Cell(text, shown, _ARROWS[tone, difference > 0], tone)
+
+
+def cells(table: Table) -> list[tuple[str, bool, list[Cell]]]:
+    """Each row as (name, is it the baseline, cells)."""
+    baseline = table.baseline_row
+    rows = []
+    for row in table.rows:
+        is_baseline = row is baseline
+        against = {} if baseline is None or is_baseline else baseline
+        shown = [cell(row.get(column.key), against.get(column.key), column) for column in table.columns]
+        name = row.get(table.label_key)
+        rows.append((MISSING if name is None else str(name), is_baseline, shown))
+    return rows
+
+
+def label_heading(table: Table) -> str:
+    """The heading of the column of names, from its key."""
+    return table.label_key.replace("_", " ").capitalize()
+
+
+def direction(column: Column) -> str:
+    """↑ where higher is better, ↓ where lower is."""
+    return {"higher": "↑", "lower": "↓", None: ""}[column.better]
+
+
+def legend(table: Table) -> str:
+    """One sentence on how to read the differences; "" where the table shows none."""
+    if table.baseline is None:
+        return ""
+    parts = [f"Differences are to {table.baseline}"]
+    if any(column.better for column in table.columns):
+        parts.append("filled arrows ▲▼ are better, hollow △▽ worse")
+    if any(column.percent for column in table.columns):
+        parts.append("those of percentages are in points")
+    return "; ".join(parts) + "."
+
+
+def to_text(table: Table, width: int = 100) -> str:
+    """The table for a terminal: plain characters, aligned, at most ``width`` columns wide.
+
+    Differences stand beside the values; where that is too wide, beneath them; where that is too wide, the columns
+    are set in blocks under one another.
+    """
+    rows = cells(table)
+    heading = label_heading(table)
+    labels = [heading, *(name for name, _, _ in rows)]
+    label_width = min(max(map(_width, labels)), _LABEL_WIDTH)
+    columns = [_text_column(table, index, rows, beside=True) for index in range(len(table.columns))]
+    if label_width + sum(2 + column.width for column in columns) > width:
+        columns = [_text_column(table, index, rows, beside=False) for index in range(len(table.columns))]
+    label_blocks = [textwrap.wrap(label, label_width) or [""] for label in labels]
+    blocks = [_text_block(label_blocks, label_width, block) for block in _blocks(columns, width - label_width) or [[]]]
+    notes = [line for note in (legend(table),) if note for line in textwrap.wrap(note, width)]
+    text = "\n".join([*textwrap.wrap(table.title, width), "", "\n\n".join(blocks), *([""] if notes else []), *notes])
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def to_markdown(table: Table) -> str:
+    """The table in GitHub's Markdown, differences in brackets after the values."""
+    heads = [label_heading(table), *(f"{column.label} {direction(column)}".strip() for column in table.columns)]
+    lines = ["| " + " | ".join(map(_markdown, heads)) + " |", "|:--|" + "--:|" * len(table.columns)]
+    for name, _, row in cells(table):
+        shown = [f"{entry.text} ({entry.change})" if entry.difference else entry.text for entry in row]
+        lines.append("| " + " | ".join(map(_markdown, [name, *shown])) + " |")
+    note = legend(table)
+    return _UNPRINTABLE.sub("\ufffd", "\n".join([*lines, *(["", _markdown(note)] if note else [])]))
+
+
+def _finite(value: Value) -> bool:
+    return value is not None and not isinstance(value, str) and math.isfinite(value)
+
+
+def _markdown(text: str) -> str:
+    """One cell: on one line, with nothing Markdown or HTML would act on."""
+    line = " ".join(text.split())
+    for mark in "\\`*_[]<>|":
+        line = line.replace(mark, "&lt;" if mark == "<" else "&gt;" if mark == ">" else "\\" + mark)
+    return line
+
+
+@dataclass(frozen=True)
+class _TextColumn:
+    head: list[str]
+    body: list[list[str]]
+    width: int
+
+
+def _text_column(table: Table, index: int, rows: Sequence[tuple[str, bool, list[Cell]]], beside: bool) -> _TextColumn:
+    column = table.columns[index]
+    entries = [row[index] for _, _, row in rows]
+    changes = max((_width(entry.change) for entry in entries), default=0)
+    if beside and changes:
+        # An arrow is a column of its own, so that the digits stay under one another.
+        arrows = max(len(entry.arrow) for entry in entries)
+        body = [
+            [entry.text + " " + _right(entry.difference + (entry.arrow or " " * arrows), changes)] for entry in entries
+        ]
+    else:
+        body = [[entry.text, *([entry.change or ""] if changes else [])] for entry in entries]
+    content = max((_width(line) for lines in body for line in lines), default=0)
+    head = textwrap.wrap(f"{column.label} {direction(column)}".strip(), max(content, _HEADER_WIDTH)) or [""]
+    return _TextColumn(head, body, max([content, *map(_width, head)]))
+
+
+def _blocks(columns: Iterable[_TextColumn], room: int) -> list[list[_TextColumn]]:
+    """Columns in order, as many to a block as there is room for, at least one."""
+    blocks: list[list[_TextColumn]] = []
+    left = 0
+    for column in columns:
+        if not blocks or column.width + 2 > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(column)
+        left -= column.width + 2
+    return blocks
+
+
+def _text_block(labels: list[list[str]], label_width: int, columns: list[_TextColumn]) -> str:
+    lines: list[str] = []
+    for index, label in enumerate(labels):
+        parts = [column.head if index == 0 else column.body[index - 1] for column in columns]
+        height = max(len(part) for part in [label, *parts])
+        for line in range(height):
+            text = _left(label[line] if line < len(label) else "", label_width)
+            for column, part in zip(columns, parts, strict=True):
+                # Headings stand on the rule, values hang from the top of their row.
+                at = line - (height - len(part)) if index == 0 else line
+                text += "  " + _right(part[at] if 0 <= at < len(part) else "", column.width)
+            lines.append(text.rstrip())
+        if index == 0:
+            lines.append("─" * (label_width + sum(2 + column.width for column in columns)))
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that ``text`` takes."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _right(text: str, width: int) -> str:
+    return " " * (width - _width(text)) + text

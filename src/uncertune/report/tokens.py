@@ -1,0 +1,171 @@
+"""Documents token by token: what each token is shown as, and how deep its colour is. No markup is made here.
+
+Token text is data from strangers and may be half a character: whatever cannot be seen, or would change how its
+neighbours are read, is spelled out.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+from uncertune.report.page import Frame, Token, TokenDocument, Tokens
+
+LEVELS = 8  # the page's style sheet defines .s0 … .s7
+_STEPS = (1, 2, 2.5, 5)
+_COVERED = 0.97  # share of the scores below the last level
+_JOINERS = "\u200c\u200d"  # needed inside emoji and Indic text
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scores in ``LEVELS`` equal steps from ``low``; what lies outside takes the first or the last."""
+
+    low: float
+    step: float
+
+    def level(self, score: float) -> int:
+        """The step a score falls in; NaN has none and gives −1."""
+        if math.isnan(score):
+            return -1
+        if math.isinf(score):
+            return LEVELS - 1 if score > 0 else 0
+        return min(max(math.floor((score - self.low) / self.step), 0), LEVELS - 1)
+
+    @property
+    def ticks(self) -> list[str]:
+        """The lower edge of each level."""
+        decimals = max(0, -math.floor(math.log10(self.step)) + (1 if _mantissa(self.step) == 2.5 else 0))
+        return [f"{self.low + level * self.step:.{decimals}f}".replace("-", "−") for level in range(LEVELS)]
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token, ready for the page: ``note`` is what a hover says."""
+
+    text: str
+    classes: str
+    note: str
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """One moment: its name, one line that counts it, its tokens."""
+
+    label: str
+    summary: str
+    tokens: list[ShownToken]
+
+
+@dataclass(frozen=True)
+class ShownDocument:
+    """One document; ``direction`` is ltr or rtl, by its first letter that has one."""
+
+    title: str
+    direction: str
+    frames: list[ShownFrame]
+
+
+def scale_of(tokens: Tokens) -> Scale:
+    """A scale with round steps for the whole section: its moments and documents compare by eye."""
+    frames = (frame for document in tokens.documents for frame in document.frames)
+    scores = sorted(
+        token.score
+        for frame in frames
+        for token in frame.tokens
+        if token.response and token.score is not None and math.isfinite(token.score)
+    )
+    if not scores:
+        return Scale(0.0, 1.0)
+    top = scores[math.ceil(_COVERED * len(scores)) - 1]
+    low = min(0.0, scores[0])
+    step = _round_up((top - low) / (LEVELS - 1))
+    return Scale(math.floor(low / step) * step, step)
+
+
+def shown(document: TokenDocument, tokens: Tokens, scale: Scale) -> ShownDocument:
+    """A document as the page draws it."""
+    frames = [
+        ShownFrame(
+            frame.label,
+            _summary(frame, tokens),
+            [ShownToken(visible(token.text), _classes(token, scale), _note(token, tokens)) for token in frame.tokens],
+        )
+        for frame in document.frames
+    ]
+    text = (token.text for frame in document.frames[:1] for token in frame.tokens)
+    return ShownDocument(document.title, direction(chain.from_iterable(text)), frames)
+
+
+def visible(text: str) -> str:
+    """Text with line ends marked (↵ and a break) and every control or format character spelled out."""
+    if not text:
+        return "∅"
+    return "".join(map(_visible_character, text.replace("\r\n", "\n")))
+
+
+def direction(characters: Iterable[str]) -> str:
+    """ltr or rtl, by the first character that has a strong direction."""
+    for character in characters:
+        kind = unicodedata.bidirectional(character)
+        if kind in ("L", "R", "AL"):
+            return "ltr" if kind == "L" else "rtl"
+    return "ltr"
+
+
+def _visible_character(character: str) -> str:
+    if character == "\n":
+        return "↵\n"
+    if character == "\t" or character in _JOINERS:
+        return character
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"):
+        return f"⟨U+{ord(character):04X}⟩"
+    return character
+
+
+def _classes(token: Token, scale: Scale) -> str:
+    classes = [] if token.response else ["p"]
+    if token.score is not None and scale.level(token.score) >= 0:
+        classes.append(f"s{scale.level(token.score)}")
+    if token.selected:
+        classes.append("on")
+    return " ".join(classes)
+
+
+def _note(token: Token, tokens: Tokens) -> str:
+    score = "not scored" if token.score is None else f"{_number(token.score)} {tokens.unit}".strip()
+    return " · ".join([score, *(["selected"] if token.selected else []), *([] if token.response else ["prompt"])])
+
+
+def _summary(frame: Frame, tokens: Tokens) -> str:
+    response = [token for token in frame.tokens if token.response]
+    chosen = sum(token.selected for token in response)
+    share = f" ({100 * chosen / len(response):.0f}%)" if response else ""
+    parts = [f"{chosen} of {len(response)} response tokens selected{share}"]
+    scores = [token.score for token in response if token.score is not None and math.isfinite(token.score)]
+    if scores:
+        parts.append(f"mean {tokens.measure} {_number(math.fsum(scores) / len(scores))} {tokens.unit}".strip())
+    return ", ".join(parts)
+
+
+def _number(score: float) -> str:
+    """Two decimals, or three significant digits of a small number."""
+    if math.isnan(score):
+        return "NaN"
+    if math.isinf(score):
+        return "∞" if score > 0 else "−∞"
+    text = f"{score:.2f}" if abs(score) >= 0.1 or score == 0 else f"{score:.2g}"
+    return text.replace("-", "−")
+
+
+def _mantissa(value: float) -> float:
+    return round(value / 10 ** math.floor(math.log10(value)), 6)
+
+
+def _round_up(value: float) -> float:
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below ``value``."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next((step * power for step in _STEPS if step * power >= value * (1 - 1e-9)), 10 * power)

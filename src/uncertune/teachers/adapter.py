@@ -1,0 +1,164 @@
+"""A teacher is asked for the last hidden states of response tokens; its head turns them into p_ref.
+
+With LoRA, teacher and student share one copy of the base weights and the teacher is a second adapter; under full
+fine-tuning it is a model of its own, with its own head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uncertune.errors import UserError
+from uncertune.models import OutputHead, attach_head, output_head, verify_head
+from uncertune.objectives import FactoredTeacher
+
+
+@dataclass(frozen=True)
+class AdapterTeacher:
+    """The adapter ``name`` of the student's own PEFT model, switched on for one forward pass."""
+
+    name: str
+
+    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+        """p_ref of the response tokens of ``mask`` (B, L − 1); ``student`` may be wrapped (DDP, FSDP)."""
+        with active_adapter(student, self.name):
+            return frozen_rows(student, inputs, mask)
+
+
+@dataclass(frozen=True)
+class ModelTeacher:
+    """A model of its own, frozen."""
+
+    model: nn.Module
+
+    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+        """p_ref of the response tokens of ``mask`` (B, L − 1)."""
+        return frozen_rows(self.model, inputs, mask)
+
+
+Teacher = AdapterTeacher | ModelTeacher
+
+
+def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+    """Hidden states of the response tokens and the head, without gradient and with dropout off."""
+    taken: list[FactoredTeacher] = []
+
+    def take(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+        taken.append(FactoredTeacher(hidden, head.weight.detach(), head.bias, head.softcap, head.scale))
+        return {}
+
+    with torch.no_grad(), evaluating(model):
+        model(**inputs, head_fn=take, response_mask=mask)
+    return taken[0]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off; the mode is restored, also after an exception."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Another adapter switched on, frozen; the student's own is restored, trainable as before."""
+    peft_model = unwrapped(model)
+    before = peft_model.active_adapter
+    trainable = {id(parameter) for parameter in peft_model.parameters() if parameter.requires_grad}
+    peft_model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        peft_model.set_adapter(before, inference_mode=True)
+        for parameter in peft_model.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The PEFT model or transformers model inside DDP and its like."""
+    while not hasattr(model, "peft_config") and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, tokenizer: Any, dtype: Any) -> Teacher:
+    """The teacher of a path, a hub id or a model, for a student that is an unwrapped transformers or PEFT model.
+
+    ``name`` is the adapter's name on the student. Raises UserError for a missing or unfitting teacher, and for one of
+    another vocabulary.
+    """
+    if isinstance(source, str):
+        if is_adapter(source) and hasattr(student, "peft_config"):
+            return _load_adapter(source, student, name)
+        model = _load_model(source, tokenizer, dtype)
+    else:
+        model = source
+    model.requires_grad_(False)
+    model.eval()
+    attach_head(model)
+    verify_head(model)
+    _check_vocabulary(source if isinstance(source, str) else type(model).__name__, model, student)
+    return ModelTeacher(model)
+
+
+def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
+    try:
+        student.load_adapter(path, adapter_name=name, is_trainable=False)  # type: ignore[operator]
+    except (RuntimeError, ValueError, KeyError) as error:
+        base = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"teacher {path!r} is an adapter of {base!r} and does not fit this model: {reason}") from None
+    return AdapterTeacher(name)
+
+
+def _load_model(path: str, tokenizer: Any, dtype: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from uncertune.models import resolve_model
+
+    local = resolve_model(path)
+    try:
+        if is_adapter(local):
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(local, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(local, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"teacher {path!r} cannot be loaded: {reason}") from None
+    try:
+        theirs = AutoTokenizer.from_pretrained(local).get_vocab()
+    except (OSError, ValueError, KeyError):
+        theirs = None
+    if theirs is not None and tokenizer is not None and theirs != tokenizer.get_vocab():
+        raise UserError(
+            f"teacher {path!r} has another vocabulary ({len(theirs)} tokens) than the student "
+            f"({len(tokenizer.get_vocab())}): distillation needs the same tokenizer"
+        )
+    return model
+
+
+def _check_vocabulary(name: str, teacher: nn.Module, student: nn.Module) -> None:
+    theirs, ours = output_head(teacher).weight.shape[0], output_head(student).weight.shape[0]
+    if theirs != ours:
+        raise UserError(
+            f"teacher {name!r} has another vocabulary (an output head of {theirs} tokens) than the student ({ours})"
+        )

@@ -1,0 +1,175 @@
+"""``UncertuneConfig``: TRL's ``SFTConfig`` and the few fields that make a run uncertainty-aware."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+
+from trl import SFTConfig
+
+from uncertune.errors import UserError
+from uncertune.objectives import OBJECTIVES
+from uncertune.selection import LEVELS, METRICS, SCOPES, exact_count
+
+NORMALIZERS = ("all", "selected")
+TRUNCATIONS = ("plain", "renormalized", "tail")
+SELECTION_FIELDS = (
+    "selection_metric",
+    "selection_fraction",
+    "selection_level",
+    "selection_scope",
+    "rho_reference",
+    "normalize_by",
+)
+TEACHER_FIELDS = ("teacher",)
+TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
+
+
+def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
+    return field(default=default, metadata={"help": text, "choices": list(choices)})
+
+
+@dataclass
+class UncertuneConfig(SFTConfig):
+    """Configuration of ``UncertuneTrainer``: every field of TRL's ``SFTConfig``, with its defaults, and these.
+
+    objective: what each token is asked for (SPEC §1): ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
+        ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
+    selection_metric: score by which tokens are selected, always the highest: ``loss``, ``entropy`` (nats), ``rho``
+        (loss minus that of ``rho_reference``), ``random``.
+    selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
+    selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
+    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``.
+    teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
+        fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
+    teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
+    rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
+    normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
+        ``selected`` ones.
+    save_selection: write which tokens were selected at each step to ``selection.parquet``.
+    assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
+        than ``mle`` it must be set.
+
+    Raises UserError (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
+    """
+
+    objective: str = _choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
+    selection_metric: str = _choice("loss", METRICS, "Score by which tokens are selected, highest first.")
+    selection_fraction: float = field(
+        default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
+    )
+    selection_level: str = _choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
+    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole optimizer step, or each micro-batch.")
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first)."},
+    )
+    teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
+    teacher_truncation: str = _choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
+    rho_reference: str | None = field(
+        default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
+    )
+    normalize_by: str = _choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
+    save_selection: bool = field(
+        default=True, metadata={"help": "Write which tokens were selected at each step to selection.parquet."}
+    )
+    assistant_only_loss: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Loss on the assistant's turns only. With `messages` data and an objective other than mle it must "
+            "be set, true or false."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choices()
+        self._check_selection()
+        self._check_teacher()
+        self._check_unsupported()
+
+    @property
+    def uses_selection(self) -> bool:
+        """Whether the objective treats selected tokens differently."""
+        return "selected" in OBJECTIVES[self.objective].uses
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the objective needs p_ref."""
+        return "teacher" in OBJECTIVES[self.objective].uses
+
+    def _check_choices(self) -> None:
+        for one in fields(self):
+            choices = one.metadata.get("choices")
+            if one.name in _OWN_CHOICES and getattr(self, one.name) not in choices:
+                raise UserError(f"{one.name} must be one of {', '.join(choices)}; got {getattr(self, one.name)!r}")
+
+    def _changed(self, names: tuple[str, ...]) -> list[str]:
+        """The fields among ``names`` that were set to something else than their default."""
+        defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
+    def _check_selection(self) -> None:
+        try:
+            exact_count(self.selection_fraction, 0)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if not self.uses_selection:
+            for name in self._changed(SELECTION_FIELDS):
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}, which selects no "
+                    "tokens: remove it, or set objective to masked_mle or masked_mle_distill"
+                )
+            return
+        if self.selection_metric == "bald":
+            raise UserError("selection_metric='bald' is not available yet; use loss, entropy, rho or random")
+        if self.selection_scope == "running":
+            raise UserError("selection_scope='running' is not available yet; use batch or microbatch")
+        if self.selection_metric == "rho" and self.rho_reference is None:
+            raise UserError("selection_metric='rho' needs rho_reference: a folder, a hub id, or 'teacher'")
+        if self.selection_metric != "rho" and self.rho_reference is not None:
+            raise UserError(f"rho_reference has no effect with selection_metric={self.selection_metric!r}: remove it")
+        if self.rho_reference == "auto":
+            raise UserError("rho_reference='auto' is not available yet; give a folder, a hub id, or 'teacher'")
+        if self.normalize_by == "selected" and self.objective != "masked_mle":
+            raise UserError(
+                f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
+                "too: use normalize_by='all'"
+            )
+        if self.packing and self.packing_strategy == "wrapped":
+            raise UserError(
+                "packing_strategy='wrapped' cuts documents in the middle: with a selecting objective use 'bfd'"
+            )
+
+    def _check_teacher(self) -> None:
+        if not self.uses_teacher:
+            for name in self._changed(TEACHER_FIELDS):
+                if not (self.uses_selection and self.rho_reference == "teacher"):
+                    raise UserError(
+                        f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
+                        "or set objective to distill, truncated_distill or masked_mle_distill"
+                    )
+        if self.objective != "truncated_distill":
+            for name in self._changed(TRUNCATION_FIELDS):
+                raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
+        if self.teacher_top_k < 1:
+            raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+
+    def _check_unsupported(self) -> None:
+        if self.loss_type != "nll":
+            raise UserError(f"loss_type={self.loss_type!r} is not supported: the loss is set by objective; use 'nll'")
+        if self.label_smoothing_factor:
+            raise UserError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported: set it to 0")
+        parallel = self.parallelism_config
+        for size in ("cp_size", "sp_size", "tp_size"):
+            if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
+                raise UserError(f"parallelism_config.{size} > 1 is not supported: use data parallelism (DDP or FSDP)")
+
+
+_OWN_CHOICES = (
+    "objective",
+    "selection_metric",
+    "selection_level",
+    "selection_scope",
+    "teacher_truncation",
+    "normalize_by",
+)

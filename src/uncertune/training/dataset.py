@@ -1,0 +1,153 @@
+"""Around TRL's data preparation: templates, side columns kept along the labels, and a count of what is cut."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import trl.trainer.sft_trainer as trl_sft
+from datasets import Dataset
+from trl import pack_dataset
+
+from uncertune.data.templates import training_template
+from uncertune.errors import UserError
+from uncertune.objectives import OBJECTIVES
+from uncertune.training.batch import IGNORED, SIDE_COLUMNS
+from uncertune.training.config import UncertuneConfig
+
+
+def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> None:
+    """Replace an unset ``assistant_only_loss`` by TRL's default, False, or refuse where that would be a guess."""
+    if args.assistant_only_loss is not None:
+        return
+    first = next(iter(rows), {}) if rows is not None else {}
+    if args.objective != "mle" and ("messages" in first or "conversations" in first):
+        raise UserError(
+            f"assistant_only_loss must be set, true or false, with messages data and objective={args.objective!r}: "
+            "true puts the loss on the assistant's turns, false on every token, prompts included"
+        )
+    args.assistant_only_loss = False
+
+
+@contextlib.contextmanager
+def known_templates() -> Iterator[None]:
+    """While TRL builds its trainer, the chat templates that this package has marked are known to it too."""
+    trls = trl_sft.get_training_chat_template
+
+    def ours(processing_class: Any = None, **kwargs: Any) -> str | None:
+        return training_template(processing_class) or trls(processing_class, **kwargs)
+
+    trl_sft.get_training_chat_template = ours
+    try:
+        yield
+    except ValueError as error:
+        if "chat_template is not set" in str(error):
+            raise UserError(
+                "the tokenizer has no chat template, which messages data needs: set chat_template_path to a template "
+                "file (.jinja) or to a model whose template fits"
+            ) from None
+        raise
+    finally:
+        trl_sft.get_training_chat_template = trls
+
+
+def prepare(
+    trl_prepare: Callable[..., Any],
+    rows: Any,
+    processing_class: Any,
+    args: UncertuneConfig,
+    packing: bool,
+    formatting_func: Any,
+    name: str,
+) -> tuple[Any, tuple[str, ...]]:
+    """Rows with ``input_ids``, ``labels`` and the side columns given, and the names of the latter.
+
+    Tokenising, labels, truncation and packing are TRL's. In between, on labels not yet cut: side columns are laid out
+    one entry per token, and what truncation cuts or drops is counted and printed. Raises UserError for data without
+    response tokens, and for side columns that are missing, unused or of another length than the labels.
+    """
+    if not isinstance(rows, Dataset):
+        _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=True)
+        return trl_prepare(rows, processing_class, args, packing, formatting_func, name), ()
+    _check_side_columns(args, rows.column_names, streaming=False)
+    whole = copy.copy(args)
+    whole.max_length, whole.shuffle_dataset = None, False
+    rows = trl_prepare(rows, processing_class, whole, False, formatting_func, name)
+    side = tuple(column for column in SIDE_COLUMNS if column in rows.column_names)
+    if side:
+        rows = rows.map(_lay_out, with_indices=True, fn_kwargs={"columns": side}, desc="Laying out side columns")
+    _count(rows, args, packing, name)
+    if not side:
+        return trl_prepare(rows, processing_class, args, packing, formatting_func, name), ()
+    return _cut_and_pack(rows, args, packing, ("input_ids", "labels", *side)), side
+
+
+def _check_side_columns(args: UncertuneConfig, columns: list[str], *, streaming: bool) -> None:
+    uses = OBJECTIVES[args.objective].uses
+    for name in ("advantages", "oracle"):
+        if name in uses and name not in columns:
+            raise UserError(f"objective={args.objective!r} needs a column {name!r} in the data; it has {columns}")
+        if name not in uses and name in columns:
+            raise UserError(f"column {name!r} of the data is not used by objective={args.objective!r}: remove it")
+        if f"{name}_ids" in columns and name not in columns:
+            raise UserError(f"column '{name}_ids' of the data needs a column {name!r} beside it")
+    if streaming and any(name in columns for name in SIDE_COLUMNS):
+        raise UserError("side columns are not supported with dataset_streaming: load the data without streaming")
+
+
+def _lay_out(row: dict[str, Any], index: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """One entry per token: a number of the whole row is repeated, a list must be as long as the labels."""
+    length = len(row["labels"])
+    out = {}
+    for name in columns:
+        value = row[name]
+        if isinstance(value, int | float):
+            value = [value] * length
+        if not isinstance(value, list) or len(value) != length:
+            size = len(value) if isinstance(value, list) else value
+            raise UserError(
+                f"column {name!r} of row {index} must be a number or a list like the labels ({length} long): got {size}"
+            )
+        out[name] = value
+    return out
+
+
+def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> None:
+    """Print what truncation will cut and drop; raise where no response token is left."""
+    limit = args.max_length if not (packing and args.packing_strategy != "bfd") else None
+    total, long, lost, empty = 0, 0, 0, 0
+    for labels in rows.select_columns("labels").with_format("numpy")["labels"]:
+        answered = int((labels[1:] != IGNORED).sum())
+        kept = answered
+        if limit is not None and len(labels) > limit:
+            cut = labels[:limit] if args.truncation_mode == "keep_start" else labels[-limit:]
+            kept = int((cut[1:] != IGNORED).sum())
+            long += 1
+        total, lost, empty = total + 1, lost + answered - kept, empty + (kept == 0)
+    if total == empty:
+        raise UserError(
+            f"{name} data: none of {total} rows has a response token left (labels are all -100): check the chat "
+            "template, completion_only_loss, assistant_only_loss and max_length"
+        )
+    if long or empty:
+        print(
+            f"{name} data: {total} rows; {long} cut to max_length={limit} ({lost} response tokens lost); "
+            f"{empty} without response tokens left, {'kept without loss' if packing else 'dropped'}",
+            file=sys.stderr,
+        )
+
+
+def _cut_and_pack(rows: Dataset, args: UncertuneConfig, packing: bool, columns: tuple[str, ...]) -> Dataset:
+    """TRL's truncation, filter, packing and shuffling, over more columns than two."""
+    rows = rows.select_columns(list(columns))
+    if packing:
+        rows = rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
+        rows = pack_dataset(rows, args.max_length, args.packing_strategy)
+    elif args.max_length is not None:
+        span = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
+        rows = rows.map(lambda row: {name: row[name][span] for name in columns}, desc="Truncating")
+        rows = rows.filter(lambda row: any(label != IGNORED for label in row["labels"]), desc="Dropping masked rows")
+    return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows

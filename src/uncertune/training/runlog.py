@@ -1,0 +1,138 @@
+"""The audit of a run (SPEC B8): one line a step in ``metrics.jsonl``, and every mask in ``selection.parquet``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+from transformers import TrainerCallback
+
+from uncertune.training.batch import document_hashes, documents
+from uncertune.training.checkpoints import write_atomically
+
+METRICS = "metrics.jsonl"
+SELECTION = "selection.parquet"
+SELECTION_SCHEMA = pa.schema(
+    [("step", pa.int32()), ("document", pa.string()), ("tokens", pa.int32()), ("selected", pa.binary())]
+)
+"""``selected``: one bit a response token of the document, in order, ``numpy.packbits`` (first token highest bit)."""
+
+
+class RunLog(TrainerCallback):
+    """Writes a run's records to its output folder; on resuming, cuts them to the checkpoint's step first.
+
+    ``metrics.jsonl`` has lines of three kinds: ``step`` (every optimizer step), ``log`` and ``eval`` (as logged).
+    Masks are kept in parts, flushed with each checkpoint, and joined at the end of training.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.folder = Path(trainer.args.output_dir)
+        self.rank = trainer.accelerator.process_index
+        self.step: dict[str, float] | None = None
+        self._rows: list[tuple[int, str, int, bytes]] = []
+
+    # ---- metrics
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._rows = []
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            cut_metrics(self.folder / METRICS, state.global_step)
+            self._cut_selection(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step is not None:
+            self._write("step", state.global_step, self.step)
+        self.step = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs:
+            kind = "eval" if any(name.startswith("eval_") for name in logs) else "log"
+            self._write(kind, state.global_step, logs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.flush()
+        self.trainer.accelerator.wait_for_everyone()
+        if self.rank == 0:
+            self._join_selection()
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if self.rank != 0:
+            return
+        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
+
+    # ---- selection
+
+    def add_selection(self, step: int, batch: dict[str, Any], selected: Tensor) -> None:
+        """Keep the mask (T,) of one micro-batch, document by document."""
+        index, mask = documents(batch).index.cpu(), selected.cpu()
+        for number, name in enumerate(document_hashes(batch)):
+            bits = mask[index == number].numpy()
+            self._rows.append((step, name, len(bits), np.packbits(bits).tobytes()))
+
+    def flush(self) -> None:
+        """Write the masks held in memory to a part of their own."""
+        if not self._rows:
+            return
+        columns = list(zip(*self._rows, strict=True))
+        table = pa.table(dict(zip(SELECTION_SCHEMA.names, columns, strict=True)), schema=SELECTION_SCHEMA)
+        parts = self._parts_folder()
+        parts.mkdir(parents=True, exist_ok=True)
+        path = parts / f"{self._rows[-1][0]:09d}-{self.rank:05d}.parquet"
+        pq.write_table(table, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        self._rows = []
+
+    def _parts_folder(self) -> Path:
+        return self.folder / "selection"
+
+    def _cut_selection(self, step: int) -> None:
+        """Parts end with a checkpoint's step, so those of later steps go whole."""
+        (self.folder / SELECTION).unlink(missing_ok=True)
+        for part in self._parts_folder().glob("*"):
+            match = re.fullmatch(r"(\d+)-\d+\.parquet", part.name)
+            if match is None or int(match[1]) > step:
+                part.unlink()
+
+    def _join_selection(self) -> None:
+        parts = sorted(self._parts_folder().glob("*.parquet"))
+        if not parts:
+            return
+        temporary = self.folder / f".{SELECTION}"
+        with pq.ParquetWriter(temporary, SELECTION_SCHEMA) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part, schema=SELECTION_SCHEMA))
+        temporary.replace(self.folder / SELECTION)
+        shutil.rmtree(self._parts_folder())
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keep the lines of ``metrics.jsonl`` up to ``step``; a line that a crash left half-written goes."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step and step > 0:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    write_atomically(path, "".join(kept))
+
+
+def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, of one kind or all."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line]
+    return [row for row in rows if kind is None or row["kind"] == kind]

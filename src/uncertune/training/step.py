@@ -1,0 +1,154 @@
+"""One optimizer step: which of its tokens are selected, however it is cut, and what is recorded of it.
+
+Shape legend: ``T`` response tokens of one micro-batch, ``S`` those of the whole step (all micro-batches, all ranks),
+in the order accumulation step, rank, row, position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from uncertune.selection import random_scores, select, threshold
+from uncertune.training.batch import Documents
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How tokens are selected: the fields ``selection_*`` of the configuration, and the seed of ``random``."""
+
+    metric: str
+    fraction: float
+    level: Any
+    seed: int
+
+    def choose(self, scores: Tensor, document: Tensor) -> tuple[Tensor, float]:
+        """The mask of ``scores`` and the lowest selected score."""
+        mask = select(scores, self.fraction, level=self.level, document=document)
+        return mask, threshold(scores, mask, level=self.level, document=document)
+
+
+@dataclass
+class Chosen:
+    """The outcome of a selection over one scope."""
+
+    masks: list[Tensor]
+    """One (T,) bool mask for each of this rank's micro-batches."""
+    threshold: float
+    selected: int
+    """Selected tokens of the whole scope, over all ranks."""
+
+
+def choose(
+    rule: Rule, step: int, scores: Sequence[Tensor | None], documents: Sequence[Documents], *, everywhere: bool = True
+) -> Chosen:
+    """Select among all micro-batches given, and with ``everywhere`` among those of all ranks.
+
+    ``scores`` are (T,), or None for ``random``, whose numbers depend on a document's index in the step alone.
+    The arithmetic runs on the CPU in one fixed order, so every rank finds the same mask, bit for bit.
+    """
+    mine = [
+        (None if score is None else score.detach().cpu(), document.index.cpu(), document.position.cpu())
+        for score, document in zip(scores, documents, strict=True)
+    ]
+    ranks = _all_ranks(mine) if everywhere else [mine]
+    rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
+    pieces, offset, lengths, own = [], 0, [], []
+    for micro in range(max(len(parts) for parts in ranks)):
+        for source, parts in enumerate(ranks):
+            if micro >= len(parts):
+                continue
+            score, index, position = parts[micro]
+            pieces.append((score, index + offset, position))
+            offset += int(index[-1]) + 1 if index.numel() else 0
+            lengths.append(index.numel())
+            own.append(source == rank)
+    document_S = torch.cat([index for _, index, _ in pieces])
+    position_S = torch.cat([position for _, _, position in pieces])
+    if rule.metric == "random":
+        place_S = torch.zeros_like(position_S) if rule.level == "document" else position_S
+        scores_S = random_scores(rule.seed, step, document_S, place_S)
+    else:
+        scores_S = torch.cat([score for score, _, _ in pieces if score is not None])
+    mask_S, lowest = rule.choose(scores_S, document_S)
+    masks = [mask for mask, is_own in zip(mask_S.split(lengths), own, strict=True) if is_own]
+    return Chosen(
+        [mask.to(document.index.device) for mask, document in zip(masks, documents, strict=True)],
+        lowest,
+        int(mask_S.sum()),
+    )
+
+
+def _all_ranks(mine: Any) -> list[Any]:
+    """Every rank's object, in rank order."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [mine]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """Each value summed over all ranks."""
+    ranks = _all_ranks(values)
+    return {name: sum(rank[name] for rank in ranks) for name in values}
+
+
+@dataclass
+class StepRecord:
+    """What is known of the optimizer step under way; sums are over this rank's tokens until ``finish``."""
+
+    tokens: int
+    """Response tokens of the step, over all ranks: the denominator."""
+    micro_batches: int
+    done: int = 0
+    has_stats: bool = False
+    """Whether entropy and accuracy are known already, from a scoring pass."""
+    selected: int = 0
+    """Selected tokens of the step, over all ranks."""
+    thresholds: list[float] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def note(self, chosen: Chosen, *, everywhere: bool) -> None:
+        """Keep the outcome of one selection; ``everywhere``: it was over all ranks already."""
+        self.selected += chosen.selected if everywhere else int(sum_over_ranks({"n": chosen.selected})["n"])
+        self.thresholds.append(chosen.threshold)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.micro_batches
+
+    def finish(self, denominator: float) -> dict[str, float]:
+        """The step's metrics: means over its tokens, each part of the loss, threshold and selected fraction."""
+        sums = sum_over_ranks(self.sums)
+        tokens = max(self.tokens, 1)
+        out = {"loss": sums["loss"] / denominator, "inputs": sums["inputs"]}
+        if "entropy" in sums:
+            out["entropy"] = sums["entropy"] / tokens
+            out["mean_token_accuracy"] = sums["correct"] / tokens
+        if "selected" in sums:
+            out["loss_selected"] = sums["loss_selected"] / denominator
+            out["loss_unselected"] = sums["loss_unselected"] / denominator
+            out["selected_fraction"] = sums["selected"] / tokens
+            out["selection_threshold"] = min(self.thresholds)
+        return out
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a training forward may differ from one in eval mode: any dropout module or configured rate above 0."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return True
+    config = getattr(model, "config", None)
+    settings = config.get_text_config().to_dict() if hasattr(config, "get_text_config") else {}
+    rates = [value for name, value in settings.items() if "drop" in name and isinstance(value, float)]
+    return any(rate > 0 for rate in rates)

@@ -1,0 +1,402 @@
+"""``UncertuneTrainer``: TRL's ``SFTTrainer`` with eq. 1 as its loss.
+
+Data, templates, packing and ``-100`` labels are TRL's. Here: which tokens of a step are selected, the targets of each,
+the fused loss inside the model's forward (so that DDP and FSDP hooks fire), and one division by the step's own count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from trl import SFTTrainer
+
+from uncertune.errors import UserError
+from uncertune.fused import (
+    TokenStats,
+    linear_token_stats,
+    linear_top_k,
+    linear_weighted_nll,
+    linear_weighted_nll_with_stats,
+)
+from uncertune.models import OutputHead, attach_head, resolve_model, verify_head
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
+from uncertune.teachers.adapter import Teacher, frozen_rows, load_teacher
+from uncertune.training import checkpoints, dataset
+from uncertune.training.batch import (
+    SELECTED,
+    SIDE_COLUMNS,
+    Documents,
+    SideColumnCollator,
+    Tokens,
+    documents,
+    response_mask,
+)
+from uncertune.training.config import UncertuneConfig
+from uncertune.training.runlog import RunLog
+from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
+
+
+class UncertuneTrainer(SFTTrainer):
+    """Fine-tune a causal language model with any objective of ``uncertune.objectives``.
+
+    Takes what TRL's ``SFTTrainer`` takes, and ``teacher`` and ``rho_reference``: a path or hub id (of an adapter or a
+    model), or a model; given here they stand for the fields of the same name of ``UncertuneConfig``.
+
+    The loss is ``Σ_t ℓ_t / N`` with N all response tokens of the optimizer step (over micro-batches and ranks), so
+    how a step is cut changes nothing; ``normalize_by="selected"`` divides by the selected ones. ``eval_loss`` is plain
+    cross-entropy over response tokens whatever the objective; the objective's own value is ``eval_objective``.
+
+    Raises UserError at construction for what it does not support.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "sft", "uncertune"]
+    args: UncertuneConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: UncertuneConfig | None = None,
+        *,
+        teacher: str | nn.Module | None = None,
+        rho_reference: str | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = UncertuneConfig() if args is None else args
+        if not isinstance(args, UncertuneConfig):
+            raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
+        self._refuse(args, kwargs)
+        teacher, rho_reference = self._references(args, teacher, rho_reference)
+        dataset.resolve_assistant_only_loss(args, kwargs.get("train_dataset"))
+        self._side_columns: tuple[str, ...] = ()
+        with dataset.known_templates():
+            super().__init__(resolve_model(model) if isinstance(model, str) else model, args, **kwargs)
+        if self._is_vlm:
+            raise UserError(f"{type(self.model).__name__} is a vision-language model: only text models are supported")
+        attach_head(self.model)
+        verify_head(self.model)
+        if self._side_columns:
+            self.data_collator = SideColumnCollator(self.data_collator, self._side_columns)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
+        self._check_distributed()
+        self.teacher = self._load(teacher, "reference")
+        same = rho_reference == "teacher"
+        self.rho_reference = self.teacher if same else self._load(rho_reference, "rho_reference")
+        self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
+        self._dropout = has_dropout(self.model)
+        self._step: StepRecord | None = None
+        self.run_log = RunLog(self)
+        self.add_callback(self.run_log)
+
+    # ---- construction
+
+    @staticmethod
+    def _refuse(args: UncertuneConfig, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("compute_loss_func") is not None:
+            raise UserError("compute_loss_func is not supported: the loss is set by the objective")
+        peft_config = kwargs.get("peft_config")
+        if getattr(peft_config, "is_prompt_learning", False):
+            raise UserError(
+                f"peft_config: {type(peft_config).__name__} is prompt learning, which is not supported: use LoraConfig"
+            )
+
+    @staticmethod
+    def _references(args: UncertuneConfig, teacher: Any, rho_reference: Any) -> tuple[Any, Any]:
+        """Teacher and rho reference, each from the argument or the configuration, and refused where missing."""
+        if teacher is not None and args.teacher not in (None, "auto"):
+            raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
+        teacher = args.teacher if teacher is None else teacher
+        if teacher == "auto":
+            raise UserError(
+                "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` "
+                "do: call them, or give the trainer a path or a model"
+            )
+        if args.uses_teacher and teacher is None:
+            raise UserError(
+                f"objective={args.objective!r} needs a teacher: set teacher to 'auto', a folder or a hub id"
+            )
+        if teacher is not None and not args.uses_teacher and args.rho_reference != "teacher":
+            raise UserError(f"teacher has no effect with objective={args.objective!r}: remove it")
+        rho_reference = args.rho_reference if rho_reference is None else rho_reference
+        if rho_reference == "teacher" and teacher is None:
+            raise UserError("rho_reference='teacher' needs a teacher")
+        return teacher, rho_reference
+
+    def _prepare_dataset(
+        self, rows: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """TRL's preparation, with side columns kept along the labels and what is cut or dropped counted."""
+        rows, self._side_columns = dataset.prepare(
+            super()._prepare_dataset, rows, processing_class, args, packing, formatting_func, dataset_name
+        )
+        return rows
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, *self._side_columns]
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with checkpoints.student_adapter_only(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place."""
+        self.run_log.flush()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.mark_complete(self.args.output_dir, self.state.global_step)
+
+    def _check_distributed(self) -> None:
+        if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
+            raise UserError(
+                "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
+            )
+
+    def _load(self, source: str | nn.Module | None, name: str) -> Teacher | None:
+        if source is None:
+            return None
+        student = self.accelerator.unwrap_model(self.model)
+        teacher = load_teacher(
+            source, student, name=name, tokenizer=self._tokenizer, dtype=next(student.parameters()).dtype
+        )
+        if hasattr(teacher, "model"):
+            self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
+        return teacher
+
+    # ---- the optimizer step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of a step, its token count over all ranks and, where needed, its masks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
+        self._step = StepRecord(int(sum_over_ranks({"tokens": tokens})["tokens"]), len(batches))
+        if batches and self.args.uses_selection and self._needs_own_pass(len(batches)):
+            self._select_before(batches, self._step)
+        return batches, torch.tensor(max(self._step.tokens, 1), device=device)
+
+    def _needs_own_pass(self, micro_batches: int) -> bool:
+        """Whether the masks must be known before the training forward, or can be found in it."""
+        inside = micro_batches == 1 or self.args.selection_scope == "microbatch"
+        return not inside or (self._dropout and self._rule.metric != "random")
+
+    def _select_before(self, batches: list[Any], record: StepRecord) -> None:
+        """Score all micro-batches with dropout off, select, and store each one's mask in it."""
+        scores: list[Tensor | None] = []
+        places: list[Documents] = []
+        for batch in batches:
+            tokens = self._tokens(self._prepare_inputs(batch))
+            places.append(tokens.documents)
+            scores.append(None if self._rule.metric == "random" else self._scores(tokens, record))
+        record.has_stats = self._rule.metric != "random"
+        step, everywhere = self.state.global_step, self.args.selection_scope == "batch"
+        if everywhere:
+            chosen = [choose(self._rule, step, scores, places)]
+        else:
+            pairs = zip(scores, places, strict=True)
+            chosen = [choose(self._rule, step, [score], [place], everywhere=False) for score, place in pairs]
+        for one in chosen:
+            record.note(one, everywhere=everywhere)
+        for batch, mask in zip(batches, (mask for one in chosen for mask in one.masks), strict=True):
+            batch[SELECTED] = mask
+
+    def _scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
+        """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
+        rows = frozen_rows(self.model_wrapped, tokens.inputs, tokens.mask)
+        stats = _stats(rows, tokens.labels)
+        record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
+        return self._metric(stats, tokens)
+
+    def _metric(self, stats: TokenStats, tokens: Tokens) -> Tensor:
+        if self._rule.metric == "entropy":
+            return stats.entropy
+        if self._rule.metric == "rho":
+            assert self.rho_reference is not None
+            reference = self.rho_reference.rows(self.model_wrapped, tokens.inputs, tokens.mask)
+            return stats.loss - _stats(reference, tokens.labels).loss
+        return stats.loss
+
+    # ---- the loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Training: the objective's loss of this micro-batch over the tokens of the step. Evaluation: cross-entropy."""
+        loss = (self._training_loss if self.model.training else self._evaluation_loss)(model, dict(inputs))
+        if not return_outputs:
+            return loss
+        given = {k: v for k, v in inputs.items() if k not in (*SIDE_COLUMNS, SELECTED, "labels")}
+        with torch.no_grad():
+            return loss, model(**given)
+
+    def _training_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        record = self._step
+        assert record is not None, "the training loss is part of a step of Trainer.train"
+        tokens = self._tokens(batch)
+        teacher = self._teacher_rows(model, tokens)
+        outcome: dict[str, Any] = {}
+
+        def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
+            stats, selected = None, batch.get(SELECTED)
+            if self.args.uses_selection and selected is None:
+                stats, selected = self._select_inside(hidden, head, tokens, record)
+            targets = self._targets(tokens, selected, teacher)
+            if stats is None and not record.has_stats:
+                loss_T, stats = linear_weighted_nll_with_stats(
+                    hidden, head.weight, targets, tokens.labels, rounded=self.args.objective == "mle", **_options(head)
+                )
+            else:
+                loss_T = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
+            outcome.update(stats=stats, selected=selected)
+            return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
+
+        outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
+        self._record(record, batch, outputs["loss"].detach(), **outcome)
+        selected_only = self.args.normalize_by == "selected"
+        denominator = max(record.selected if selected_only else record.tokens, 1)
+        loss = outputs["loss"].sum() / denominator * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs["aux_loss"] / record.micro_batches
+            self._metrics["train"]["aux_loss"].append(self._mean_over_ranks(outputs["aux_loss"].detach()))
+        if record.complete:
+            self._log_step(record.finish(denominator))
+        return loss
+
+    def _tokens(self, batch: dict[str, Any]) -> Tokens:
+        """The response tokens of a micro-batch, and what is left of it for the model."""
+        mask = response_mask(batch["labels"])
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", SELECTED, *SIDE_COLUMNS)}
+        inputs["use_cache"] = False
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        side = {name: batch[name][:, 1:][mask] for name in SIDE_COLUMNS if name in batch}
+        return Tokens(inputs, mask, batch["labels"][:, 1:][mask], side, documents(batch))
+
+    def _teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | None:
+        """p_ref of the response tokens; run before the student's forward, so that its adapter is on in the backward."""
+        if not self.args.uses_teacher:
+            return None
+        assert self.teacher is not None
+        rows = self.teacher.rows(model, tokens.inputs, tokens.mask)
+        if self.args.objective != "truncated_distill":
+            return rows
+        return linear_top_k(
+            rows.hidden, rows.head, self.args.teacher_top_k, bias=rows.bias, softcap=rows.softcap, scale=rows.scale
+        )
+
+    def _select_inside(
+        self, hidden: Tensor, head: OutputHead, tokens: Tokens, record: StepRecord
+    ) -> tuple[TokenStats | None, Tensor]:
+        """Select from the hidden states of the training forward itself (one pass, no active dropout)."""
+        stats = None
+        scores = None
+        if self._rule.metric != "random":
+            stats = linear_token_stats(hidden.detach(), head.weight, tokens.labels, **_options(head))
+            scores = self._metric(stats, tokens)
+        everywhere = self.args.selection_scope == "batch"
+        chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
+        record.note(chosen, everywhere=everywhere)
+        return stats, chosen.masks[0]
+
+    def _targets(self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None) -> Targets:
+        side = tokens.side
+        given: dict[str, Any] = {"selected": selected, "teacher": teacher}
+        for name in ("advantages", "oracle"):
+            if name in OBJECTIVES[self.args.objective].uses:
+                ids = side.get(f"{name}_ids")
+                given[name] = side[name] if ids is None else (ids, side[name])
+        if self.args.objective == "truncated_distill":
+            given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
+        targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
+        return targets.scaled(side["token_weight"]) if "token_weight" in side else targets
+
+    # ---- evaluation
+
+    def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
+        tokens = self._tokens(batch)
+        teacher = self._teacher_rows(model, tokens)
+        values: dict[str, Tensor] = {}
+
+        def head_fn(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+            plain = OBJECTIVES["mle"](tokens.labels)
+            loss_T, stats = linear_weighted_nll_with_stats(
+                hidden, head.weight, plain, tokens.labels, rounded=True, **_options(head)
+            )
+            values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
+            if self.args.objective != "mle":
+                selected = None
+                if self.args.uses_selection:
+                    scores = None if self._rule.metric == "random" else self._metric(stats, tokens)
+                    selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
+                targets = self._targets(tokens, selected, teacher)
+                values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
+            return {"loss": loss_T}
+
+        with torch.no_grad():
+            model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
+        count = max(tokens.labels.numel(), 1)
+        sums = {name: float(value.sum()) for name, value in values.items()} | {"tokens": tokens.labels.numel()}
+        sums = sum_over_ranks(sums)
+        metrics, total = self._metrics["eval"], max(sums["tokens"], 1)
+        metrics["entropy"].append(sums["entropy"] / total)
+        metrics["mean_token_accuracy"].append(sums["correct"] / total)
+        metrics["num_tokens"] = [self._total_train_tokens]
+        if "objective" in sums:
+            metrics["objective"].append(sums["objective"] / total)
+        return values["loss"].sum() / count
+
+    # ---- records
+
+    def _record(
+        self,
+        record: StepRecord,
+        batch: dict[str, Any],
+        loss_T: Tensor,
+        stats: TokenStats | None,
+        selected: Tensor | None,
+    ) -> None:
+        """Add a micro-batch to the step's record, and its mask to the selection log."""
+        record.done += 1
+        record.add(loss=float(loss_T.sum()), inputs=_input_tokens(batch))
+        if stats is not None:
+            record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
+        if selected is None:
+            return
+        parts = torch.where(selected, loss_T, 0).sum(), torch.where(selected, 0, loss_T).sum()
+        record.add(selected=float(selected.sum()), loss_selected=float(parts[0]), loss_unselected=float(parts[1]))
+        if self.args.save_selection:
+            self.run_log.add_selection(self.state.global_step + 1, batch, selected)
+
+    def _log_step(self, metrics: dict[str, float]) -> None:
+        self._total_train_tokens += int(metrics.pop("inputs"))
+        for name, value in metrics.items():
+            if name != "loss":  # logged by Trainer itself
+                self._metrics["train"][name].append(value)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self.run_log.step = {**metrics, "num_tokens": self._total_train_tokens}
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return sum_over_ranks({"value": float(value)})["value"] / self.accelerator.num_processes
+
+
+def _stats(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:
+    return linear_token_stats(rows.hidden, rows.head, labels_T, bias=rows.bias, softcap=rows.softcap, scale=rows.scale)
+
+
+def _options(head: OutputHead) -> dict[str, Any]:
+    return {"bias": head.bias, "softcap": head.softcap, "scale": head.scale}
+
+
+def _input_tokens(batch: dict[str, Any]) -> int:
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
