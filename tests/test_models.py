@@ -306,6 +306,31 @@ def test_it_lives_with_autocast_and_gradient_checkpointing():
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_it_runs_through_the_wrapper_of_data_parallel_training():
+    model = tiny_model("phi")
+    attach_head(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(lora(model))
+        fired = []
+        wrapped.register_comm_hook(None, lambda state, bucket: fired.append(bucket) or finished(bucket.buffer()))
+        assert output_head(wrapped).weight is model.lm_head.weight
+        verify_head(wrapped)
+        wrapped(
+            **batch(), head_fn=lambda h, head, aux: head.logits(h).square().mean(), response_mask=response_mask()
+        ).backward()
+        assert fired
+        assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def finished(tensor):
+    future = torch.futures.Future()
+    future.set_result(tensor)
+    return future
+
+
 # -------------------------------------------------------------------------------------------------------- fingerprint
 
 

@@ -233,8 +233,8 @@ def causal_lm(model: nn.Module) -> Any:
     """The causal LM of transformers inside what DDP, FSDP, DeepSpeed, ``torch.compile`` and PEFT put around it."""
     from accelerate.utils import extract_model_from_parallel
 
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def output_head(model: nn.Module) -> OutputHead:

@@ -51,7 +51,7 @@ def rows(count: int = 8, seed: int = 0, side: str | None = None) -> Dataset:
     return Dataset.from_list(data)
 
 
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False}
 
 
 @dataclass

