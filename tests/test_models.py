@@ -325,6 +325,37 @@ def test_it_runs_through_the_wrapper_of_data_parallel_training():
         torch.distributed.destroy_process_group()
 
 
+def sharded_worker(rank, store):
+    """On two ranks FSDP2 gives the mean of both ranks' plain gradients, also where the head is a shard of its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for head_apart in (False, True):
+        plain, model = tiny_model("phi").train(), tiny_model("phi").train()
+        attach_head(model)
+        parts = [*model.model.layers, *([model.lm_head] if head_apart else []), model]
+        for part in parts:
+            fully_shard(part, mesh=mesh)
+        assert fingerprint(model) == fingerprint(plain)
+        inputs, mask = batch(seed=rank), response_mask(seed=rank)
+        model(**inputs, head_fn=lambda h, head, aux: head.logits(h).square().mean(), response_mask=mask).backward()
+        plain(**inputs).logits[:, :-1][mask].square().mean().backward()
+        expected = dict(plain.named_parameters())
+        for name, parameter in model.named_parameters():
+            gradient = expected[name].grad
+            torch.distributed.all_reduce(gradient)
+            torch.testing.assert_close(parameter.grad.full_tensor(), gradient / 2, rtol=1e-4, atol=1e-6)
+        verify_head(model)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_training_on_two_ranks(tmp_path):
+    torch.multiprocessing.spawn(sharded_worker, (str(tmp_path / "store"),), nprocs=2)
+
+
 def finished(tensor):
     future = torch.futures.Future()
     future.set_result(tensor)

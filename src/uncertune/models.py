@@ -41,7 +41,7 @@ SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # --------------------------------------------------------------------------------------------------- names of models
 
 _COPY_FORMAT = 1  # raise when what `dense_copy` writes changes: old copies are then ignored
-_HASHED_BYTES = 1 << 20
+_WINDOWS, _WINDOW_BYTES = 64, 1 << 16
 
 # Names (`tokenizer.ggml.pre`) of the vocabularies whose byte-level BPE never sees two digits together.
 _SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
@@ -148,13 +148,16 @@ def dense_copy(gguf: Path) -> Path:
 
 
 def _file_key(file: Path) -> str:
-    """Twelve hex digits of the size and of the first and last MiB: enough to tell two models' files apart."""
+    """Twelve hex digits of the size and of windows spread evenly over the file, the first and the last included.
+
+    Fine-tunes of one model differ nearly everywhere, so this tells them apart without reading gigabytes.
+    """
     size = file.stat().st_size
     digest = hashlib.sha256(f"{_COPY_FORMAT}:{size}:".encode())
     with file.open("rb") as stream:
-        digest.update(stream.read(_HASHED_BYTES))
-        stream.seek(max(0, size - _HASHED_BYTES))
-        digest.update(stream.read(_HASHED_BYTES))
+        for index in range(_WINDOWS):
+            stream.seek(max(0, size - _WINDOW_BYTES) * index // (_WINDOWS - 1))
+            digest.update(stream.read(_WINDOW_BYTES))
     return digest.hexdigest()[:12]
 
 
@@ -264,8 +267,15 @@ def _head_of(lm: Any) -> OutputHead:
 
 
 def _whole(tensor: Any) -> torch.Tensor:
-    """A DTensor (FSDP2) gathered from all ranks, differentiably; any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """A DTensor (FSDP2) gathered from all ranks; any other tensor as it is.
+
+    Each rank puts its own gradient on the gathered copy, and FSDP averages over ranks: so does the way back here.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 def _head_tensors(module: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -161,9 +161,9 @@ class UncertuneTrainer(SFTTrainer):
         if source is None:
             return None
         student = self.accelerator.unwrap_model(self.model)
-        teacher = load_teacher(
-            source, student, name=name, tokenizer=self._tokenizer, dtype=next(student.parameters()).dtype
-        )
+        dtype = next(student.parameters()).dtype
+        with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
+            teacher = load_teacher(source, student, name=name, tokenizer=self._tokenizer, dtype=dtype)
         if hasattr(teacher, "model"):
             self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
         return teacher

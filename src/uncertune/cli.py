@@ -1,0 +1,84 @@
+"""``uncertune <command>``: the command line. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from uncertune.errors import UserError
+
+DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
+
+
+def train(arguments: list[str]) -> int:
+    """fine-tune a model: TRL's `trl sft` fields, and objective, selection_*, teacher"""
+    from uncertune.training import arguments as fields
+
+    if {"-h", "--help"} & set(arguments):
+        fields.parser("uncertune train").print_help()
+        return 0
+    given = fields.parse(arguments)
+
+    from uncertune.report.training import write_run_page
+    from uncertune.training.command import job_of
+    from uncertune.training.pipeline import run
+
+    folder = run(job_of(given), overwrite=given.data.overwrite)
+    print(f"run:  {folder}\npage: {write_run_page(folder)}")
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """fine-tune SmolLM2-135M three ways on word problems, and show what each learned and forgot"""
+    from uncertune.demo_options import parser
+
+    options = parser().parse_args(arguments)
+
+    from uncertune.demo import run_demo
+
+    run_demo(options)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and status 2, an interrupt is status 130."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # trl and peft ask transformers for old names on their own; a user can do nothing about it
+    warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _help()
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"uncertune {version('uncertune')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+        return COMMANDS[name](rest)
+    except UserError as error:
+        print(f"uncertune: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("uncertune: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _help() -> None:
+    print(f"usage: uncertune <command> [options]\n\n{DESCRIPTION}\n\ncommands:")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {(command.__doc__ or '').strip()}")
+    print("\n`uncertune <command> --help` lists a command's options; they also come from YAML with --config FILE.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The page of one training run, from the files of its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
+from uncertune.report.run import write_page
+from uncertune.training.probe import PROBE
+from uncertune.training.runlog import METRICS, read_metrics
+
+FACTS = (
+    "model_name_or_path",
+    "dataset_name",
+    "objective",
+    "selection_metric",
+    "selection_fraction",
+    "selection_level",
+    "teacher",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "use_peft",
+    "lora_r",
+    "seed",
+)
+CURVES = (
+    ("loss", "Loss of the objective", "nats per response token"),
+    ("entropy", "Entropy of the model's predictions", "nats per response token"),
+    ("mean_token_accuracy", "Token accuracy", "share of response tokens"),
+    ("selection_threshold", "Lowest selected score", "score"),
+)
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    items = [(name, str(config[name])) for name in FACTS if config.get(name) is not None]
+    items += [("versions", ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v))]
+    sections: list[Section] = [Facts("The run", tuple(items))]
+    sections += curve_sections({"this run": read_metrics(folder / METRICS, "step")})
+    probe = folder / PROBE
+    if probe.is_file():
+        sections.append(token_section(probe, config.get("objective", "mle")))
+    lead = f"Objective {config.get('objective')}, trained on {config.get('dataset_name')}."
+    path = folder / "report.html"
+    write_page(path, Page(f"Fine-tuning {config.get('model_name_or_path')}", lead, tuple(sections)))
+    return path
+
+
+def curve_sections(runs: dict[str, list[dict[str, Any]]]) -> list[Section]:
+    """One plot a metric that any run has, one line a run, over optimizer steps."""
+    sections: list[Section] = []
+    for key, title, unit in CURVES:
+        series = []
+        for name, rows in runs.items():
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if points:
+                series.append(Series(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+        if series:
+            sections.append(Curves(title, "", "optimizer step", unit, tuple(series)))
+    return sections
+
+
+def token_section(probe: Path, objective: str, title: str = "Which tokens are selected") -> Tokens:
+    """The texts of ``probe.jsonl``, one frame for each moment of training."""
+    moments = [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
+    names = ["start", "middle", "end"]
+    documents = []
+    for number in range(len(moments[0]["documents"])):
+        frames = []
+        for place, moment in enumerate(moments):
+            document = moment["documents"][number]
+            columns = zip(*(document[key] for key in ("text", "loss", "selected", "response")), strict=True)
+            label = names[place] if len(moments) == len(names) else "moment"
+            frames.append(Frame(f"{label} (step {moment['step']})", tuple(Token(*column) for column in columns)))
+        documents.append(TokenDocument(f"Text {number + 1}", tuple(frames)))
+    caption = (
+        "Colour is the model's loss on the token; the marked response tokens are the quarter (or the fraction set) of "
+        f"highest loss at that moment of training with {objective}. Prompt tokens carry no loss."
+    )
+    return Tokens(title, caption, tuple(documents))

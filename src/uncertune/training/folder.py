@@ -1,0 +1,143 @@
+"""A run folder: what it holds, what run it is, and whether that run is the one at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uncertune.errors import UserError
+from uncertune.training.batch import SIDE_COLUMNS
+
+RUN = "run.json"
+_OURS = ("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html")
+_OURS_TOO = ("selection.parquet", "selection", "stage1", "adapter_config.json", "training_args.bin")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+
+# Fields that change where a run writes, what it says or how often it saves, not what it learns.
+SILENT = frozenset(
+    """
+    output_dir disable_tqdm report_to run_name project resume_from_checkpoint save_selection do_train do_eval
+    do_predict push_to_hub teacher rho_reference dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor dataset_num_proc local_rank load_best_model_at_end
+    metric_for_best_model greater_is_better prediction_loss_only per_device_eval_batch_size ddp_timeout debug
+    """.split()
+)
+SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run left in its folder, and nothing else."""
+    for name in (*_OURS, *_OURS_TOO, *_WEIGHTS):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for shard in folder.glob("model-*-of-*.safetensors"):
+        shard.unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return bool(read(Path(folder)).get("complete"))
+
+
+def fingerprint_data(rows: Any) -> str:
+    """16 hex digits of prepared rows: ids, labels and side columns, in their order. Streams have their own."""
+    if not hasattr(rows, "with_format") or not hasattr(rows, "__len__"):
+        return "stream"
+    digest = hashlib.blake2b(digest_size=8)
+    kept = [name for name in rows.column_names if name in ("input_ids", "labels", *SIDE_COLUMNS)]
+    for batch in rows.select_columns(sorted(kept)).with_format("arrow").iter(batch_size=1000):
+        for name in sorted(kept):
+            digest.update(json.dumps(batch[name].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise UserError where the folder holds a run with other settings, data or model."""
+    there = read(folder).get("identity")
+    if there is None:
+        return
+    names = [name for name in identity if name in there and there[name] != identity[name]]
+    names += [name for name in identity if name not in there and identity[name] is not None]
+    if not names:
+        return
+    shown = ", ".join(f"{name} ({there.get(name)!r} there, {identity[name]!r} here)" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise UserError(
+        f"output_dir {str(folder)!r} holds another run, which differs in {shown}{more}: choose another output_dir, or "
+        "--overwrite to start anew"
+    )
+
+
+def check_usable(folder: Path) -> None:
+    """Refuse a path that is no folder, cannot be written, or holds a run of something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
+    if read(folder):
+        return
+    found = [name for name in _WEIGHTS if (folder / name).exists()] + [p.name for p in folder.glob("checkpoint-*")]
+    if found:
+        raise UserError(
+            f"output_dir {str(folder)!r} holds another run ({found[0]}) that this command did not start: choose "
+            "another output_dir, or --overwrite to delete it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {str(folder)!r} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output_dir {str(folder)!r} cannot be written: choose another folder")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError, NotADirectoryError):
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processors and devices of this process, for the audit of a run."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": devices or ["cpu"],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(getattr(value, "value", value))

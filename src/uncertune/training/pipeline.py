@@ -1,0 +1,180 @@
+"""Stage 1 → stage 2: a run in a folder of its own, resumed where it stopped, with its teacher trained first.
+
+A run folder holds ``config.yaml`` (resolved), ``environment.json``, ``run.json`` (what the run is, and whether it is
+complete), ``metrics.jsonl``, ``probe.jsonl``, ``selection.parquet``, the adapter or model, and ``stage1/``, a run
+folder too, where ``teacher: auto`` trained its reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uncertune.models import fingerprint, resolve_model
+from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
+from uncertune.training.config import SELECTION_FIELDS, TEACHER_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+from uncertune.training.folder import (
+    RUN,
+    SILENT,
+    SILENT_PREFIXES,
+    check_same,
+    check_usable,
+    clear,
+    environment,
+    fingerprint_data,
+    is_complete,
+    plain,
+)
+from uncertune.training.probe import Probe
+from uncertune.training.trainer import UncertuneTrainer
+
+STAGE_1 = "stage1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: what ``UncertuneTrainer`` takes, and what is written beside it."""
+
+    model: Any
+    config: UncertuneConfig
+    train_dataset: Any
+    eval_dataset: Any = None
+    peft_config: Any = None
+    quantization_config: Any = None
+    processing_class: Any = None
+    callbacks: tuple[Any, ...] = ()
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """The command's fields, for ``config.yaml``; without it the configuration's own."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def run(job: Job, *, overwrite: bool = False) -> Path:
+    """Train, or go on where the same run stopped, and return the run's folder.
+
+    With ``teacher="auto"`` the reference is trained first, in ``stage1/``, or reused where that folder holds the same
+    run. A folder that holds another run raises UserError and names the difference; ``overwrite`` deletes it instead.
+    """
+    if overwrite:
+        clear(job.folder)
+    check_usable(job.folder)
+    if job.config.teacher == "auto":
+        stage1 = stage_1_of(job)
+        check_same(job.folder, _settings(job, "auto"))
+        print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
+        run(stage1)
+        print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
+        teacher: str | None = str(stage1.folder)
+    else:
+        teacher = job.config.teacher
+        check_same(job.folder, _settings(job, teacher))
+    config = copy.copy(job.config)
+    config.teacher = teacher
+    return _train(replace(job, config=config))
+
+
+def stage_1_of(job: Job) -> Job:
+    """The MLE run, on the same data from the same start, whose result is the teacher of ``job``."""
+    config = copy.copy(job.config)
+    defaults = {one.name: one.default for one in dataclasses.fields(UncertuneConfig)}
+    for name in (*SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS):
+        setattr(config, name, defaults[name])
+    config.objective, config.output_dir = "mle", str(job.folder / STAGE_1)
+    names = ("objective", "output_dir", *SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS)
+    resolved = {**job.resolved, **{name: getattr(config, name) for name in names}} if job.resolved else {}
+    return replace(job, config=config, resolved=resolved)
+
+
+def _train(job: Job) -> Path:
+    trainer = UncertuneTrainer(
+        job.model,
+        copy.copy(job.config),
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        peft_config=copy.deepcopy(job.peft_config),
+        quantization_config=job.quantization_config,
+        processing_class=job.processing_class,
+        callbacks=list(job.callbacks),
+    )
+    trainer.add_callback(Probe(trainer))
+    folder, main = job.folder, trainer.accelerator.is_main_process
+    identity = {
+        **_settings(job, job.config.teacher),
+        "data": fingerprint_data(trainer.train_dataset),
+        "model": fingerprint(trainer.accelerator.unwrap_model(trainer.model)),
+    }
+    check_same(folder, identity)
+    if is_complete(folder):
+        print(f"{folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
+        return folder
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        resolved = {**(job.resolved or trainer.args.to_dict()), "teacher": job.config.teacher}
+        write_atomically(folder / "config.yaml", yaml.safe_dump(plain(resolved), sort_keys=True, allow_unicode=True))
+        write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
+        write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = latest_complete(folder)
+    if checkpoint is not None:
+        print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(str(folder))
+    if main:
+        write_atomically(folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()
+    return folder
+
+
+# ---- what a run is
+
+
+def _settings(job: Job, teacher: str | None) -> dict[str, Any]:
+    """The fields that decide what is learned, flat, as JSON holds them."""
+    settings = {
+        name: value
+        for name, value in job.config.to_dict().items()
+        if name not in SILENT and not name.startswith(SILENT_PREFIXES)
+    }
+    settings["model_name_or_path"] = job.model if isinstance(job.model, str) else type(job.model).__name__
+    if job.peft_config is not None:
+        for name, value in job.peft_config.to_dict().items():
+            if name not in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
+                settings[f"lora.{name}"] = sorted(value) if isinstance(value, set) else value
+    settings["teacher"] = _reference(teacher, job)
+    settings["rho_reference"] = _reference(job.config.rho_reference, job)
+    return json.loads(json.dumps(plain(settings), sort_keys=True))
+
+
+def _reference(name: str | None, job: Job) -> Any:
+    """What stands for a reference model: its content where it is a folder, so that moving it changes nothing."""
+    if name is None or name in ("auto", "teacher"):
+        return name
+    if Path(name).resolve() == (job.folder / STAGE_1).resolve():
+        return "auto"
+    path = Path(resolve_model(name))
+    if not path.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with open(file, "rb") as handle:
+            for offset in (0, max(0, file.stat().st_size - 2**20)):
+                handle.seek(offset)
+                digest.update(handle.read(2**20))
+    return digest.hexdigest()[:16]
