@@ -351,7 +351,6 @@ def sharded_worker(rank, store):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_sharded_training_on_two_ranks(tmp_path):
     torch.multiprocessing.spawn(sharded_worker, (str(tmp_path / "store"),), nprocs=2)
 

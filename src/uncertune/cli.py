@@ -32,9 +32,9 @@ def train(arguments: list[str]) -> int:
 
 def demo(arguments: list[str]) -> int:
     """fine-tune SmolLM2-135M three ways on word problems, and show what each learned and forgot"""
-    from uncertune.demo_options import parser
+    from uncertune.demo_options import parse
 
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
 
     from uncertune.demo import run_demo
 

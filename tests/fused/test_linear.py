@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES, D, K, T, V, factored, half, labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cases import CASES, D, K, T, V, factored, half, labels
 from uncertune.fused import linear_token_stats, linear_top_k, linear_weighted_nll, linear_weighted_nll_with_stats
 from uncertune.fused import projection as projection_module
 from uncertune.objectives import OBJECTIVES, weighted_nll

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import tiny_model, tiny_tokenizer
 from transformers import TrainerCallback
 
+from tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.training.runlog import read_metrics
 

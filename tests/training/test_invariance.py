@@ -1,10 +1,10 @@
-"""How an optimizer step is cut into micro-batches changes neither the mask, nor the loss, nor the gradient (SPEC B1)."""
+"""How an optimizer step is cut changes neither the mask, nor the loss, nor the gradient (SPEC B1)."""
 
 import pytest
 import torch
 from harness import VOCABULARY, relative_difference, rows, run
-from tiny import tiny_model
 
+from tiny import tiny_model
 from uncertune import UncertuneTrainer
 
 CUTS = ((8, 1), (4, 2), (2, 4))

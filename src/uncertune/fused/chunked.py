@@ -114,6 +114,7 @@ class WeightedNLL(torch.autograd.Function):
 
     ``stats_labels`` (T,) asks for the statistics of all tokens from the same logits; without it, rows of no weight are
     never projected. The gradient in a trained head needs the incoming gradients, so it takes a second sweep.
+    ``factor`` is the incoming gradient that is expected; it decides how half-precision gradients round and nothing else.
     """
 
     @staticmethod
@@ -127,6 +128,7 @@ class WeightedNLL(torch.autograd.Function):
         teacher: Projection | None,
         stats_labels: Tensor | None,
         train_hidden: bool,
+        factor: float,
     ) -> tuple[Tensor, ...]:
         weighted = targets.row_mask()
         rows_T = weighted.nonzero()[:, 0] if stats_labels is None else None
@@ -141,10 +143,10 @@ class WeightedNLL(torch.autograd.Function):
                 stats.append(chunk_stats(z_tV, stats_labels[rows]))
             loss[rows], grad_tV = chunk_loss(z_tV, active.rows(rows), teacher, with_gradient=train_hidden)
             if grad_hidden is not None and grad_tV is not None:
-                grad_hidden[rows] = student.to_hidden(student.pull_back(grad_tV, z_tV))
+                grad_hidden[rows] = student.to_hidden(student.pull_back(grad_tV, z_tV).mul_(factor))
             del z_tV, grad_tV
         ctx.student, ctx.teacher, ctx.targets, ctx.rows_T = student, teacher, active, rows_T
-        ctx.length, ctx.dtype = hidden_TD.shape[0], hidden_TD.dtype
+        ctx.length, ctx.dtype, ctx.factor = hidden_TD.shape[0], hidden_TD.dtype, factor
         ctx.train_head = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(hidden if ctx.train_head else None, grad_hidden, head, bias)
         loss_T = loss if rows_T is None else _spread(loss, rows_T, hidden_TD.shape[0])
@@ -164,13 +166,13 @@ class WeightedNLL(torch.autograd.Function):
         grad_T = grads[0] if ctx.rows_T is None else grads[0][ctx.rows_T]
         out_hidden = None
         if grad_hidden is not None:
-            out_hidden = (grad_hidden * grad_T[:, None]).to(ctx.dtype)
+            out_hidden = (grad_hidden * (grad_T / ctx.factor)[:, None]).to(ctx.dtype)
             if ctx.rows_T is not None:
                 out_hidden = _spread(out_hidden, ctx.rows_T, ctx.length)
         out_head, out_bias = (None, None)
         if ctx.train_head:
             out_head, out_bias = _head_gradients(ctx, hidden, head, bias, grad_T)
-        return out_hidden, out_head, out_bias, None, None, None, None, None
+        return out_hidden, out_head, out_bias, None, None, None, None, None, None
 
 
 def _head_gradients(

@@ -35,7 +35,7 @@ def linear_weighted_nll(
     are not projected, teacher rows only where the teacher has weight, and a head that needs no gradient gets none.
     Raises ValueError where shapes do not fit.
     """
-    return _run(hidden, head, targets, bias, softcap, scale, None, False)[0]
+    return _run(hidden, head, targets, bias, softcap, scale)[0]
 
 
 def linear_weighted_nll_with_stats(
@@ -48,14 +48,16 @@ def linear_weighted_nll_with_stats(
     softcap: float | None = None,
     scale: float = 1.0,
     rounded: bool = False,
+    factor: float = 1.0,
 ) -> tuple[Tensor, TokenStats]:
     """``linear_weighted_nll`` and ``linear_token_stats`` of all tokens in one sweep.
 
     With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as the usual
-    trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
+    trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation. ``factor`` is
+    what the losses will be multiplied by: half-precision gradients are rounded after it and not before.
     """
     _check_labels(hidden, labels)
-    loss, *columns = _run(hidden, head, targets, bias, softcap, scale, labels, rounded)
+    loss, *columns = _run(hidden, head, targets, bias, softcap, scale, labels, rounded, factor)
     return loss, TokenStats(*columns)
 
 
@@ -106,8 +108,9 @@ def _run(
     bias: Tensor | None,
     softcap: float | None,
     scale: float,
-    labels: Tensor | None,
-    rounded: bool,
+    labels: Tensor | None = None,
+    rounded: bool = False,
+    factor: float = 1.0,
 ) -> tuple[Tensor, ...]:
     _check(hidden, head, bias)
     if targets.size != hidden.shape[0]:
@@ -126,7 +129,7 @@ def _run(
         )
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked.WeightedNLL.apply(hidden, head, bias, targets, student, teacher, labels, train_hidden)
+        return chunked.WeightedNLL.apply(hidden, head, bias, targets, student, teacher, labels, train_hidden, factor)
 
 
 def _check(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:

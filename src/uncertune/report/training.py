@@ -46,7 +46,7 @@ def write_run_page(folder: Path) -> Path:
     sections += curve_sections({"this run": read_metrics(folder / METRICS, "step")})
     probe = folder / PROBE
     if probe.is_file():
-        sections.append(token_section(probe, config.get("objective", "mle")))
+        sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
     lead = f"Objective {config.get('objective')}, trained on {config.get('dataset_name')}."
     path = folder / "report.html"
     write_page(path, Page(f"Fine-tuning {config.get('model_name_or_path')}", lead, tuple(sections)))
@@ -67,7 +67,7 @@ def curve_sections(runs: dict[str, list[dict[str, Any]]]) -> list[Section]:
     return sections
 
 
-def token_section(probe: Path, objective: str, title: str = "Which tokens are selected") -> Tokens:
+def token_section(probe: Path, objective: str, fraction: float = 0.25) -> Tokens:
     """The texts of ``probe.jsonl``, one frame for each moment of training."""
     moments = [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
     names = ["start", "middle", "end"]
@@ -81,7 +81,7 @@ def token_section(probe: Path, objective: str, title: str = "Which tokens are se
             frames.append(Frame(f"{label} (step {moment['step']})", tuple(Token(*column) for column in columns)))
         documents.append(TokenDocument(f"Text {number + 1}", tuple(frames)))
     caption = (
-        "Colour is the model's loss on the token; the marked response tokens are the quarter (or the fraction set) of "
-        f"highest loss at that moment of training with {objective}. Prompt tokens carry no loss."
+        f"Colour is the model's loss on the token. Marked are the {fraction:.0%} of the response tokens of these texts "
+        f"whose loss is highest at that moment of training with {objective}. Prompt tokens carry no loss."
     )
-    return Tokens(title, caption, tuple(documents))
+    return Tokens("Which tokens are selected", caption, tuple(documents))

@@ -88,9 +88,10 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 def unwrapped(model: nn.Module) -> Any:
     """The PEFT model or transformers model inside DDP and its like."""
-    while not hasattr(model, "peft_config") and hasattr(model, "module"):
-        model = model.module
-    return model
+    inner: Any = model
+    while not hasattr(inner, "peft_config") and hasattr(inner, "module"):
+        inner = inner.module
+    return inner
 
 
 def is_adapter(path: str | Path) -> bool:

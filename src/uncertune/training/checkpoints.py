@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 MARKER = "uncertune.json"
 
 
@@ -78,7 +76,7 @@ def _to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def student_adapter_only(model: nn.Module) -> Iterator[None]:
+def student_adapter_only(model: Any) -> Iterator[None]:
     """While a model with several adapters is saved, only its active one is: the student's."""
     if len(getattr(model, "peft_config", {})) < 2:
         yield

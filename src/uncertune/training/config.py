@@ -99,7 +99,7 @@ class UncertuneConfig(SFTConfig):
 
     def _check_choices(self) -> None:
         for one in fields(self):
-            choices = one.metadata.get("choices")
+            choices = one.metadata.get("choices", ())
             if one.name in _OWN_CHOICES and getattr(self, one.name) not in choices:
                 raise UserError(f"{one.name} must be one of {', '.join(choices)}; got {getattr(self, one.name)!r}")
 

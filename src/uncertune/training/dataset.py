@@ -23,7 +23,7 @@ def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> None:
     """Replace an unset ``assistant_only_loss`` by TRL's default, False, or refuse where that would be a guess."""
     if args.assistant_only_loss is not None:
         return
-    first = next(iter(rows), {}) if rows is not None else {}
+    first: dict[str, Any] = next(iter(rows), {}) if rows is not None else {}
     if args.objective != "mle" and ("messages" in first or "conversations" in first):
         raise UserError(
             f"assistant_only_loss must be set, true or false, with messages data and objective={args.objective!r}: "

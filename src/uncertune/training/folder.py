@@ -26,12 +26,34 @@ _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", 
 
 # Fields that change where a run writes, what it says or how often it saves, not what it learns.
 SILENT = frozenset(
-    """
-    output_dir disable_tqdm report_to run_name project resume_from_checkpoint save_selection do_train do_eval
-    do_predict push_to_hub teacher rho_reference dataloader_num_workers dataloader_pin_memory
-    dataloader_persistent_workers dataloader_prefetch_factor dataset_num_proc local_rank load_best_model_at_end
-    metric_for_best_model greater_is_better prediction_loss_only per_device_eval_batch_size ddp_timeout debug
-    """.split()
+    (
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataset_num_proc",
+        "ddp_timeout",
+        "debug",
+        "disable_tqdm",
+        "do_eval",
+        "do_predict",
+        "do_train",
+        "greater_is_better",
+        "load_best_model_at_end",
+        "local_rank",
+        "metric_for_best_model",
+        "output_dir",
+        "per_device_eval_batch_size",
+        "prediction_loss_only",
+        "project",
+        "push_to_hub",
+        "report_to",
+        "resume_from_checkpoint",
+        "rho_reference",
+        "run_name",
+        "save_selection",
+        "teacher",
+    )
 )
 SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
 
@@ -115,7 +137,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, processors and devices of this process, for the audit of a run."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -148,7 +148,7 @@ def has_dropout(model: nn.Module) -> bool:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return True
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     settings = config.get_text_config().to_dict() if hasattr(config, "get_text_config") else {}
     rates = [value for name, value in settings.items() if "drop" in name and isinstance(value, float)]
     return any(rate > 0 for rate in rates)

@@ -135,7 +135,8 @@ class UncertuneTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, *self._side_columns]
+        columns: list[str] = self._signature_columns or []
+        self._signature_columns = [*columns, *self._side_columns]
 
     # ---- checkpoints
 

@@ -1,0 +1,278 @@
+"""``uncertune demo``: one model, fine-tuned three ways from the same start on the same data, compared on one page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
+from uncertune.data.sources import load
+from uncertune.data.synthetic import check_answer
+from uncertune.demo_options import DemoOptions
+from uncertune.evaluation.measures import (
+    Row,
+    adapter,
+    conversation_row,
+    generate,
+    kl_from_base,
+    text_row,
+    token_loss,
+)
+from uncertune.models import attach_head, resolve_model
+from uncertune.report import (
+    AnswerRow,
+    Answers,
+    Column,
+    Curves,
+    Facts,
+    Page,
+    Section,
+    Series,
+    Table,
+    to_markdown,
+    to_text,
+    write_page,
+)
+from uncertune.report.training import token_section, write_run_page
+from uncertune.training.checkpoints import write_atomically
+from uncertune.training.config import UncertuneConfig
+from uncertune.training.folder import environment
+from uncertune.training.pipeline import Job, run
+from uncertune.training.probe import PROBE
+from uncertune.training.runlog import METRICS, read_metrics
+
+ARMS = {"mle": "MLE", "masked_mle": "masked MLE", "masked_mle_distill": "masked MLE + distillation"}
+BASE = "base"
+NAMES = {BASE: "base model", **ARMS}
+COLUMNS = (
+    Column("exact_match", "exact match", "higher", 1, percent=True),
+    Column("loss", "loss on solutions", "lower", 3),
+    Column("kl", "KL from base", "lower", 4),
+    Column("text_loss", "loss on general text", "lower", 3),
+)
+
+
+def run_demo(options: DemoOptions) -> dict[str, Any]:
+    """Train the arms, measure them and the base, print the table, write the page; return the measures by arm."""
+    transformers_logging.set_verbosity_error()
+    output = Path(options.output_dir)
+    model = resolve_model(options.model)
+    for arm in ARMS:
+        _say(f"training {NAMES[arm]} ({options.train_problems} problems, batches of {options.batch_size})")
+        write_run_page(run(_job(arm, model, output, options), overwrite=options.overwrite))
+    measures = _measure(model, output, options)
+    table = _table(measures, options)
+    path = output / "report.html"
+    write_page(path, _page(table, measures, output, options))
+    write_atomically(output / "table.md", to_markdown(table))
+    print(f"\n{to_text(table)}\n\npage: {path}")
+    return measures
+
+
+def _say(text: str) -> None:
+    print(f"== {text}", file=sys.stderr, flush=True)
+
+
+# ---- training
+
+
+def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
+    """The paper's settings (§4.1) where the demo's size allows: LoRA of rank 32 on all linear modules, α = 64."""
+    config = UncertuneConfig(
+        output_dir=str(output / arm),
+        objective=arm,
+        teacher=str(output / "mle") if arm == "masked_mle_distill" else None,
+        selection_fraction=options.selection_fraction if arm != "mle" else 0.25,
+        assistant_only_loss=True,
+        num_train_epochs=1,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        seed=options.seed,
+        bf16=False,
+        use_cpu=_no_accelerator(),
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        model_init_kwargs={"dtype": "float32"},
+        eval_strategy="steps",
+        eval_steps=0.2,
+        eval_on_start=True,
+        logging_steps=5,
+        save_strategy="steps",
+        save_steps=0.2,
+        save_total_limit=2,
+        report_to="none",
+    )
+    return Job(
+        model=model,
+        config=config,
+        train_dataset=load("word_problems", max_samples=options.train_problems, seed=options.seed),
+        eval_dataset=load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed),
+        peft_config=LoraConfig(
+            r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+
+
+def _no_accelerator() -> bool:
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+# ---- measures
+
+
+def _measure(model_path: str, output: Path, options: DemoOptions) -> dict[str, Any]:
+    """The measures of the base and of every arm; those already in ``measures.json`` are kept."""
+    path = output / "measures.json"
+    settings = {k: v for k, v in asdict(options).items() if k not in ("output_dir", "overwrite")}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not options.overwrite else {}
+    measures: dict[str, Any] = known.get("measures", {}) if known.get("settings") == settings else {}
+    if set(measures) >= set(NAMES):
+        return measures
+    _say("measuring the base model and the three fine-tuned ones")
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
+    model = PeftModel.from_pretrained(base, str(output / "mle"), adapter_name="mle")
+    for arm in list(ARMS)[1:]:
+        model.load_adapter(str(output / arm), adapter_name=arm)
+    if not _no_accelerator():
+        import torch
+
+        model.to(torch.accelerator.current_accelerator())
+    attach_head(model)
+    problems = list(load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed))
+    tests = [conversation_row(tokenizer, row["messages"][:-1], row["messages"][-1]["content"]) for row in problems]
+    texts = [text_row(tokenizer, text) for text in GENERAL_TEXT]
+    if BASE not in measures:
+        prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: options.general_prompts]]
+        with adapter(model, None):
+            own = generate(model, tokenizer, prompts, max_new_tokens=48, label="(base, general prompts)")
+            measures[BASE] = {"kl": 0.0, "general": own}
+            measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, options)
+        _keep(path, settings, measures)
+    general = [
+        conversation_row(tokenizer, [{"role": "user", "content": prompt}], answer)
+        for prompt, answer in zip(GENERAL_PROMPTS, measures[BASE]["general"], strict=False)
+    ]
+    for arm in ARMS:
+        if arm not in measures:
+            measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
+            with adapter(model, arm):
+                measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, options)
+            _keep(path, settings, measures)
+    return measures
+
+
+def _in_and_out(
+    model: Any, arm: str, tokenizer: Any, problems: list[Any], tests: list[Row], texts: list[Row], options: DemoOptions
+) -> dict[str, Any]:
+    prompts = [row["messages"][:-1] for row in problems]
+    answers = generate(
+        model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, label=f"({NAMES[arm]}, problems)"
+    )
+    correct = [check_answer(answer, row["answer"]) for answer, row in zip(answers, problems, strict=True)]
+    pad = tokenizer.pad_token_id
+    return {
+        "exact_match": sum(correct) / len(correct),
+        "loss": token_loss(model, tests, pad=pad),
+        "text_loss": token_loss(model, texts, pad=pad),
+        "answers": answers,
+        "correct": correct,
+    }
+
+
+def _keep(path: Path, settings: dict[str, Any], measures: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps({"settings": settings, "measures": measures}, indent=1))
+
+
+# ---- the table and the page
+
+
+def _table(measures: dict[str, Any], options: DemoOptions) -> Table:
+    rows = [{"model": NAMES[arm], **{c.key: measures[arm][c.key] for c in COLUMNS}} for arm in NAMES]
+    caption = (
+        f"In distribution: exact match of greedy answers, and mean loss per token of the worked solutions, on "
+        f"{options.test_problems} held-out problems. Out of distribution: KL(base ‖ model) on the base model's own "
+        f"answers to {options.general_prompts} general prompts, and the loss on {len(GENERAL_TEXT)} paragraphs of "
+        "general prose. Losses and KL in nats per token. Differences are to MLE. One seed and a small sample: enough "
+        "to see the trade-off, not to rank methods."
+    )
+    return Table(
+        "What each learned and what each forgot",
+        caption,
+        (Column("model", "model", None, 0), *COLUMNS),
+        tuple(rows),
+        "model",
+        NAMES["mle"],
+    )
+
+
+def _page(table: Table, measures: dict[str, Any], output: Path, options: DemoOptions) -> Page:
+    packages = ", ".join(f"{name} {version}" for name, version in environment()["packages"].items() if version)
+    facts = (
+        ("model", options.model),
+        ("training data", f"{options.train_problems} arithmetic word problems, one epoch"),
+        ("batch", f"{options.batch_size} problems a step"),
+        ("adapter", "LoRA, rank 32, alpha 64, all linear modules"),
+        ("learning rate", f"{options.learning_rate:g}, cosine"),
+        ("selected", f"the {options.selection_fraction:.0%} of response tokens with the highest loss in each step"),
+        ("teacher", "the MLE run above, a second adapter on the same base"),
+        ("seed", str(options.seed)),
+        ("versions", packages),
+        ("command", f"uncertune demo --output_dir {output}"),
+    )
+    sections: list[Section] = [table, *_curves(output)]
+    probe = output / "masked_mle_distill" / PROBE
+    sections.append(token_section(probe, NAMES["masked_mle_distill"], fraction=options.selection_fraction))
+    sections.append(_answers(measures, options))
+    sections.append(Facts("How it was made", facts))
+    lead = (
+        "One small language model, fine-tuned three ways from the same start on the same data: plain cross-entropy on "
+        "every token (MLE); only on the tokens it finds hardest (masked MLE); and on those, while it distils the MLE "
+        "model on all the others (masked MLE + distillation). What did each gain, and what did each lose?"
+    )
+    return Page("Three ways to fine-tune a language model", lead, tuple(sections))
+
+
+def _curves(output: Path) -> list[Section]:
+    plots = (
+        ("eval_loss", "Loss on held-out problems", "Plain cross-entropy, whatever the objective."),
+        ("eval_entropy", "Entropy on held-out problems", "How sure of its predictions each model is."),
+    )
+    sections: list[Section] = []
+    for key, title, caption in plots:
+        series = []
+        for arm in ARMS:
+            rows = [row for row in read_metrics(output / arm / METRICS, "eval") if key in row]
+            series.append(Series(NAMES[arm], tuple(r["step"] for r in rows), tuple(r[key] for r in rows)))
+        sections.append(Curves(title, caption, "optimizer step", "nats per response token", tuple(series)))
+    return sections
+
+
+def _answers(measures: dict[str, Any], options: DemoOptions) -> Answers:
+    problems = load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed)
+    rows = []
+    for number, row in enumerate(list(problems)[:8]):
+        question, solution = (turn["content"] for turn in row["messages"])
+        rows.append(
+            AnswerRow(
+                question,
+                solution,
+                {NAMES[arm]: measures[arm]["answers"][number] for arm in NAMES},
+                {NAMES[arm]: measures[arm]["correct"][number] for arm in NAMES},
+            )
+        )
+    caption = (
+        "The first held-out problems, answered greedily. An answer is right if its last line is `#### ` and the number."
+    )
+    return Answers("Answers side by side", caption, tuple(NAMES.values()), tuple(rows))

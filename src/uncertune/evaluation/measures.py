@@ -1,0 +1,152 @@
+"""Measures of a model and its adapters: token losses, divergence from the base, and generated answers.
+
+Rows are prepared ones: ``input_ids`` and ``labels`` (−100 outside the response). Everything runs in eval mode and
+without gradient. Means are over response tokens, in nats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from uncertune.fused import linear_token_stats, linear_weighted_nll
+from uncertune.objectives import OBJECTIVES, FactoredTeacher
+from uncertune.teachers.adapter import evaluating, frozen_rows
+
+Row = dict[str, list[int]]
+
+
+@contextlib.contextmanager
+def adapter(model: Any, name: str | None) -> Iterator[None]:
+    """One adapter of a PEFT model switched on, or with None the bare base; restored on exit."""
+    if name is None:
+        with model.disable_adapter():
+            yield
+        return
+    before = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+
+
+def batches(rows: Sequence[Row], size: int, pad: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Padded batches, longest rows together."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    for start in range(0, len(rows), size):
+        chosen = [rows[i] for i in order[start : start + size]]
+        length = max(len(row["input_ids"]) for row in chosen)
+
+        def padded(name: str, fill: int, chosen: list[Row] = chosen, length: int = length) -> Tensor:
+            return torch.tensor([row[name] + [fill] * (length - len(row[name])) for row in chosen], device=device)
+
+        lengths = torch.tensor([[len(row["input_ids"])] for row in chosen], device=device)
+        mask = (torch.arange(length, device=device) < lengths).long()
+        yield {"input_ids": padded("input_ids", pad), "attention_mask": mask, "labels": padded("labels", -100)}
+
+
+def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
+    """Mean cross-entropy of the response tokens."""
+    total, count = 0.0, 0
+    for inputs, mask, labels in _answers(model, rows, pad, batch_size):
+        loss = linear_token_stats(labels=labels, **_head(frozen_rows(model, inputs, mask))).loss
+        total, count = total + float(loss.sum()), count + loss.numel()
+    return total / max(count, 1)
+
+
+def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
+    """Mean KL(base ‖ base with adapter ``name``) over the response tokens, exact over the whole vocabulary."""
+    total, count = 0.0, 0
+    for inputs, mask, labels in _answers(model, rows, pad, batch_size):
+        with adapter(model, None):
+            base = frozen_rows(model, inputs, mask)
+        with adapter(model, name):
+            tuned = frozen_rows(model, inputs, mask)
+        targets = OBJECTIVES["distill"](labels, teacher=base)
+        with torch.no_grad():
+            cross = linear_weighted_nll(
+                tuned.hidden, tuned.head, targets, bias=tuned.bias, softcap=tuned.softcap, scale=tuned.scale
+            )
+        divergence = cross - linear_token_stats(labels=labels, **_head(base)).entropy
+        total, count = total + float(divergence.sum()), count + divergence.numel()
+    return total / max(count, 1)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[dict[str, str]]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    label: str = "",
+) -> list[str]:
+    """Greedy answers to conversations, in their order, batched by length, end-of-turn tokens removed."""
+    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    answers = [""] * len(ids)
+    device = next(model.parameters()).device
+    bar = tqdm(total=len(ids), desc=f"answers {label}".strip(), unit="answer", leave=False)
+    with evaluating(model):
+        for start in range(0, len(ids), batch_size):
+            chosen = order[start : start + batch_size]
+            length = max(len(ids[i]) for i in chosen)
+            pad = tokenizer.pad_token_id
+            batch = torch.tensor([[pad] * (length - len(ids[i])) + ids[i] for i in chosen], device=device)
+            lengths = torch.tensor([[len(ids[i])] for i in chosen], device=device)
+            mask = (torch.arange(length, device=device) >= length - lengths).long()
+            out = model.generate(
+                input_ids=batch,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+            )
+            for i, row in zip(chosen, out[:, length:], strict=True):
+                answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            bar.update(len(chosen))
+    bar.close()
+    return answers
+
+
+def conversation_row(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> Row:
+    """A prompt and an answer as one row whose response is the answer and its end-of-turn token."""
+    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    after = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    return {"input_ids": before + after, "labels": [-100] * len(before) + after}
+
+
+def text_row(tokenizer: Any, text: str) -> Row:
+    """Plain text as one row, every token of it response."""
+    ids = tokenizer(text)["input_ids"]
+    return {"input_ids": ids, "labels": list(ids)}
+
+
+def _answers(
+    model: nn.Module, rows: Sequence[Row], pad: int, size: int
+) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
+    device = next(model.parameters()).device
+    for batch in batches(rows, size, pad, device):
+        labels = batch.pop("labels")
+        mask = labels[:, 1:] != -100
+        yield {**batch, "use_cache": False}, mask, labels[:, 1:][mask]
+
+
+def _head(rows: FactoredTeacher) -> dict[str, Any]:
+    return {
+        "hidden": rows.hidden,
+        "head": rows.head,
+        "bias": rows.bias,
+        "softcap": rows.softcap,
+        "scale": rows.scale,
+    }

@@ -1,0 +1,27 @@
+"""The README's Python runs as it stands, but for the model, which is a tiny one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tiny import save_tiny
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_ten_lines_work(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    save_tiny("tiny", marked=True)
+    assert "smollm2-135m" in code
+    exec(compile(code.replace("smollm2-135m", "./tiny"), "README.md", "exec"), {})
+    for run in ("mle", "masked_mle_distill"):
+        assert (tmp_path / "runs" / run / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "folder", re.findall(r"^\| `(src/[^`]*|tests)`", README.read_text(encoding="utf-8"), re.MULTILINE)
+)
+def test_the_map_names_what_exists(folder):
+    assert (README.parent / folder).exists()
