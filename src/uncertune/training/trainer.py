@@ -81,11 +81,11 @@ class UncertuneTrainer(SFTTrainer):
             self.data_collator = SideColumnCollator(self.data_collator, self._side_columns)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self._check_distributed()
+        self._dropout = has_dropout(self.model)  # before a reference brings dropout of its own
         self.teacher = self._load(teacher, "reference")
         same = rho_reference == "teacher"
         self.rho_reference = self.teacher if same else self._load(rho_reference, "rho_reference")
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
-        self._dropout = has_dropout(self.model)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
@@ -135,7 +135,7 @@ class UncertuneTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
+        columns: list[str] = getattr(self, "_signature_columns", None) or []
         self._signature_columns = [*columns, *self._side_columns]
 
     # ---- checkpoints
@@ -209,19 +209,22 @@ class UncertuneTrainer(SFTTrainer):
 
     def _scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
         """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
-        rows = frozen_rows(self.model_wrapped, tokens.inputs, tokens.mask)
-        stats = _stats(rows, tokens.labels)
+        reference_T = self._reference_loss(self.model_wrapped, tokens)
+        stats = _stats(frozen_rows(self.model_wrapped, tokens.inputs, tokens.mask), tokens.labels)
         record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
-        return self._metric(stats, tokens)
+        return self._metric(stats, reference_T)
 
-    def _metric(self, stats: TokenStats, tokens: Tokens) -> Tensor:
+    def _reference_loss(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
+        """The loss of the holdout reference, for ``rho``; a forward pass of its own, outside the student's."""
+        if not self.args.uses_selection or self._rule.metric != "rho":
+            return None
+        assert self.rho_reference is not None
+        return _stats(self.rho_reference.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
+
+    def _metric(self, stats: TokenStats, reference_T: Tensor | None) -> Tensor:
         if self._rule.metric == "entropy":
             return stats.entropy
-        if self._rule.metric == "rho":
-            assert self.rho_reference is not None
-            reference = self.rho_reference.rows(self.model_wrapped, tokens.inputs, tokens.mask)
-            return stats.loss - _stats(reference, tokens.labels).loss
-        return stats.loss
+        return stats.loss if reference_T is None else stats.loss - reference_T
 
     # ---- the loss
 
@@ -245,12 +248,13 @@ class UncertuneTrainer(SFTTrainer):
         assert record is not None, "the training loss is part of a step of Trainer.train"
         tokens = self._tokens(batch)
         teacher = self._teacher_rows(model, tokens)
+        reference_T = None if SELECTED in batch else self._reference_loss(model, tokens)
         outcome: dict[str, Any] = {}
 
         def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
             stats, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
-                stats, selected = self._select_inside(hidden, head, tokens, record)
+                stats, selected = self._select_inside(hidden, head, tokens, reference_T, record)
             targets = self._targets(tokens, selected, teacher)
             if stats is None and not record.has_stats:
                 loss_T, stats = linear_weighted_nll_with_stats(
@@ -296,14 +300,14 @@ class UncertuneTrainer(SFTTrainer):
         )
 
     def _select_inside(
-        self, hidden: Tensor, head: OutputHead, tokens: Tokens, record: StepRecord
+        self, hidden: Tensor, head: OutputHead, tokens: Tokens, reference_T: Tensor | None, record: StepRecord
     ) -> tuple[TokenStats | None, Tensor]:
         """Select from the hidden states of the training forward itself (one pass, no active dropout)."""
         stats = None
         scores = None
         if self._rule.metric != "random":
             stats = linear_token_stats(hidden.detach(), head.weight, tokens.labels, **_options(head))
-            scores = self._metric(stats, tokens)
+            scores = self._metric(stats, reference_T)
         everywhere = self.args.selection_scope == "batch"
         chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
         record.note(chosen, everywhere=everywhere)
@@ -326,7 +330,7 @@ class UncertuneTrainer(SFTTrainer):
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
         tokens = self._tokens(batch)
-        teacher = self._teacher_rows(model, tokens)
+        teacher, reference_T = self._teacher_rows(model, tokens), self._reference_loss(model, tokens)
         values: dict[str, Tensor] = {}
 
         def head_fn(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
@@ -338,7 +342,7 @@ class UncertuneTrainer(SFTTrainer):
             if self.args.objective != "mle":
                 selected = None
                 if self.args.uses_selection:
-                    scores = None if self._rule.metric == "random" else self._metric(stats, tokens)
+                    scores = None if self._rule.metric == "random" else self._metric(stats, reference_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
                 targets = self._targets(tokens, selected, teacher)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
