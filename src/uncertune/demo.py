@@ -50,12 +50,13 @@ from uncertune.training.runlog import METRICS, read_metrics
 
 ARMS = {"mle": "MLE", "masked_mle": "masked MLE", "masked_mle_distill": "masked MLE + distillation"}
 BASE = "base"
+SHOWN_ANSWERS = 10
 NAMES = {BASE: "base model", **ARMS}
 COLUMNS = (
     Column("exact_match", "exact match", "higher", 1, percent=True),
-    Column("loss", "loss on solutions", "lower", 3),
+    Column("loss", "solution loss", "lower", 3),
     Column("kl", "KL from base", "lower", 4),
-    Column("text_loss", "loss on general text", "lower", 3),
+    Column("text_loss", "text loss", "lower", 3),
 )
 
 
@@ -103,7 +104,7 @@ def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
         dataloader_pin_memory=False,
         model_init_kwargs={"dtype": "float32"},
         eval_strategy="steps",
-        eval_steps=0.2,
+        eval_steps=0.25,
         eval_on_start=True,
         logging_steps=5,
         save_strategy="steps",
@@ -201,7 +202,7 @@ def _keep(path: Path, settings: dict[str, Any], measures: dict[str, Any]) -> Non
 def _table(measures: dict[str, Any], options: DemoOptions) -> Table:
     rows = [{"model": NAMES[arm], **{c.key: measures[arm][c.key] for c in COLUMNS}} for arm in NAMES]
     caption = (
-        f"In distribution: exact match of greedy answers, and mean loss per token of the worked solutions, on "
+        f"In distribution: exact match of greedy answers, and the loss on the worked solutions, on "
         f"{options.test_problems} held-out problems. Out of distribution: KL(base ‖ model) on the base model's own "
         f"answers to {options.general_prompts} general prompts, and the loss on {len(GENERAL_TEXT)} paragraphs of "
         "general prose. Losses and KL in nats per token. Differences are to MLE. One seed and a small sample: enough "
@@ -210,7 +211,7 @@ def _table(measures: dict[str, Any], options: DemoOptions) -> Table:
     return Table(
         "What each learned and what each forgot",
         caption,
-        (Column("model", "model", None, 0), *COLUMNS),
+        COLUMNS,
         tuple(rows),
         "model",
         NAMES["mle"],
@@ -260,10 +261,15 @@ def _curves(output: Path) -> list[Section]:
 
 
 def _answers(measures: dict[str, Any], options: DemoOptions) -> Answers:
-    problems = load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed)
+    """The problems on which the models' verdicts differ first, then the others, in their order."""
+    problems = list(load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed))
+
+    def verdicts(number: int) -> set[bool]:
+        return {measures[arm]["correct"][number] for arm in NAMES}
+
     rows = []
-    for number, row in enumerate(list(problems)[:8]):
-        question, solution = (turn["content"] for turn in row["messages"])
+    for number in sorted(range(len(problems)), key=lambda number: len(verdicts(number)) == 1)[:SHOWN_ANSWERS]:
+        question, solution = (turn["content"] for turn in problems[number]["messages"])
         rows.append(
             AnswerRow(
                 question,
@@ -273,6 +279,7 @@ def _answers(measures: dict[str, Any], options: DemoOptions) -> Answers:
             )
         )
     caption = (
-        "The first held-out problems, answered greedily. An answer is right if its last line is `#### ` and the number."
+        f"Greedy answers to {len(rows)} of the {len(problems)} held-out problems, those on which the models differ "
+        "first. An answer is right if the number after its last #### is."
     )
     return Answers("Answers side by side", caption, tuple(NAMES.values()), tuple(rows))

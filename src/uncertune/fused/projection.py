@@ -35,8 +35,8 @@ class Projection:
     """Hidden states to logits, ``z = cap(scale · (hidden headᵀ + bias))``, and gradients back.
 
     ``compute`` is the precision of the products: that of autocast where it is on, else that of the hidden states.
-    Half-precision products are accumulated and kept in float32; with ``rounded`` they are rounded to ``compute``
-    first, which is what the usual trainers do.
+    Half-precision products are accumulated and kept in float32. With ``rounded``, logits are rounded to ``compute``
+    first and gradients are summed in plain float32 on the CPU too, which is what the usual trainers do.
     """
 
     head: Tensor
@@ -113,19 +113,22 @@ class Projection:
 
     def to_hidden(self, grad_tV: Tensor) -> Tensor:
         """The gradient in the hidden states (t, D) from that in the bare products."""
-        return _product(grad_tV, self.head, self.compute)
+        return _product(grad_tV, self.head, self.compute, plain=self.rounded)
 
     def to_head(self, grad_tV: Tensor, hidden_tD: Tensor) -> Tensor:
         """The gradient in the head (V, D) from that in the bare products."""
-        return _product(grad_tV.T, hidden_tD, self.compute)
+        return _product(grad_tV.T, hidden_tD, self.compute, plain=self.rounded)
 
 
-def _product(left: Tensor, right: Tensor, compute: torch.dtype) -> Tensor:
-    """``left @ right`` with factors of precision ``compute``, accumulated and returned in float32 (or float64)."""
+def _product(left: Tensor, right: Tensor, compute: torch.dtype, *, plain: bool = False) -> Tensor:
+    """``left @ right`` with factors of precision ``compute``, accumulated and returned in float32 (or float64).
+
+    ``plain``: on the CPU without ``_half_arithmetic``, whose sums run in another order.
+    """
     if compute not in _HALF:
         return left.to(compute) @ right.to(compute)
     if left.device.type == "cpu":
-        with _half_arithmetic():
+        with contextlib.nullcontext() if plain else _half_arithmetic():
             return left.to(compute).float() @ right.to(compute).float()
     return torch.mm(left.to(compute), right.to(compute), out_dtype=torch.float32)
 

@@ -258,7 +258,13 @@ class UncertuneTrainer(SFTTrainer):
             targets = self._targets(tokens, selected, teacher)
             if stats is None and not record.has_stats:
                 loss_T, stats = linear_weighted_nll_with_stats(
-                    hidden, head.weight, targets, tokens.labels, rounded=self.args.objective == "mle", **_options(head)
+                    hidden,
+                    head.weight,
+                    targets,
+                    tokens.labels,
+                    rounded=self.args.objective == "mle",
+                    factor=self.accelerator.num_processes / max(record.tokens, 1),
+                    **_options(head),
                 )
             else:
                 loss_T = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
