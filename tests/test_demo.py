@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from tiny import save_tiny
 
+from tiny import save_tiny
 from uncertune.cli import main
 
 ARMS = ("mle", "masked_mle", "masked_mle_distill")

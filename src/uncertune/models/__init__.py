@@ -1,0 +1,21 @@
+"""Models as the rest of the package needs them.
+
+names      a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` → what ``from_pretrained`` takes
+head       the last linear map of a causal LM as numbers, and a forward that stops before it
+identity   a fingerprint of the base model
+"""
+
+from uncertune.models.head import OutputHead, attach_head, causal_lm, output_head, verify_head
+from uncertune.models.identity import fingerprint
+from uncertune.models.names import cache_folder, resolve_model
+
+__all__ = [
+    "OutputHead",
+    "attach_head",
+    "cache_folder",
+    "causal_lm",
+    "fingerprint",
+    "output_head",
+    "resolve_model",
+    "verify_head",
+]

@@ -1,0 +1,68 @@
+"""Which base model is this?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from torch import nn
+
+from uncertune.models.head import causal_lm, whole
+
+_SAMPLES = 64
+
+# What may differ between two loadings of one model: where it came from, how it is run, which ids a trainer writes.
+_VOLATILE = frozenset(
+    (
+        *("name_or_path", "transformers_version", "architectures", "problem_type", "id2label", "label2id"),
+        *("dtype", "torch_dtype", "use_cache", "gradient_checkpointing", "return_dict"),
+        *("output_attentions", "output_hidden_states", "output_router_logits"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    )
+)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen hex digits of the base model: configuration, names and shapes of parameters, a sample of their values.
+
+    Every parameter gives at least 64 values at equal strides (all of them if it has fewer). Adapters do not count: a
+    model has the same fingerprint before and after PEFT wraps it. A changed value that is not sampled goes unseen.
+    """
+    lm = causal_lm(model)
+    digest = hashlib.sha256(json.dumps(_settled(lm.config.to_dict()), sort_keys=True, default=str).encode())
+    samples = []
+    for name, parameter in _base_parameters(lm):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        values = whole(parameter.detach()).reshape(-1)
+        samples.append(values[:: max(1, values.numel() // _SAMPLES)].float().cpu())
+    for sample in samples:
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _settled(config: dict) -> dict:
+    return {
+        key: _settled(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _VOLATILE and not key.startswith("_")
+    }
+
+
+def _base_parameters(lm: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names as the model has them without PEFT, in their order; adapters' parameters left out."""
+    added = [
+        f"{place}.{part}" if place else part
+        for place, module in lm.named_modules()
+        for part in (*getattr(module, "adapter_layer_names", ()), *getattr(module, "other_param_names", ()))
+        if hasattr(module, "base_layer") or hasattr(module, "original_module")
+    ]
+    prefixes = tuple(f"{name}." for name in added)
+    exact = frozenset(added)
+    found = {}
+    for name, parameter in lm.named_parameters():
+        if name not in exact and not name.startswith(prefixes):
+            found[
+                name.replace(".base_layer.", ".").replace(".original_module.", ".").replace(".token_adapter.", ".")
+            ] = parameter
+    return iter(sorted(found.items()))
