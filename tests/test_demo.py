@@ -60,9 +60,10 @@ def test_arms_start_alike_and_see_the_same_data(demo):
     for arm in ARMS:
         lines = (demo / "demo" / arm / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        first[arm] = next(row["eval_loss"] for row in rows if row["kind"] == "eval"), [
-            row["num_tokens"] for row in rows if row["kind"] == "step"
-        ]
+        first[arm] = (
+            next(row["eval_loss"] for row in rows if row["kind"] == "eval"),
+            [row["num_tokens"] for row in rows if row["kind"] == "step"],
+        )
     assert first["mle"] == first["masked_mle"] == first["masked_mle_distill"]
 
 

@@ -87,7 +87,7 @@ def _add_teacher(
     if taught.numel() == 0:
         return
     weight_s = targets.teacher_weight[taught].to(z_tV.dtype)
-    q_sV = teacher.logits(targets.teacher_hidden[taught])
+    q_sV = teacher.logits(targets.teacher_hidden[taught]).to(z_tV.dtype)
     q_sV.sub_(q_sV.logsumexp(-1, keepdim=True)).exp_()
     whole = taught.numel() == z_tV.shape[0]
     expected_s = torch.linalg.vecdot(q_sV, z_tV if whole else z_tV[taught])
@@ -114,7 +114,7 @@ class WeightedNLL(torch.autograd.Function):
 
     ``stats_labels`` (T,) asks for the statistics of all tokens from the same logits; without it, rows of no weight are
     never projected. The gradient in a trained head needs the incoming gradients, so it takes a second sweep.
-    ``factor`` is the incoming gradient that is expected; it decides how half-precision gradients round and nothing else.
+    ``factor`` is the incoming gradient that is expected: it decides how half-precision gradients round, nothing else.
     """
 
     @staticmethod
@@ -143,7 +143,7 @@ class WeightedNLL(torch.autograd.Function):
                 stats.append(chunk_stats(z_tV, stats_labels[rows]))
             loss[rows], grad_tV = chunk_loss(z_tV, active.rows(rows), teacher, with_gradient=train_hidden)
             if grad_hidden is not None and grad_tV is not None:
-                grad_hidden[rows] = student.to_hidden(student.pull_back(grad_tV, z_tV).mul_(factor))
+                grad_hidden[rows] = student.to_hidden(student.pull_back(grad_tV.mul_(factor), z_tV))
             del z_tV, grad_tV
         ctx.student, ctx.teacher, ctx.targets, ctx.rows_T = student, teacher, active, rows_T
         ctx.length, ctx.dtype, ctx.factor = hidden_TD.shape[0], hidden_TD.dtype, factor
@@ -186,7 +186,7 @@ def _head_gradients(
         z_tV = student.logits(hidden[rows])
         _, grad_tV = chunk_loss(z_tV, ctx.targets.rows(rows), ctx.teacher, with_gradient=True)
         assert grad_tV is not None
-        grad_tV = student.pull_back(grad_tV, z_tV).mul_(grad_T[rows].to(student.exact)[:, None])
+        grad_tV = student.pull_back(grad_tV.mul_(grad_T[rows].to(student.exact)[:, None]), z_tV)
         if out_head is not None:
             out_head += student.to_head(grad_tV, hidden[rows])
         if out_bias is not None:

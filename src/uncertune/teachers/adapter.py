@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, attach_head, output_head, verify_head
+from uncertune.models import OutputHead, attach_head, causal_lm, output_head, verify_head
 from uncertune.objectives import FactoredTeacher
 
 
@@ -111,6 +111,8 @@ def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, toke
         model = _load_model(source, tokenizer, dtype)
     else:
         model = source
+        if causal_lm(model) is causal_lm(student):
+            raise UserError("teacher is the model that is trained: give a copy of it, or a path")
     model.requires_grad_(False)
     model.eval()
     attach_head(model)

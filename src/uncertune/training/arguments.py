@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import enum
+import json
 import os
+import re
 import sys
+import types
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,14 +66,21 @@ class Arguments:
 
 
 GROUPS = (DataArguments, UncertuneConfig, ModelConfig, DatasetMixtureConfig)
-FIELDS = frozenset(one.name for group in GROUPS for one in dataclasses.fields(group) if one.init)
+_FIELDS = {one.name: one for group in GROUPS for one in dataclasses.fields(group) if one.init}
+FIELDS = frozenset(_FIELDS)
+_HINTS: dict[str, Any] = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_COUNTS = (
+    *("max_train_samples", "max_eval_samples", "max_length", "per_device_train_batch_size"),
+    *("per_device_eval_batch_size", "gradient_accumulation_steps", "lora_r"),
+)
 
 
 class _Parser(TrlParser):
     """Errors are raised, not printed above a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument --"))
+        raise UserError(re.sub(r"^argument --(\w+)(/--[\w-]+)*", r"\1", message))
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -90,44 +102,77 @@ def parse(arguments: list[str]) -> Arguments:
     if "use_cpu" not in given and not torch.accelerator.is_available():
         print("no accelerator found: training on the CPU (use_cpu=True)", file=sys.stderr)
         defaults["use_cpu"] = True
-    for name, value in settings.items():
-        if name == "datasets" and value is not None and not isinstance(value, list):
-            raise UserError(f"datasets must be a list of data sets, got {value!r}")
     command = _Parser(GROUPS, allow_abbrev=False)
-    environment = settings.pop("env", None)
-    _set_environment(environment)
+    _set_environment(settings.pop("env", None))
+    settings = {name: _checked(name, value) for name, value in settings.items()}
     command.set_defaults_with_config(**{**defaults, **settings})
     try:
-        data, training, model, mixture = command.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+        data, training, model, mixture, rest = command.parse_args_into_dataclasses(
+            args=arguments, look_for_args_file=False, return_remaining_strings=True
+        )
     except UserError:
         raise
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{error.doc!r} is not JSON ({error.msg}), which a field of several values is given as"
+        ) from error
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(_one_line(error)) from error
+    if rest:
+        raise UserError(f"{rest[0]!r} belongs to no field: every value follows its --field")
+    _check_ranges((data, training, model))
     if training.assistant_only_loss is None and data.dataset_name and masks_prompts(data.dataset_name):
         training.assistant_only_loss = True
     return Arguments(data, training, model, mixture, given)
 
 
+def _checked(name: str, value: Any) -> Any:
+    """A value of the file as its field can hold it; argparse looks only at flags and at values that are text."""
+    hint = _HINTS[name]
+    members = set(typing.get_args(hint)) if typing.get_origin(hint) in (types.UnionType, typing.Union) else {hint}
+    if value is None and (type(None) in members or _FIELDS[name].default is None):
+        return value
+    enums = [one for one in members if isinstance(one, type) and issubclass(one, enum.Enum)]
+    choices = [one.value for kind in enums for one in kind] or list(_FIELDS[name].metadata.get("choices", ()))
+    if choices and value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
+    if name == "datasets" and not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
+        raise UserError(f"datasets must be a list of mappings, each with a path; got {value!r}")
+    if choices or isinstance(value, str) or not members <= set(_SCALARS):
+        return value
+    if type(value) in members or (type(value) is int and members & {float, bool}):
+        return value
+    if type(value) in (int, float) and str in members:
+        return str(value)
+    wanted = " or ".join(_SCALARS[member] for member in sorted(members - {type(None)}, key=str))
+    raise UserError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _check_ranges(groups: Iterable[Any]) -> None:
+    """Refuse sizes that would fail only after everything is loaded, or train nothing."""
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    for name in _COUNTS:
+        if values[name] is not None and values[name] < 1:
+            raise UserError(f"{name} must be at least 1, got {values[name]}")
+    if values["max_steps"] <= 0 and values["num_train_epochs"] <= 0:
+        raise UserError(f"num_train_epochs must be above 0, got {values['num_train_epochs']}; or set max_steps")
+
+
 def _read_config(arguments: list[str]) -> dict[str, Any]:
     """Take ``--config FILE`` out of the arguments and read it."""
-    path = None
-    for position, argument in enumerate(arguments):
-        if argument == "--config":
-            if position + 1 == len(arguments):
-                raise UserError("--config needs the path of a YAML file")
-            path = arguments[position + 1]
-            del arguments[position : position + 2]
-            break
-        if argument.startswith("--config="):
-            path = argument.split("=", 1)[1]
-            del arguments[position]
-            break
-    if path is None:
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append", default=[])
+    known, arguments[:] = finder.parse_known_args(arguments)
+    if not known.config:
         return {}
+    if len(known.config) > 1:
+        raise UserError(f"--config is given {len(known.config)} times: keep one file, and set the rest by flags")
+    path = known.config[0]
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path!r} cannot be read: {_one_line(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--config {path!r} cannot be read: {reason}") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if settings is None:

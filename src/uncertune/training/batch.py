@@ -95,21 +95,20 @@ class Tokens:
 
 
 class SideColumnCollator:
-    """A collator that lays the side columns of its examples along the labels that another one made.
+    """A collator that lays the side columns of its examples, where they have any, along the labels another one made.
 
     Values are (L,) or (L, K) nested lists per example; shorter rows and smaller K are filled with 0.
     """
 
-    def __init__(self, collator: Any, columns: tuple[str, ...]) -> None:
+    def __init__(self, collator: Any) -> None:
         self.collator = collator
-        self.columns = columns
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["collator"], name)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator([{k: v for k, v in e.items() if k not in self.columns} for e in examples])
-        for name in self.columns:
+        columns = [name for name in SIDE_COLUMNS if name in examples[0]]
+        if not columns:
+            return self.collator(examples)
+        batch = self.collator([{k: v for k, v in e.items() if k not in columns} for e in examples])
+        for name in columns:
             batch[name] = self._lay([example[name] for example in examples], name, batch["labels"].shape)
         return batch
 

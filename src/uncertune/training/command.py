@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from transformers import AutoConfig, AutoTokenizer
 from trl import get_dataset, get_peft_config, get_quantization_config
 
 from uncertune.data.sources import load
 from uncertune.errors import UserError
+from uncertune.models import resolve_model
 from uncertune.training.arguments import Arguments
 from uncertune.training.pipeline import Job
 
@@ -24,6 +28,9 @@ def job_of(given: Arguments) -> Job:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
+    _check_model(model.model_name_or_path, training.model_init_kwargs)
+    with _refusals("model configuration"):
+        peft_config, quantization_config = get_peft_config(model), get_quantization_config(model)
     evaluates = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
     train, evaluation = _data(given, evaluates)
     return Job(
@@ -31,10 +38,29 @@ def job_of(given: Arguments) -> Job:
         config=training,
         train_dataset=train,
         eval_dataset=evaluation,
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        peft_config=peft_config,
+        quantization_config=quantization_config,
         resolved=given.resolved(),
     )
+
+
+def _check_model(name: str, options: dict[str, Any]) -> None:
+    """Raise UserError for a name under which there is no model and tokenizer, before data is loaded."""
+    with _refusals(f"model_name_or_path {name!r} cannot be loaded"):
+        where = {key: options[key] for key in ("revision", "trust_remote_code")}
+        AutoConfig.from_pretrained(resolve_model(name), **where)
+        AutoTokenizer.from_pretrained(resolve_model(name), **where)
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """What another library refuses for a name or a value, as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
@@ -42,9 +68,12 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
     if mixture.datasets:
         if data.dataset_name:
             raise UserError("dataset_name and datasets are both set: keep one")
-        splits = get_dataset(mixture)
-        train = splits[data.dataset_train_split]
-        return train, splits[data.dataset_test_split] if evaluates else None
+        with _refusals("datasets cannot be loaded"):
+            splits = get_dataset(mixture)
+        for field in ("dataset_train_split", *(["dataset_test_split"] if evaluates else [])):
+            if getattr(data, field) not in splits:
+                raise UserError(f"{field}: datasets have no split {getattr(data, field)!r}, only {', '.join(splits)}")
+        return splits[data.dataset_train_split], splits[data.dataset_test_split] if evaluates else None
     if not data.dataset_name:
         raise UserError(
             "dataset_name is missing: give alpaca, gsm8k, sharegpt, word_problems, a file, a folder or a hub id"

@@ -19,39 +19,54 @@ from uncertune.training.batch import IGNORED, SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
 
 
-def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> None:
-    """Replace an unset ``assistant_only_loss`` by TRL's default, False, or refuse where that would be a guess."""
+def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneConfig:
+    """``args`` with an unset ``assistant_only_loss`` as TRL's default, False; refused where that would be a guess."""
     if args.assistant_only_loss is not None:
-        return
+        return args
     first: dict[str, Any] = next(iter(rows), {}) if rows is not None else {}
     if args.objective != "mle" and ("messages" in first or "conversations" in first):
         raise UserError(
             f"assistant_only_loss must be set, true or false, with messages data and objective={args.objective!r}: "
             "true puts the loss on the assistant's turns, false on every token, prompts included"
         )
+    args = copy.copy(args)
     args.assistant_only_loss = False
+    return args
 
 
 @contextlib.contextmanager
 def known_templates() -> Iterator[None]:
     """While TRL builds its trainer, the chat templates that this package has marked are known to it too."""
-    trls = trl_sft.get_training_chat_template
+    trls, has_markers = trl_sft.get_training_chat_template, trl_sft.has_generation_markers
 
     def ours(processing_class: Any = None, **kwargs: Any) -> str | None:
         return training_template(processing_class) or trls(processing_class, **kwargs)
 
     trl_sft.get_training_chat_template = ours
+    trl_sft.has_generation_markers = lambda template: bool(template) and has_markers(template)  # it fails without one
     try:
         yield
-    except ValueError as error:
-        if "chat_template is not set" in str(error):
-            raise UserError(
-                "the tokenizer has no chat template, which messages data needs: set chat_template_path to a template "
-                "file (.jinja) or to a model whose template fits"
-            ) from None
-        raise
     finally:
-        trl_sft.get_training_chat_template = trls
+        trl_sft.get_training_chat_template, trl_sft.has_generation_markers = trls, has_markers
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What TRL, PEFT and transformers refuse while a trainer is built, as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        if "chat_template is not set" in line:
+            line = (
+                "chat_template_path: the tokenizer has no chat template, which messages data needs; set it to a "
+                "template file (.jinja) or to a model whose template fits"
+            )
+        elif isinstance(error, RuntimeError) and "assistant_only_loss" not in line:
+            raise
+        raise UserError(line) from error
 
 
 def prepare(
@@ -62,8 +77,8 @@ def prepare(
     packing: bool,
     formatting_func: Any,
     name: str,
-) -> tuple[Any, tuple[str, ...]]:
-    """Rows with ``input_ids``, ``labels`` and the side columns given, and the names of the latter.
+) -> Any:
+    """Rows with ``input_ids``, ``labels`` and the side columns given.
 
     Tokenising, labels, truncation and packing are TRL's. In between, on labels not yet cut: side columns are laid out
     one entry per token, and what truncation cuts or drops is counted and printed. Raises UserError for data without
@@ -71,7 +86,7 @@ def prepare(
     """
     if not isinstance(rows, Dataset):
         _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=True)
-        return trl_prepare(rows, processing_class, args, packing, formatting_func, name), ()
+        return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
     _check_side_columns(args, rows.column_names, streaming=False)
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
@@ -81,8 +96,8 @@ def prepare(
         rows = rows.map(_lay_out, with_indices=True, fn_kwargs={"columns": side}, desc="Laying out side columns")
     _count(rows, args, packing, name)
     if not side:
-        return trl_prepare(rows, processing_class, args, packing, formatting_func, name), ()
-    return _cut_and_pack(rows, args, packing, ("input_ids", "labels", *side)), side
+        return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
+    return _cut_and_pack(rows, args, packing, ("input_ids", "labels", *side))
 
 
 def _check_side_columns(args: UncertuneConfig, columns: list[str], *, streaming: bool) -> None:
@@ -123,7 +138,7 @@ def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> No
         answered = int((labels[1:] != IGNORED).sum())
         kept = answered
         if limit is not None and len(labels) > limit:
-            cut = labels[:limit] if args.truncation_mode == "keep_start" else labels[-limit:]
+            cut = labels[:limit] if packing or args.truncation_mode == "keep_start" else labels[-limit:]
             kept = int((cut[1:] != IGNORED).sum())
             long += 1
         total, lost, empty = total + 1, lost + answered - kept, empty + (kept == 0)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from uncertune.fused import linear_token_stats
 from uncertune.selection import select
 from uncertune.teachers.adapter import frozen_rows
-from uncertune.training.batch import IGNORED, SIDE_COLUMNS
+from uncertune.training.batch import IGNORED
 from uncertune.training.checkpoints import write_atomically
 
 PROBE = "probe.jsonl"
@@ -48,6 +48,8 @@ class Probe(TrainerCallback):
     def _score(self, step: int) -> None:
         """Every rank runs the forward pass, which may be sharded; the first one writes."""
         documents = [self._document(row) for row in self._rows()]
+        if not documents:  # every prompt is longer than what is scored
+            return
         answers = torch.cat([torch.tensor(d["loss"][1:])[torch.tensor(d["response"][1:])] for d in documents])
         chosen = iter(select(answers, self.trainer.args.selection_fraction).tolist())
         for document in documents:
@@ -74,8 +76,7 @@ class Probe(TrainerCallback):
 
     def _document(self, row: dict[str, Any]) -> dict[str, Any]:
         trainer = self.trainer
-        batch = trainer.data_collator.__dict__.get("collator", trainer.data_collator)([row])
-        batch = trainer._prepare_inputs({k: v for k, v in batch.items() if k not in SIDE_COLUMNS})
+        batch = trainer._prepare_inputs(trainer.data_collator([row]))
         del batch["labels"]
         ids = batch["input_ids"]
         mask = torch.zeros_like(ids[:, 1:], dtype=torch.bool)

@@ -68,6 +68,7 @@ class RunLog(TrainerCallback):
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.rank != 0:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)  # an evaluation may come before any training
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")

@@ -42,8 +42,8 @@ from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_o
 class UncertuneTrainer(SFTTrainer):
     """Fine-tune a causal language model with any objective of ``uncertune.objectives``.
 
-    Takes what TRL's ``SFTTrainer`` takes, and ``teacher`` and ``rho_reference``: a path or hub id (of an adapter or a
-    model), or a model; given here they stand for the fields of the same name of ``UncertuneConfig``.
+    Takes what TRL's ``SFTTrainer`` takes, and ``teacher``: a path or hub id (of an adapter or a model), or a model;
+    given here it stands for the field of the same name of ``UncertuneConfig``.
 
     The loss is ``Σ_t ℓ_t / N`` with N all response tokens of the optimizer step (over micro-batches and ranks), so
     how a step is cut changes nothing; ``normalize_by="selected"`` divides by the selected ones. ``eval_loss`` is plain
@@ -54,6 +54,7 @@ class UncertuneTrainer(SFTTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "uncertune"]
     args: UncertuneConfig
+    data_collator: Any
 
     def __init__(
         self,
@@ -61,30 +62,29 @@ class UncertuneTrainer(SFTTrainer):
         args: UncertuneConfig | None = None,
         *,
         teacher: str | nn.Module | None = None,
-        rho_reference: str | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         args = UncertuneConfig() if args is None else args
         if not isinstance(args, UncertuneConfig):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
-        self._refuse(args, kwargs)
-        teacher, rho_reference = self._references(args, teacher, rho_reference)
-        dataset.resolve_assistant_only_loss(args, kwargs.get("train_dataset"))
-        self._side_columns: tuple[str, ...] = ()
-        with dataset.known_templates():
+        self._refuse(model, kwargs)
+        teacher = self._teacher_of(args, teacher)
+        args = dataset.resolve_assistant_only_loss(args, kwargs.get("train_dataset"))
+        with dataset.known_templates(), dataset.refusals():
             super().__init__(resolve_model(model) if isinstance(model, str) else model, args, **kwargs)
-        if self._is_vlm:
-            raise UserError(f"{type(self.model).__name__} is a vision-language model: only text models are supported")
+        if self._is_vlm or getattr(self.model.config, "vision_config", None) is not None:
+            name = f"model: {self.model.config.model_type}"
+            name = f"processing_class: {type(self.processing_class).__name__}" if self._is_vlm else name
+            raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
         attach_head(self.model)
         verify_head(self.model)
-        if self._side_columns:
-            self.data_collator = SideColumnCollator(self.data_collator, self._side_columns)
+        self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self._check_distributed()
         self._dropout = has_dropout(self.model)  # before a reference brings dropout of its own
         self.teacher = self._load(teacher, "reference")
-        same = rho_reference == "teacher"
-        self.rho_reference = self.teacher if same else self._load(rho_reference, "rho_reference")
+        same = args.rho_reference == "teacher"
+        self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
@@ -93,18 +93,17 @@ class UncertuneTrainer(SFTTrainer):
     # ---- construction
 
     @staticmethod
-    def _refuse(args: UncertuneConfig, kwargs: dict[str, Any]) -> None:
+    def _refuse(model: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("compute_loss_func") is not None:
             raise UserError("compute_loss_func is not supported: the loss is set by the objective")
-        peft_config = kwargs.get("peft_config")
-        if getattr(peft_config, "is_prompt_learning", False):
-            raise UserError(
-                f"peft_config: {type(peft_config).__name__} is prompt learning, which is not supported: use LoraConfig"
-            )
+        for peft_config in (kwargs.get("peft_config"), *getattr(model, "peft_config", {}).values()):
+            if getattr(peft_config, "is_prompt_learning", False):
+                name = type(peft_config).__name__
+                raise UserError(f"peft_config: {name} is prompt learning, which is not supported: use LoraConfig")
 
     @staticmethod
-    def _references(args: UncertuneConfig, teacher: Any, rho_reference: Any) -> tuple[Any, Any]:
-        """Teacher and rho reference, each from the argument or the configuration, and refused where missing."""
+    def _teacher_of(args: UncertuneConfig, teacher: Any) -> Any:
+        """The teacher, from the argument or the configuration, and refused where missing or without effect."""
         if teacher is not None and args.teacher not in (None, "auto"):
             raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
         teacher = args.teacher if teacher is None else teacher
@@ -119,24 +118,22 @@ class UncertuneTrainer(SFTTrainer):
             )
         if teacher is not None and not args.uses_teacher and args.rho_reference != "teacher":
             raise UserError(f"teacher has no effect with objective={args.objective!r}: remove it")
-        rho_reference = args.rho_reference if rho_reference is None else rho_reference
-        if rho_reference == "teacher" and teacher is None:
-            raise UserError("rho_reference='teacher' needs a teacher")
-        return teacher, rho_reference
+        if args.rho_reference == "teacher" and teacher is None:
+            raise UserError("rho_reference='teacher' needs a teacher: set teacher to a folder or a hub id")
+        return teacher
 
     def _prepare_dataset(
         self, rows: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """TRL's preparation, with side columns kept along the labels and what is cut or dropped counted."""
-        rows, self._side_columns = dataset.prepare(
+        return dataset.prepare(
             super()._prepare_dataset, rows, processing_class, args, packing, formatting_func, dataset_name
         )
-        return rows
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = getattr(self, "_signature_columns", None) or []
-        self._signature_columns = [*columns, *self._side_columns]
+        self._signature_columns = list(dict.fromkeys([*columns, *SIDE_COLUMNS]))
 
     # ---- checkpoints
 
