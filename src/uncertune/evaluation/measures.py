@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from uncertune.fused import linear_token_stats, linear_weighted_nll
-from uncertune.objectives import OBJECTIVES, FactoredTeacher
+from uncertune.objectives import OBJECTIVES
 from uncertune.teachers.adapter import evaluating, frozen_rows
 
 Row = dict[str, list[int]]
@@ -55,7 +55,8 @@ def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: i
     """Mean cross-entropy of the response tokens."""
     total, count = 0.0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
-        loss = linear_token_stats(labels=labels, **_head(frozen_rows(model, inputs, mask))).loss
+        taken = frozen_rows(model, inputs, mask)
+        loss = linear_token_stats(taken.hidden, taken.head, labels, **taken.options).loss
         total, count = total + float(loss.sum()), count + loss.numel()
     return total / max(count, 1)
 
@@ -70,10 +71,8 @@ def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_
             tuned = frozen_rows(model, inputs, mask)
         targets = OBJECTIVES["distill"](labels, teacher=base)
         with torch.no_grad():
-            cross = linear_weighted_nll(
-                tuned.hidden, tuned.head, targets, bias=tuned.bias, softcap=tuned.softcap, scale=tuned.scale
-            )
-        divergence = cross - linear_token_stats(labels=labels, **_head(base)).entropy
+            cross = linear_weighted_nll(tuned.hidden, tuned.head, targets, **tuned.options)
+        divergence = cross - linear_token_stats(base.hidden, base.head, labels, **base.options).entropy
         total, count = total + float(divergence.sum()), count + divergence.numel()
     return total / max(count, 1)
 
@@ -140,13 +139,3 @@ def _answers(
         labels = batch.pop("labels")
         mask = labels[:, 1:] != -100
         yield {**batch, "use_cache": False}, mask, labels[:, 1:][mask]
-
-
-def _head(rows: FactoredTeacher) -> dict[str, Any]:
-    return {
-        "hidden": rows.hidden,
-        "head": rows.head,
-        "bias": rows.bias,
-        "softcap": rows.softcap,
-        "scale": rows.scale,
-    }

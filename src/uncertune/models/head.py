@@ -34,6 +34,11 @@ class OutputHead:
     softcap: float | None = None
     scale: float = 1.0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of this head in the functions of ``uncertune.fused``."""
+        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) → (..., V): the definition above, plainly. For checks and small vocabularies."""
         logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)

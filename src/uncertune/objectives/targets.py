@@ -7,6 +7,7 @@ Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``K`` entries
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class FactoredTeacher:
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of this head in the functions of ``uncertune.fused``."""
+        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,12 @@ def mark_complete(output_dir: str | Path, step: int) -> None:
 
 def latest_complete(output_dir: str | Path) -> Path | None:
     """The complete checkpoint of the highest step; unfinished ones do not count."""
-    return max(
-        (folder for folder in _checkpoints(output_dir) if (folder / MARKER).is_file()), key=step_of, default=None
-    )
+    return max((folder for folder in checkpoints(output_dir) if (folder / MARKER).is_file()), key=step_of, default=None)
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
     """Delete checkpoints that a crash left without their last file."""
-    for folder in _checkpoints(output_dir):
+    for folder in checkpoints(output_dir):
         if not (folder / MARKER).is_file():
             shutil.rmtree(folder)
 
@@ -59,7 +57,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _checkpoints(output_dir: str | Path) -> list[Path]:
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return []

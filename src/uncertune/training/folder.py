@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,14 +10,16 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from uncertune.errors import UserError
 from uncertune.training.batch import SIDE_COLUMNS
+from uncertune.training.checkpoints import checkpoints, latest_complete
 
 RUN = "run.json"
 _OURS = ("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html")
@@ -68,7 +71,7 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
     for shard in folder.glob("model-*-of-*.safetensors"):
         shard.unlink()
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 
@@ -90,10 +93,13 @@ def fingerprint_data(rows: Any) -> str:
 
 
 def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise UserError where the folder holds a run with other settings, data or model."""
-    there = read(folder).get("identity")
-    if there is None:
+    """Raise UserError where the folder holds a run with other settings, data or model.
+
+    A run that has kept nothing to go on from, neither result nor checkpoint, gives way.
+    """
+    if not (is_complete(folder) or latest_complete(folder)):
         return
+    there = read(folder).get("identity", {})
     names = [name for name in identity if name in there and there[name] != identity[name]]
     names += [name for name in identity if name not in there and identity[name] is not None]
     if not names:
@@ -106,14 +112,12 @@ def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
     )
 
 
-def check_usable(folder: Path) -> None:
+def check_usable(folder: Path, *, overwrite: bool = False) -> None:
     """Refuse a path that is no folder, cannot be written, or holds a run of something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
-    if read(folder):
-        return
-    found = [name for name in _WEIGHTS if (folder / name).exists()] + [p.name for p in folder.glob("checkpoint-*")]
-    if found:
+    found = [name for name in _WEIGHTS if (folder / name).exists()] + [path.name for path in checkpoints(folder)]
+    if found and not read(folder) and not overwrite:
         raise UserError(
             f"output_dir {str(folder)!r} holds another run ({found[0]}) that this command did not start: choose "
             "another output_dir, or --overwrite to delete it"
@@ -124,6 +128,24 @@ def check_usable(folder: Path) -> None:
         raise UserError(f"output_dir {str(folder)!r} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"output_dir {str(folder)!r} cannot be written: choose another folder")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another process is training in, and keep it until this one is done or dies."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir {str(folder)!r} is in use by another process: wait for it, or choose another output_dir"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read(folder: Path) -> dict[str, Any]:

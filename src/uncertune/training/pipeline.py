@@ -7,6 +7,7 @@ folder too, where ``teacher: auto`` trained its reference.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -32,6 +33,7 @@ from uncertune.training.folder import (
     clear,
     environment,
     fingerprint_data,
+    held,
     is_complete,
     plain,
 )
@@ -67,21 +69,23 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
     With ``teacher="auto"`` the reference is trained first, in ``stage1/``, or reused where that folder holds the same
     run. A folder that holds another run raises UserError and names the difference; ``overwrite`` deletes it instead.
     """
-    if overwrite:
-        clear(job.folder)
-    check_usable(job.folder)
-    if job.config.teacher == "auto":
-        stage1 = stage_1_of(job)
-        check_same(job.folder, _settings(job, "auto"))
-        print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
-        run(stage1)
-        print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
-        teacher: str | None = str(stage1.folder)
-    else:
-        teacher = job.config.teacher
-        check_same(job.folder, _settings(job, teacher))
+    check_usable(job.folder, overwrite=overwrite)
+    with held(job.folder) if job.config.process_index == 0 else contextlib.nullcontext():
+        return _stages(job, job.folder if overwrite else None)
+
+
+def _stages(job: Job, anew: Path | None) -> Path:
+    if anew is None:
+        check_same(job.folder, _settings(job, job.config.teacher))
+    if job.config.teacher != "auto":
+        return _train(job, anew)
+    stage1 = stage_1_of(job)
+    print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
+    check_usable(stage1.folder, overwrite=anew is not None)
+    _train(stage1, anew)
+    print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
     config = copy.copy(job.config)
-    config.teacher = teacher
+    config.teacher = str(stage1.folder)
     return _train(replace(job, config=config))
 
 
@@ -97,7 +101,8 @@ def stage_1_of(job: Job) -> Job:
     return replace(job, config=config, resolved=resolved)
 
 
-def _train(job: Job) -> Path:
+def _train(job: Job, anew: Path | None = None) -> Path:
+    """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
     trainer = UncertuneTrainer(
         job.model,
         copy.copy(job.config),
@@ -109,36 +114,44 @@ def _train(job: Job) -> Path:
         callbacks=list(job.callbacks),
     )
     trainer.add_callback(Probe(trainer))
-    folder, main = job.folder, trainer.accelerator.is_main_process
     identity = {
         **_settings(job, job.config.teacher),
         "data": fingerprint_data(trainer.train_dataset),
         "model": fingerprint(trainer.accelerator.unwrap_model(trainer.model)),
     }
-    check_same(folder, identity)
-    if is_complete(folder):
-        print(f"{folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
-        return folder
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-        resolved = {**(job.resolved or trainer.args.to_dict()), "teacher": job.config.teacher}
-        write_atomically(folder / "config.yaml", yaml.safe_dump(plain(resolved), sort_keys=True, allow_unicode=True))
-        write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
-        write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
+    if anew is None:
+        check_same(job.folder, identity)
+        if is_complete(job.folder):
+            print(f"{job.folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
+            return job.folder
+    if trainer.accelerator.is_main_process:
+        if anew is not None:
+            clear(anew)
+        _begin(job, identity, job.resolved or trainer.args.to_dict())
     trainer.accelerator.wait_for_everyone()
-    checkpoint = latest_complete(folder)
+    checkpoint = latest_complete(job.folder)
     if checkpoint is not None:
         print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model(str(folder))
-    if main:
-        write_atomically(folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
+    trainer.save_model(str(job.folder))
+    if trainer.accelerator.is_main_process:
+        write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
     gc.collect()
-    return folder
+    return job.folder
+
+
+def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Clean the folder of what a crash left, and write down which run begins or goes on in it."""
+    folder = job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    settings = plain({**resolved, "teacher": job.config.teacher})
+    write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
+    write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
 
 
 # ---- what a run is

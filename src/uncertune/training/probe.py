@@ -82,9 +82,7 @@ class Probe(TrainerCallback):
         mask = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
         mask[:, : len(row["input_ids"]) - 1] = True
         rows = frozen_rows(trainer.model_wrapped, {**batch, "use_cache": False}, mask)
-        stats = linear_token_stats(
-            rows.hidden, rows.head, ids[:, 1:][mask], bias=rows.bias, softcap=rows.softcap, scale=rows.scale
-        )
+        stats = linear_token_stats(rows.hidden, rows.head, ids[:, 1:][mask], **rows.options)
         return {
             "text": [trainer.processing_class.decode([token]) for token in row["input_ids"]],
             "loss": [None, *[round(value, 4) for value in stats.loss.tolist()]],

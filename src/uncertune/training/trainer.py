@@ -261,10 +261,10 @@ class UncertuneTrainer(SFTTrainer):
                     tokens.labels,
                     rounded=self.args.objective == "mle",
                     factor=self.accelerator.num_processes / max(record.tokens, 1),
-                    **_options(head),
+                    **head.options,
                 )
             else:
-                loss_T = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
+                loss_T = linear_weighted_nll(hidden, head.weight, targets, **head.options)
             outcome.update(stats=stats, selected=selected)
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
@@ -298,9 +298,7 @@ class UncertuneTrainer(SFTTrainer):
         rows = self.teacher.rows(model, tokens.inputs, tokens.mask)
         if self.args.objective != "truncated_distill":
             return rows
-        return linear_top_k(
-            rows.hidden, rows.head, self.args.teacher_top_k, bias=rows.bias, softcap=rows.softcap, scale=rows.scale
-        )
+        return linear_top_k(rows.hidden, rows.head, self.args.teacher_top_k, **rows.options)
 
     def _select_inside(
         self, hidden: Tensor, head: OutputHead, tokens: Tokens, reference_T: Tensor | None, record: StepRecord
@@ -309,7 +307,7 @@ class UncertuneTrainer(SFTTrainer):
         stats = None
         scores = None
         if self._rule.metric != "random":
-            stats = linear_token_stats(hidden.detach(), head.weight, tokens.labels, **_options(head))
+            stats = linear_token_stats(hidden.detach(), head.weight, tokens.labels, **head.options)
             scores = self._metric(stats, reference_T)
         everywhere = self.args.selection_scope == "batch"
         chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
@@ -339,7 +337,7 @@ class UncertuneTrainer(SFTTrainer):
         def head_fn(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
             plain = OBJECTIVES["mle"](tokens.labels)
             loss_T, stats = linear_weighted_nll_with_stats(
-                hidden, head.weight, plain, tokens.labels, rounded=True, **_options(head)
+                hidden, head.weight, plain, tokens.labels, rounded=True, **head.options
             )
             values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
             if self.args.objective != "mle":
@@ -348,7 +346,7 @@ class UncertuneTrainer(SFTTrainer):
                     scores = None if self._rule.metric == "random" else self._metric(stats, reference_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
                 targets = self._targets(tokens, selected, teacher)
-                values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **_options(head))
+                values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
             return {"loss": loss_T}
 
         with torch.no_grad():
@@ -399,11 +397,7 @@ class UncertuneTrainer(SFTTrainer):
 
 
 def _stats(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:
-    return linear_token_stats(rows.hidden, rows.head, labels_T, bias=rows.bias, softcap=rows.softcap, scale=rows.scale)
-
-
-def _options(head: OutputHead) -> dict[str, Any]:
-    return {"bias": head.bias, "softcap": head.softcap, "scale": head.scale}
+    return linear_token_stats(rows.hidden, rows.head, labels_T, **rows.options)
 
 
 def _input_tokens(batch: dict[str, Any]) -> int:
