@@ -23,9 +23,12 @@ def train(arguments: list[str]) -> int:
 
     from uncertune.report.training import write_run_page
     from uncertune.training.command import job_of
+    from uncertune.training.folder import STAGE_1
     from uncertune.training.pipeline import run
 
     folder = run(job_of(given), overwrite=given.data.overwrite)
+    if (folder / STAGE_1).is_dir():
+        write_run_page(folder / STAGE_1)
     print(f"run:  {folder}\npage: {write_run_page(folder)}")
     return 0
 
@@ -69,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uncertune: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("uncertune: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "uncertune: interrupted; the same command, without --overwrite, goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
 
 

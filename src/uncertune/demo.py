@@ -102,7 +102,7 @@ def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
         use_cpu=_no_accelerator(),
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"dtype": "bfloat16"},  # half the time of float32 on a CPU; the adapter is float32
         eval_strategy="steps",
         eval_steps=0.25,
         eval_on_start=True,
@@ -116,7 +116,7 @@ def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
         model=model,
         config=config,
         train_dataset=load("word_problems", max_samples=options.train_problems, seed=options.seed),
-        eval_dataset=load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed),
+        eval_dataset=load("word_problems", split="test", max_samples=min(16, options.test_problems), seed=options.seed),
         peft_config=LoraConfig(
             r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),

@@ -75,6 +75,10 @@ def parse(arguments: list[str]) -> DemoOptions:
     values = vars(command.parse_args(arguments))
     values.pop("config")
     options = DemoOptions(**values)
+    if not 0 < options.selection_fraction <= 1:
+        raise UserError(f"selection_fraction must be in (0, 1], got {options.selection_fraction}")
+    if not options.learning_rate > 0:
+        raise UserError(f"learning_rate must be above 0, got {options.learning_rate}")
     for name in ("train_problems", "batch_size", "test_problems", "general_prompts", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(options, name)}")

@@ -24,15 +24,18 @@ ROLES = {
 """ShareGPT's ``from`` (lower case) to the role it means."""
 
 
-def detect_format(column_names: Iterable[str], first_row: Row) -> str:
+def detect_format(column_names: Iterable[str], first_row: Row, text_field: str | None = None) -> str:
     """Name the format of a data set: ``"trl"``, ``"alpaca"``, ``"gsm8k"`` or ``"sharegpt"``.
 
     ``first_row`` tells ShareGPT's ``conversations`` (``from``, ``value``) from chat messages under the same name.
-    Alpaca's own three columns win over a ``text`` column beside them, which repeats them as one string.
+    Alpaca's own three columns win over a ``text`` column beside them, which repeats them as one string, unless
+    ``text_field`` asks for a column of plain text by name.
 
     Raises ``UserError`` with the columns found and the formats known.
     """
     columns = set(column_names)
+    if text_field in columns:
+        return "trl"
     if "messages" in columns or "input_ids" in columns or {"prompt", "completion"} <= columns:
         return "trl"
     if "conversations" in columns:

@@ -58,6 +58,7 @@ def load(
     split: str = "train",
     data_dir: str | os.PathLike[str] | None = None,
     format: str = "auto",
+    text_field: str | None = None,
     max_samples: int | None = None,
     streaming: bool = False,
     seed: int = 0,
@@ -69,6 +70,7 @@ def load(
     variable ``UNCERTUNE_DATA``, where that has its file, and otherwise from the hub.
     ``config``: the hub's configuration; for ``word_problems`` the level, 1 to 3 (default: all three).
     ``format``: ``auto`` (by the columns), ``trl``, ``alpaca``, ``gsm8k`` or ``sharegpt``.
+    ``text_field``: a column of plain text to train on, where the data has it, whatever other columns say.
     ``max_samples``: the first so many rows, after conversion; rows behind them are not looked at.
     ``seed``: of generated data only; nothing is shuffled here.
 
@@ -88,7 +90,7 @@ def load(
     if format == "auto":
         try:
             known = BUILTIN.get(name)
-            format = known.format if known else formats.detect_format(list(first), first)
+            format = known.format if known else formats.detect_format(list(first), first, text_field)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 

@@ -125,11 +125,20 @@ def _run(
             targets.teacher_bias,
             targets.teacher_softcap,
             targets.teacher_scale,
-            shared=student if targets.teacher_head.data_ptr() == head.data_ptr() else None,
+            shared=student if _same(targets.teacher_head, head) else None,
         )
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
         return chunked.WeightedNLL.apply(hidden, head, bias, targets, student, teacher, labels, train_hidden, factor)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are one piece of memory, read alike."""
+
+    def place(one: Tensor) -> tuple[object, ...]:
+        return one.data_ptr(), one.shape, one.stride(), one.dtype
+
+    return place(left) == place(right)
 
 
 def _check(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:

@@ -220,6 +220,6 @@ def _explicit(labels: Tensor, weights: Weights, name: str) -> Targets:
         if weights.dim() != 2 or weights.shape[0] != labels.shape[0]:
             raise ValueError(f"{name} must be (T, V) with T = {labels.shape[0]}, got {tuple(weights.shape)}")
         nothing = labels.new_zeros(labels.shape[0], 0)
-        return Targets(ids=nothing, weights=nothing.to(weights.dtype), dense=weights * keep[:, None].to(weights.dtype))
+        return Targets(ids=nothing, weights=nothing.to(weights.dtype), dense=weights.where(keep[:, None], 0))
     ids, values = weights
-    return Targets(ids=ids, weights=values * keep[:, None].to(values.dtype))
+    return Targets(ids=ids.where(keep[:, None], 0), weights=values.where(keep[:, None], 0))

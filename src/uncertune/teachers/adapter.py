@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, attach_head, causal_lm, output_head, verify_head
+from uncertune.models import OutputHead, attach_head, causal_lm, fingerprint, output_head, verify_head
 from uncertune.objectives import FactoredTeacher
 
 
@@ -122,6 +123,9 @@ def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, toke
 
 
 def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
+    identity = json.loads(run.read_text()).get("identity", {}) if (run := Path(path) / "run.json").is_file() else {}
+    if identity.get("model", ours := fingerprint(student)) != ours:
+        warnings.warn(f"teacher {path!r} was trained on another base model than this one", stacklevel=2)
     try:
         student.load_adapter(path, adapter_name=name, is_trainable=False)  # type: ignore[operator]
     except (RuntimeError, ValueError, KeyError) as error:

@@ -86,6 +86,7 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
             split=split,
             data_dir=data.data_dir,
             format=data.dataset_format,
+            text_field=given.training.dataset_text_field,
             max_samples=limit,
             streaming=data.dataset_streaming,
             seed=given.training.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import trl.trainer.sft_trainer as trl_sft
@@ -17,6 +17,8 @@ from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.training.batch import IGNORED, SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
+
+PEEKED_ROWS = 100
 
 
 def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneConfig:
@@ -86,7 +88,10 @@ def prepare(
     """
     if not isinstance(rows, Dataset):
         _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=True)
-        return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
+        rows = trl_prepare(rows, processing_class, args, packing, formatting_func, name)
+        if not any(_answered(row["labels"]) for row in rows.take(PEEKED_ROWS)):
+            raise _nothing_left(name, f"the first {PEEKED_ROWS}")
+        return rows
     _check_side_columns(args, rows.column_names, streaming=False)
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
@@ -98,6 +103,12 @@ def prepare(
     if not side:
         return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
     return _cut_and_pack(rows, args, packing, ("input_ids", "labels", *side))
+
+
+def check_prepared(args: UncertuneConfig, rows: Any) -> None:
+    """With ``skip_prepare_dataset`` nothing is laid out, so what the objective cannot use is refused here."""
+    if isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset") and rows is not None:
+        _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=False)
 
 
 def _check_side_columns(args: UncertuneConfig, columns: list[str], *, streaming: bool) -> None:
@@ -126,15 +137,33 @@ def _lay_out(row: dict[str, Any], index: int, columns: tuple[str, ...]) -> dict[
             raise UserError(
                 f"column {name!r} of row {index} must be a number or a list like the labels ({length} long): got {size}"
             )
+        if name == "token_weight" and not all(isinstance(one, int | float) and one >= 0 for one in value):
+            raise UserError(f"column 'token_weight' of row {index} must hold numbers of at least 0")
         out[name] = value
     return out
+
+
+def _answered(labels: Sequence[int]) -> bool:
+    return any(label != IGNORED for label in labels[1:])
+
+
+def _nothing_left(name: str, rows: str) -> UserError:
+    return UserError(
+        f"{name} data: none of {rows} rows has a response token left (labels are all -100): check the chat template, "
+        "completion_only_loss, assistant_only_loss and max_length"
+    )
 
 
 def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> None:
     """Print what truncation will cut and drop; raise where no response token is left."""
     limit = args.max_length if not (packing and args.packing_strategy != "bfd") else None
     total, long, lost, empty = 0, 0, 0, 0
-    for labels in rows.select_columns("labels").with_format("numpy")["labels"]:
+    for number, row in enumerate(rows.select_columns(["input_ids", "labels"]).with_format("numpy")):
+        labels = row["labels"]
+        if len(labels) != len(row["input_ids"]):
+            raise UserError(
+                f"{name} data: labels of row {number} are {len(labels)} long, input_ids {len(row['input_ids'])}"
+            )
         answered = int((labels[1:] != IGNORED).sum())
         kept = answered
         if limit is not None and len(labels) > limit:
@@ -143,14 +172,11 @@ def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> No
             long += 1
         total, lost, empty = total + 1, lost + answered - kept, empty + (kept == 0)
     if total == empty:
-        raise UserError(
-            f"{name} data: none of {total} rows has a response token left (labels are all -100): check the chat "
-            "template, completion_only_loss, assistant_only_loss and max_length"
-        )
+        raise _nothing_left(name, str(total))
     if long or empty:
         print(
             f"{name} data: {total} rows; {long} cut to max_length={limit} ({lost} response tokens lost); "
-            f"{empty} without response tokens left, {'kept without loss' if packing else 'dropped'}",
+            f"{empty} without response tokens left, {'kept without loss' if packing or limit is None else 'dropped'}",
             file=sys.stderr,
         )
 

@@ -8,9 +8,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from uncertune.training.batch import SIDE_COLUMNS
 from uncertune.training.checkpoints import checkpoints, latest_complete
 
 RUN = "run.json"
-_OURS = ("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html")
-_OURS_TOO = ("selection.parquet", "selection", "stage1", "adapter_config.json", "training_args.bin")
+STAGE_1 = "stage1"
+_OURS = (
+    *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html"),
+    *("selection.parquet", "selection", STAGE_1, "adapter_config.json", "training_args.bin"),
+)
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
-# Fields that change where a run writes, what it says or how often it saves, not what it learns.
+# Fields that change where a run writes, what it says or how often it saves, not what it learns; teacher and
+# rho_reference count by what they hold, not by where they lie.
 SILENT = frozenset(
     (
         "dataloader_num_workers",
@@ -41,10 +46,7 @@ SILENT = frozenset(
         "do_eval",
         "do_predict",
         "do_train",
-        "greater_is_better",
-        "load_best_model_at_end",
         "local_rank",
-        "metric_for_best_model",
         "output_dir",
         "per_device_eval_batch_size",
         "prediction_loss_only",
@@ -62,8 +64,12 @@ SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ba
 
 
 def clear(folder: Path) -> None:
-    """Delete what a run left in its folder, and nothing else."""
-    for name in (*_OURS, *_OURS_TOO, *_WEIGHTS):
+    """Delete what a run left in its folder, and nothing else; a folder without a run stays as it is."""
+    if read(folder / STAGE_1):
+        shutil.rmtree(folder / STAGE_1)
+    if not read(folder):
+        return
+    for name in (*_OURS, *_WEIGHTS):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -81,10 +87,12 @@ def is_complete(folder: str | Path) -> bool:
 
 
 def fingerprint_data(rows: Any) -> str:
-    """16 hex digits of prepared rows: ids, labels and side columns, in their order. Streams have their own."""
-    if not hasattr(rows, "with_format") or not hasattr(rows, "__len__"):
-        return "stream"
+    """16 hex digits of prepared rows: ids, labels and side columns, in their order; of a stream, its first 100 rows."""
     digest = hashlib.blake2b(digest_size=8)
+    if not hasattr(rows, "__len__"):
+        for row in rows.take(100):
+            digest.update(json.dumps([list(row["input_ids"]), list(row["labels"])]).encode())
+        return digest.hexdigest()
     kept = [name for name in rows.column_names if name in ("input_ids", "labels", *SIDE_COLUMNS)]
     for batch in rows.select_columns(sorted(kept)).with_format("arrow").iter(batch_size=1000):
         for name in sorted(kept):
@@ -112,15 +120,28 @@ def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
     )
 
 
-def check_usable(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse a path that is no folder, cannot be written, or holds a run of something else."""
+def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
+    """Refuse a path that is no folder, cannot be written, or holds what this command did not put there.
+
+    ``sources`` are paths that the run reads; one of them inside the folder is refused, since a run may delete there.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
-    found = [name for name in _WEIGHTS if (folder / name).exists()] + [path.name for path in checkpoints(folder)]
-    if found and not read(folder) and not overwrite:
+    for source in sources:
+        if (
+            isinstance(source, str)
+            and Path(source).exists()
+            and Path(source).resolve().is_relative_to(folder.resolve())
+        ):
+            raise UserError(
+                f"output_dir {str(folder)!r} holds {source!r}, which the run reads: choose another output_dir"
+            )
+    found = [name for name in (*_OURS, *_WEIGHTS) if (folder / name).exists()]
+    found += [path.name for path in checkpoints(folder)]
+    if found and not read(folder) and found != [STAGE_1]:
         raise UserError(
             f"output_dir {str(folder)!r} holds another run ({found[0]}) that this command did not start: choose "
-            "another output_dir, or --overwrite to delete it"
+            "another output_dir"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,8 +194,18 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": devices or ["cpu"],
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _without_secrets([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _without_secrets(command: list[str]) -> list[str]:
+    """The words of a command, the value of every ``--…token`` hidden."""
+    out: list[str] = []
+    for word in command:
+        if out and re.fullmatch(r"--[\w-]*token", out[-1]):
+            word = "***"
+        out.append(re.sub(r"^(--[\w-]*token)=.*", r"\1=***", word))
+    return out
 
 
 def plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
 from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
 from uncertune.training.config import SELECTION_FIELDS, TEACHER_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
@@ -28,6 +29,7 @@ from uncertune.training.folder import (
     RUN,
     SILENT,
     SILENT_PREFIXES,
+    STAGE_1,
     check_same,
     check_usable,
     clear,
@@ -39,8 +41,6 @@ from uncertune.training.folder import (
 )
 from uncertune.training.probe import Probe
 from uncertune.training.trainer import UncertuneTrainer
-
-STAGE_1 = "stage1"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
     With ``teacher="auto"`` the reference is trained first, in ``stage1/``, or reused where that folder holds the same
     run. A folder that holds another run raises UserError and names the difference; ``overwrite`` deletes it instead.
     """
-    check_usable(job.folder, overwrite=overwrite)
+    _check(job)
+    check_usable(job.folder, _sources(job))
     with held(job.folder) if job.config.process_index == 0 else contextlib.nullcontext():
         return _stages(job, job.folder if overwrite else None)
 
@@ -81,12 +82,35 @@ def _stages(job: Job, anew: Path | None) -> Path:
         return _train(job, anew)
     stage1 = stage_1_of(job)
     print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
-    check_usable(stage1.folder, overwrite=anew is not None)
+    check_usable(stage1.folder)
     _train(stage1, anew)
     print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
     config = copy.copy(job.config)
     config.teacher = str(stage1.folder)
     return _train(replace(job, config=config))
+
+
+def _check(job: Job) -> None:
+    """Refuse what a run that resumes cannot honour."""
+    if job.config.save_only_model:
+        raise UserError("save_only_model=True leaves nothing to resume from: set it to false, or save_strategy to 'no'")
+    if job.config.resume_from_checkpoint:
+        raise UserError(
+            f"resume_from_checkpoint={job.config.resume_from_checkpoint!r}: a run goes on by itself from the last "
+            "checkpoint in its output_dir; remove the field, or --overwrite to start anew"
+        )
+
+
+def _sources(job: Job) -> list[Any]:
+    """What the run reads and must not lie in the folder it writes."""
+    config = job.config
+    return [
+        job.model,
+        config.teacher,
+        config.rho_reference,
+        config.chat_template_path,
+        job.resolved.get("dataset_name"),
+    ]
 
 
 def stage_1_of(job: Job) -> Job:
@@ -96,6 +120,7 @@ def stage_1_of(job: Job) -> Job:
     for name in (*SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS):
         setattr(config, name, defaults[name])
     config.objective, config.output_dir = "mle", str(job.folder / STAGE_1)
+    config.push_to_hub = False  # the result is stage 2's
     names = ("objective", "output_dir", *SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS)
     resolved = {**job.resolved, **{name: getattr(config, name) for name in names}} if job.resolved else {}
     return replace(job, config=config, resolved=resolved)
@@ -103,9 +128,10 @@ def stage_1_of(job: Job) -> Job:
 
 def _train(job: Job, anew: Path | None = None) -> Path:
     """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
+    settings = _settings(job, job.config.teacher)
     trainer = UncertuneTrainer(
         job.model,
-        copy.copy(job.config),
+        copy.deepcopy(job.config),
         train_dataset=job.train_dataset,
         eval_dataset=job.eval_dataset,
         peft_config=copy.deepcopy(job.peft_config),
@@ -115,7 +141,7 @@ def _train(job: Job, anew: Path | None = None) -> Path:
     )
     trainer.add_callback(Probe(trainer))
     identity = {
-        **_settings(job, job.config.teacher),
+        **settings,
         "data": fingerprint_data(trainer.train_dataset),
         "model": fingerprint(trainer.accelerator.unwrap_model(trainer.model)),
     }
@@ -133,6 +159,8 @@ def _train(job: Job, anew: Path | None = None) -> Path:
     if checkpoint is not None:
         print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step == 0:
+        raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
     trainer.save_model(str(job.folder))
     if trainer.accelerator.is_main_process:
         write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
@@ -149,9 +177,9 @@ def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     settings = plain({**resolved, "teacher": job.config.teacher})
+    write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
-    write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
 
 
 # ---- what a run is

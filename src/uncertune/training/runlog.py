@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 from transformers import TrainerCallback
@@ -88,19 +89,29 @@ class RunLog(TrainerCallback):
             return
         columns = list(zip(*self._rows, strict=True))
         table = pa.table(dict(zip(SELECTION_SCHEMA.names, columns, strict=True)), schema=SELECTION_SCHEMA)
+        self._write_part(table, self._rows[-1][0])
+        self._rows = []
+
+    def _write_part(self, table: pa.Table, step: int) -> None:
         parts = self._parts_folder()
         parts.mkdir(parents=True, exist_ok=True)
-        path = parts / f"{self._rows[-1][0]:09d}-{self.rank:05d}.parquet"
+        path = parts / f"{step:09d}-{self.rank:05d}.parquet"
         pq.write_table(table, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
-        self._rows = []
 
     def _parts_folder(self) -> Path:
         return self.folder / "selection"
 
     def _cut_selection(self, step: int) -> None:
-        """Parts end with a checkpoint's step, so those of later steps go whole."""
-        (self.folder / SELECTION).unlink(missing_ok=True)
+        """Parts end with a checkpoint's step, those of later steps go whole; of a joined file, its later rows."""
+        joined = self.folder / SELECTION
+        if joined.is_file():
+            table = pq.read_table(joined, schema=SELECTION_SCHEMA)
+            table = table.filter(pc.less_equal(table["step"], step))
+            shutil.rmtree(self._parts_folder(), ignore_errors=True)  # all of them are in the joined file
+            if table.num_rows:
+                self._write_part(table, step)
+            joined.unlink()
         for part in self._parts_folder().glob("*"):
             match = re.fullmatch(r"(\d+)-\d+\.parquet", part.name)
             if match is None or int(match[1]) > step:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from uncertune.errors import UserError
 from uncertune.selection import random_scores, select, threshold
 from uncertune.training.batch import Documents
 
@@ -75,6 +76,8 @@ def choose(
         scores_S = random_scores(rule.seed, step, document_S, place_S)
     else:
         scores_S = torch.cat([score for score, _, _ in pieces if score is not None])
+    if bool(scores_S.isnan().any()):
+        raise UserError(f"step {step + 1}: the {rule.metric} of some token is not a number; lower learning_rate")
     mask_S, lowest = rule.choose(scores_S, document_S)
     masks = [mask for mask, is_own in zip(mask_S.split(lengths), own, strict=True) if is_own]
     return Chosen(

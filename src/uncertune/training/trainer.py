@@ -6,6 +6,7 @@ the fused loss inside the model's forward (so that DDP and FSDP hooks fire), and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -60,18 +61,26 @@ class UncertuneTrainer(SFTTrainer):
         self,
         model: Any,
         args: UncertuneConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         *,
-        teacher: str | nn.Module | None = None,
+        teacher: str | os.PathLike[str] | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         args = UncertuneConfig() if args is None else args
         if not isinstance(args, UncertuneConfig):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
         self._refuse(model, kwargs)
-        teacher = self._teacher_of(args, teacher)
-        args = dataset.resolve_assistant_only_loss(args, kwargs.get("train_dataset"))
+        reference: Any = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
+        reference = self._teacher_of(args, reference)
+        args = dataset.resolve_assistant_only_loss(args, train_dataset)
+        if isinstance(model, str | os.PathLike):
+            model = resolve_model(os.fspath(model))
+        kwargs |= {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
         with dataset.known_templates(), dataset.refusals():
-            super().__init__(resolve_model(model) if isinstance(model, str) else model, args, **kwargs)
+            dataset.check_prepared(args, train_dataset)
+            super().__init__(model, args, **kwargs)
         if self._is_vlm or getattr(self.model.config, "vision_config", None) is not None:
             name = f"model: {self.model.config.model_type}"
             name = f"processing_class: {type(self.processing_class).__name__}" if self._is_vlm else name
@@ -81,8 +90,9 @@ class UncertuneTrainer(SFTTrainer):
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self._check_distributed()
-        self._dropout = has_dropout(self.model)  # before a reference brings dropout of its own
-        self.teacher = self._load(teacher, "reference")
+        # before a reference brings dropout of its own; NEFTune's noise is another
+        self._dropout = has_dropout(self.model) or bool(args.neftune_noise_alpha)
+        self.teacher = self._load(reference, "reference")
         same = args.rho_reference == "teacher"
         self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
@@ -150,6 +160,10 @@ class UncertuneTrainer(SFTTrainer):
             checkpoints.mark_complete(self.args.output_dir, self.state.global_step)
 
     def _check_distributed(self) -> None:
+        parallel = self.accelerator.parallelism_config  # set by an accelerate file, it is not in args
+        for size in ("cp_size", "sp_size", "tp_size"):
+            if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
+                raise UserError(f"{size} > 1 is not supported: use data parallelism (DDP or FSDP)")
         if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
             raise UserError(
                 "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
@@ -160,6 +174,8 @@ class UncertuneTrainer(SFTTrainer):
             return None
         student = self.accelerator.unwrap_model(self.model)
         dtype = next(student.parameters()).dtype
+        while name in getattr(student, "peft_config", {}):  # never load over an adapter that is there
+            name += "_"
         with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
             teacher = load_teacher(source, student, name=name, tokenizer=self._tokenizer, dtype=dtype)
         if hasattr(teacher, "model"):
