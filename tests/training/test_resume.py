@@ -1,0 +1,153 @@
+"""Killed at any moment, the same command goes on and ends with the same bytes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tiny import save_tiny
+from uncertune.cli import main
+from uncertune.training.checkpoints import MARKER, latest_complete, remove_unfinished
+from uncertune.training.runlog import cut_metrics, read_metrics
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def arguments(model, out, **more):
+    fields = {
+        "model_name_or_path": model,
+        "dataset_name": "word_problems",
+        "max_train_samples": 48,
+        "output_dir": out,
+        "objective": "masked_mle_distill",
+        "teacher": "auto",
+        "use_peft": True,
+        "lora_target_modules": "all-linear",
+        "lora_dropout": 0.1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **more,
+    }
+    return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+
+
+def start(words):
+    command = [sys.executable, "-c", "import sys; from uncertune.cli import main; sys.exit(main())", *words]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_at(words, metrics, step):
+    """SIGKILL the command once ``metrics`` has a line of ``step`` steps."""
+    process = start(words)
+    while process.poll() is None:
+        if metrics.is_file() and metrics.read_text(encoding="utf-8").count('"kind": "step"') >= step:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def finish(words):
+    process = start(words)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def steps(folder):
+    return [{k: v for k, v in row.items() if k != "kind"} for row in read_metrics(folder / "metrics.jsonl", "step")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    model = save_tiny(folder / "model", marked=True)
+    finish(arguments(model, folder / "whole"))
+    return folder
+
+
+def test_killed_in_both_stages_it_ends_with_the_same_bytes(whole):
+    out, words = whole / "killed", arguments(whole / "model", whole / "killed")
+    kill_at(words, out / "stage1" / "metrics.jsonl", 7)
+    kill_at(words, out / "metrics.jsonl", 5)
+    said = finish(words)
+    assert "resuming at step" in said
+    assert "complete" in said  # stage 1 is reused
+    for name in ("adapter_model.safetensors", "stage1/adapter_model.safetensors", "selection.parquet", "probe.jsonl"):
+        assert (out / name).read_bytes() == (whole / "whole" / name).read_bytes(), name
+    for stage in (".", "stage1"):
+        assert steps(out / stage) == steps(whole / "whole" / stage)
+        assert [row["step"] for row in steps(out / stage)] == list(range(1, 13))
+
+
+def test_checkpoints_hold_the_students_adapter_alone(whole):
+    kept = sorted(path.name for path in (whole / "whole").glob("checkpoint-*"))
+    assert kept == ["checkpoint-10", "checkpoint-12"]  # every 10 % of 12 steps, the last two kept
+    for name in kept:
+        files = {path.name for path in (whole / "whole" / name).iterdir()}
+        assert {MARKER, "adapter_model.safetensors", "optimizer.pt"} <= files
+        assert not any("reference" in file for file in files)
+
+
+def test_a_second_call_trains_nothing_and_overwrite_trains_anew(whole, capsys):
+    out = shutil.copytree(whole / "whole", whole / "again")
+    before = (out / "adapter_model.safetensors").stat().st_mtime_ns
+    words = arguments(whole / "model", out)
+    assert main(words) == 0
+    assert "complete" in capsys.readouterr().err
+    assert (out / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert main([*words, "--overwrite"]) == 0
+    assert (out / "adapter_model.safetensors").stat().st_mtime_ns > before
+    assert (out / "stage1" / "report.html").is_file()
+
+
+def test_another_run_in_the_folder_is_named_by_its_difference(whole, capsys):
+    changes = {"learning_rate": 2e-3}, {"max_train_samples": 40}, {"seed": 7}
+    for change, name in zip(changes, ("learning_rate", "data", "seed"), strict=True):
+        assert main(arguments(whole / "model", whole / "whole", **change)) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "holds another run" in error
+        assert name in error
+    other = save_tiny(whole / "other", marked=True, seed=3)
+    assert main(arguments(other, whole / "whole")) == 2
+    assert "model" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_resolved_configuration_is_the_run(whole, capsys):
+    words = ["train", "--config", str(whole / "whole" / "config.yaml"), "--teacher", "auto"]
+    assert main([*words, "--output_dir", str(whole / "whole")]) == 0
+    assert "complete" in capsys.readouterr().err
+
+
+def test_overwrite_never_deletes_what_the_run_reads_or_others_wrote(whole, capsys):
+    model = save_tiny(whole / "model2", marked=True)
+    assert main([*arguments(model, model), "--overwrite"]) == 2
+    assert "which the run reads" in capsys.readouterr().err
+    assert (model / "model.safetensors").is_file()
+    foreign = save_tiny(whole / "foreign", marked=True)
+    assert main([*arguments(whole / "model", foreign), "--overwrite"]) == 2
+    assert "did not start" in capsys.readouterr().err
+    assert (foreign / "model.safetensors").is_file()
+
+
+def test_unfinished_checkpoints_and_half_lines_do_not_count(tmp_path):
+    for step, files in ((2, [MARKER]), (4, ["model.safetensors"])):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+    assert latest_complete(tmp_path).name == "checkpoint-2"
+    remove_unfinished(tmp_path)
+    assert not (tmp_path / "checkpoint-4").exists()
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"kind": "step", "step": n}) + "\n" for n in (1, 2, 3)) + '{"kind": "st')
+    cut_metrics(log, 2)
+    assert [row["step"] for row in read_metrics(log)] == [1, 2]
