@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from trl import SFTConfig
 
@@ -86,6 +87,10 @@ class UncertuneConfig(SFTConfig):
         self._check_selection()
         self._check_teacher()
         self._check_unsupported()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers gives it, secrets hidden; the tokenizer's special tokens are none."""
+        return {**super().to_dict(), "eos_token": self.eos_token, "pad_token": self.pad_token}
 
     @property
     def uses_selection(self) -> bool:

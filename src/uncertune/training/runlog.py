@@ -49,6 +49,10 @@ class RunLog(TrainerCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
             cut_metrics(self.folder / METRICS, state.global_step)
             self._cut_selection(state.global_step)
+        self.trainer.accelerator.wait_for_everyone()
+        if state.global_step and (self.folder / METRICS).is_file():  # TRL counts from 0 again
+            seen = [row["num_tokens"] for row in read_metrics(self.folder / METRICS, "step")]
+            self.trainer._total_train_tokens = seen[-1] if seen else 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.step is not None:
