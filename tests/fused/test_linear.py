@@ -3,11 +3,19 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cases import CASES, D, K, T, V, factored, half, labels
-from uncertune.fused import linear_token_stats, linear_top_k, linear_weighted_nll, linear_weighted_nll_with_stats
+from uncertune.fused import (
+    linear_token_stats,
+    linear_top_k,
+    linear_weighted_nll,
+    linear_weighted_nll_with_stats,
+    score_tokens,
+)
 from uncertune.fused import projection as projection_module
 from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.selection import select
 
 HEADS = {
     "plain": {},
@@ -129,36 +137,83 @@ def test_a_frozen_head_gets_no_gradient():
     assert head.grad is None
 
 
-class Products(TorchDispatchMode):
-    """Counts the multiplications of matrix products, and the largest tensor made."""
+class Largest(TorchDispatchMode):
+    """The largest tensor made."""
 
     def __init__(self):
         super().__init__()
-        self.flops, self.largest = 0, 0
+        self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.mm.default:
-            self.flops += args[0].shape[0] * args[0].shape[1] * args[1].shape[1]
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
         return out
 
 
-def test_rows_without_weight_cost_no_product():
+def products(step):
+    """Products of a step, in units of one T × D × V."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+def test_work_in_proportion(train_head):
+    """Rows without weight cost no second product, a teacher only what it weighs, a frozen head no gradient."""
     n, d, v = 400, 8, 50
-    hidden, head = torch.randn(n, d, requires_grad=True), torch.randn(v, d)
-    whole = n * d * v
-    quarter = torch.arange(n) % 4 == 0
-    with Products() as products:
-        linear_weighted_nll(hidden, head, OBJECTIVES["masked_mle"](labels(n, v), selected=quarter)).sum().backward()
-    assert products.flops == 2 * whole // 4
-    teacher = (torch.randn(n, d), torch.randn(v, d))
-    targets = OBJECTIVES["masked_mle_distill"](labels(n, v), selected=quarter, teacher=teacher)
-    with Products() as products:
-        linear_weighted_nll(hidden, head, targets).sum().backward()
-    assert products.flops == 2 * whole + 3 * whole // 4  # student forward and back, teacher where it has weight
+    hidden, y = torch.randn(n, d, requires_grad=True), labels(n, v)
+    head = torch.randn(v, d, requires_grad=train_head)
+    teachers = {"shared": (torch.randn(n, d), head), "apart": (torch.randn(n, d), torch.randn(v, d))}
+
+    def step(name, keep=False, selects=True, **given):
+        scored = None
+        if selects:
+            scored = score_tokens(hidden, head, y, keep=keep)
+            given["selected"] = select(scored.stats.loss, 0.25)
+        linear_weighted_nll(hidden, head, OBJECTIVES[name](y, **given), scored=scored).mean().backward()
+
+    one = 2 * n * d * v
+    back = 2 if train_head else 1
+    assert products(lambda: step("mle", selects=False)) == (1 + back) * one
+    assert products(lambda: step("masked_mle")) == (1 + (1 + back) / 4) * one
+    assert products(lambda: step("masked_mle", keep=True)) == (1 + back / 4) * one
+    for teacher in teachers.values():
+        assert products(lambda t=teacher: step("distill", selects=False, teacher=t)) == (2 + back) * one
+        assert products(lambda t=teacher: step("masked_mle_distill", teacher=t)) == (2 + back + 3 / 4) * one
+        assert products(lambda t=teacher: step("masked_mle_distill", True, teacher=t)) == (1 + back + 3 / 4) * one
+
+
+def test_a_trained_head_under_uneven_gradients_takes_a_second_sweep():
+    hidden, head, _ = inputs(torch.float64)
+    targets = OBJECTIVES["mle"](labels())
+    upstream = torch.randn(T, dtype=torch.float64)
+    one = 2 * T * D * V
+    assert products(lambda: linear_weighted_nll(hidden, head, targets).sum().backward()) == 3 * one
+    assert products(lambda: (linear_weighted_nll(hidden, head, targets) * upstream).sum().backward()) == 5 * one
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("kept_chunks", [0, 1, 2, 9])
+@pytest.mark.parametrize("case", ["masked_mle", "masked_mle_distill/factored", "truncated_distill/tail", "nothing"])
+def test_what_scoring_kept_changes_no_result(case, kept_chunks, train_head, monkeypatch):
+    rows, dtype = 4, torch.float64
+    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
+    # a chunk's own buffers take two of the chunks that the budget holds
+    monkeypatch.setattr(projection_module, "LOGITS_BYTES", (kept_chunks + 2) * rows * V * 8)
+    targets, y = CASES[case](dtype, T), labels()
+    hidden, head, options = inputs(dtype, options=HEADS["all"], train_head=train_head)
+    scored = score_tokens(hidden, head, y, keep=True, **options)
+    assert scored.kept == min(kept_chunks * rows, T)
+    assert all(raw.shape[0] <= rows for raw in scored.raw)
+    loss = linear_weighted_nll(hidden, head, targets, scored=scored, **options)
+    plain = weighted_nll(plain_logits(hidden, head, **options), targets)
+    torch.testing.assert_close(loss, plain)
+    for ours, theirs in zip(
+        gradients(loss, 1.0, hidden, head, options), gradients(plain, 1.0, hidden, head, options), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["mle", "masked_mle_distill/factored", "policy_gradient/sampled"])
@@ -167,10 +222,10 @@ def test_no_tensor_of_t_by_v(name, train_head, monkeypatch):
     n, rows = 64, 16
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
     hidden, head, _ = inputs(torch.float32, n=n, train_head=train_head)
-    with Products() as products:
+    with Largest() as seen:
         linear_weighted_nll_with_stats(hidden, head, CASES[name](torch.float32, n), labels(n))[0].sum().backward()
         linear_token_stats(hidden, head, labels(n))
-    assert products.largest <= max(rows * V, V * D, n * D)
+    assert seen.largest <= max(rows * V, V * D, n * D)
 
 
 def test_statistics():

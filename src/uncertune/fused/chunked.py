@@ -1,38 +1,71 @@
-"""The chunked torch implementation: closed-form gradients, no (T, V) tensor, CPU and GPU.
+"""Sweeps over the tokens: closed-form gradients, no (T, V) tensor beyond what ``LOGITS_BYTES`` allows, CPU and GPU.
 
-Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size.
+Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size, ``K`` entries
+kept of ``V``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uncertune.fused.elementwise import Finish, Teacher, finished, slope
+from uncertune.fused.kernels import kernels
 from uncertune.fused.projection import Projection, TokenStats
 from uncertune.objectives import Targets
 
 
-def token_stats(hidden_TD: Tensor, projection: Projection, labels_T: Tensor) -> TokenStats:
-    """Loss, entropy and correctness of every token, one chunk at a time."""
-    parts = [
-        chunk_stats(projection.logits(hidden_TD[rows]), labels_T[rows]) for rows in projection.chunks(len(labels_T))
-    ]
-    if not parts:
-        nothing = hidden_TD.new_zeros(0, dtype=projection.exact)
-        return TokenStats(nothing, nothing, nothing.bool())
-    return TokenStats(*(torch.cat(column) for column in zip(*parts, strict=True)))
+@dataclass(frozen=True)
+class Scored:
+    """What scoring all tokens leaves for the weighted sweep over the same hidden states and head.
+
+    ``stats`` is what was asked for. The rest spares work: the log-sum-exp of every token, and ``raw``, the products of
+    the first chunks of tokens, as many as the memory allowed.
+    """
+
+    stats: TokenStats
+    labels: Tensor
+    projection: Projection
+    log_norm: Tensor
+    raw: tuple[Tensor, ...]
+
+    @property
+    def kept(self) -> int:
+        """How many tokens' products are there, from the first on."""
+        return sum(raw_tV.shape[0] for raw_tV in self.raw)
+
+    def take(self, rows_t: Tensor, out_tV: Tensor) -> None:
+        """The kept products of some tokens, in ascending order, into ``out``."""
+        sizes = torch.tensor([0, *(raw_tV.shape[0] for raw_tV in self.raw)]).cumsum(0)
+        cuts = torch.searchsorted(rows_t, sizes.to(rows_t.device)).tolist()
+        for raw_tV, first, start, stop in zip(self.raw, sizes.tolist(), cuts, cuts[1:], strict=False):
+            if start < stop:
+                torch.index_select(raw_tV, 0, rows_t[start:stop] - first, out=out_tV[start:stop])
 
 
-def chunk_stats(z_tV: Tensor, labels_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, entropy, correct) of a chunk of logits, which is left as it was."""
-    log_norm_t = z_tV.logsumexp(-1)
-    label_z_t = z_tV.gather(-1, labels_t[:, None])[:, 0]
-    p_tV = (z_tV - log_norm_t[:, None]).exp_()
-    entropy_t = log_norm_t - torch.linalg.vecdot(p_tV, z_tV)
-    return log_norm_t - label_z_t, entropy_t.clamp_(min=0), z_tV.argmax(-1) == labels_t
+def score(hidden_TD: Tensor, projection: Projection, labels_T: Tensor, *, keep: bool) -> Scored:
+    """Loss, entropy and correctness of every token, one chunk at a time; with ``keep`` the products stay."""
+    size = min(projection.chunk_rows(), max(1, len(labels_T)))
+    work = _Work(projection, size)
+    log_norm = hidden_TD.new_empty(len(labels_T), dtype=projection.exact)
+    stats = TokenStats(torch.empty_like(log_norm), torch.empty_like(log_norm), torch.empty_like(log_norm).bool())
+    kept = []
+    for rows in projection.chunks(len(labels_T)):
+        labels_t = labels_T[rows]
+        offset_t = projection.offset(hidden_TD[rows], labels_t)
+        keeps = keep and rows.stop <= projection.kept_rows()
+        raw_tV = projection.products(hidden_TD[rows], offset_t, None if keeps else work.raw(len(labels_t)))
+        if keeps:
+            kept.append(raw_tV)
+        log_norm[rows], stats.entropy[rows], top_t = kernels(raw_tV).statistics(raw_tV, offset_t, projection.finish)
+        stats.loss[rows] = log_norm[rows] - _at(raw_tV, offset_t, projection.finish, labels_t[:, None])[:, 0]
+        stats.correct[rows] = top_t == labels_t
+    return Scored(stats, labels_T, projection, log_norm, tuple(kept))
 
 
 def top_k(hidden_TD: Tensor, projection: Projection, k: int) -> tuple[Tensor, Tensor]:
@@ -48,155 +81,311 @@ def top_k(hidden_TD: Tensor, projection: Projection, k: int) -> tuple[Tensor, Te
     return torch.cat(ids), torch.cat(probs)
 
 
-def chunk_loss(
-    z_tV: Tensor, targets: Targets, teacher: Projection | None, *, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The loss (t,) of a chunk of logits and its gradient in them, ``(Σ_x w) · softmax(z) − w``, (t, V)."""
-    dtype = z_tV.dtype
-    log_norm_t = z_tV.logsumexp(-1)
-    weights = targets.weights.to(dtype)
-    mass_t = weights.sum(-1)
-    loss_t = mass_t * log_norm_t - (weights * z_tV.gather(-1, targets.ids)).sum(-1)
+@dataclass(frozen=True)
+class Job:
+    """One weighted sweep: what is asked of T tokens, through which head, and what is known already.
+
+    ``labels`` (T,) are the tokens whose logits ``products`` are taken relative to. ``teacher`` is None without a
+    factored teacher; with ``shared`` it goes through the student's own head. ``with_stats`` asks for the statistics of
+    all tokens. ``factor`` is what the losses are expected to be multiplied by: the gradient of a trained head is
+    computed for it, and gradients are rounded after it.
+    """
+
+    targets: Targets
+    student: Projection
+    labels: Tensor | None
+    teacher: Projection | None = None
+    shared: bool = False
+    scored: Scored | None = None
+    with_stats: bool = False
+    factor: float = 1.0
+
+
+@dataclass
+class Gradients:
+    """What a sweep computes beside the loss: (T, D), (V, D) and (V,), started at zero; None where not wanted."""
+
+    hidden: Tensor | None = None
+    head: Tensor | None = None
+    bias: Tensor | None = None
+
+    def any(self) -> bool:
+        return not (self.hidden is None and self.head is None and self.bias is None)
+
+    def add(self, student: Projection, rows_t: Tensor, hidden_tD: Tensor, grad_tV: Tensor) -> None:
+        """Take in the gradient in the products of some tokens."""
+        if self.hidden is not None:
+            self.hidden[rows_t] = student.to_hidden(grad_tV).to(self.hidden.dtype)
+        if self.head is not None:
+            self.head += student.to_head(grad_tV, hidden_tD)
+        if self.bias is not None:
+            self.bias += grad_tV.sum(0, dtype=self.bias.dtype)
+
+
+class _Work:
+    """Chunk-sized buffers, made once and used for every chunk of a sweep."""
+
+    def __init__(self, projection: Projection, rows: int) -> None:
+        self.projection, self.rows = projection, rows
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        if (name, dtype) not in self.buffers:
+            shape = (self.rows, self.projection.vocabulary)
+            self.buffers[name, dtype] = torch.empty(shape, dtype=dtype, device=self.projection.head.device)
+        return self.buffers[name, dtype][:rows]
+
+    def raw(self, rows: int) -> Tensor:
+        return self.get("raw", rows, self.projection.stored)
+
+
+class _Group(NamedTuple):
+    """Tokens that are treated alike."""
+
+    rows: Tensor
+    weighted: bool
+    taught: bool
+    kept: bool
+
+
+def _groups(job: Job, size: int) -> Iterator[_Group]:
+    """All tokens that a sweep has to do with, in groups of at most ``size``."""
+    code_T = job.targets.row_mask().long()
+    if job.teacher is not None and job.targets.teacher_weight is not None:
+        code_T += 2 * (job.targets.teacher_weight != 0)
+    if job.scored is not None:
+        code_T[: job.scored.kept] += 4
+    for code in range(0 if job.with_stats else 1, 8):
+        if code & 1 or job.with_stats:
+            for rows_t in (code_T == code).nonzero()[:, 0].split(size):
+                if rows_t.numel():
+                    yield _Group(rows_t, bool(code & 1), bool(code & 2), bool(code & 4))
+
+
+def sweep(
+    hidden_TD: Tensor, job: Job, upstream: Tensor | float, gradients: Gradients
+) -> tuple[Tensor, TokenStats | None]:
+    """The loss of every token (T,), and into ``gradients`` those of ``Σ_t upstream_t · loss_t``."""
+    student = job.student
+    size = min(student.chunk_rows(), max(1, hidden_TD.shape[0]))
+    work = _Work(student, size)
+    loss_T = hidden_TD.new_zeros(job.targets.size, dtype=student.exact)
+    stats = None
+    if job.with_stats:
+        stats = TokenStats(torch.empty_like(loss_T), torch.empty_like(loss_T), torch.empty_like(loss_T).bool())
+    for group in _groups(job, size):
+        chunk = _project(hidden_TD, job, group, work, stats)
+        if not group.weighted:
+            continue
+        loss_T[group.rows], terms = _loss(chunk)
+        if gradients.any():
+            factor = upstream[group.rows].to(student.exact) if isinstance(upstream, Tensor) else upstream
+            gradients.add(student, group.rows, chunk.hidden, _gradient(chunk, terms, factor, work))
+    return loss_T, stats
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some tokens, what is asked of them, and their products: the student's, and a teacher's where it has weight."""
+
+    targets: Targets
+    hidden: Tensor
+    raw: Tensor
+    offset: Tensor | None
+    finish: Finish
+    log_norm: Tensor
+    teacher: Teacher | None
+
+    def at(self, ids_tK: Tensor) -> Tensor:
+        """The logits of some tokens of each row, (t, K)."""
+        return _at(self.raw, self.offset, self.finish, ids_tK)
+
+
+def _at(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, ids_tK: Tensor) -> Tensor:
+    bias = None if finish.bias is None else finish.bias[ids_tK]
+    return finished(raw_tV.gather(-1, ids_tK), offset_t, finish._replace(bias=bias))
+
+
+def _project(hidden_TD: Tensor, job: Job, group: _Group, work: _Work, stats: TokenStats | None) -> _Chunk:
+    """The products of a group, as far as they are not known, and its statistics where they are asked for."""
+    rows_t, student, scored = group.rows, job.student, job.scored
+    hidden_tD = hidden_TD[rows_t]
+    offset_t = None if job.labels is None else student.offset(hidden_tD, job.labels[rows_t])
+    raw_tV = work.raw(len(rows_t))
+    if scored is not None and group.kept:
+        scored.take(rows_t, raw_tV)
+    else:
+        student.products(hidden_tD, offset_t, raw_tV)
+    targets = job.targets.rows(rows_t)
+    teacher = _teach(hidden_tD, targets, job, work) if group.taught else None
+    if scored is not None:
+        log_norm_t = scored.log_norm[rows_t]
+    else:
+        log_norm_t, entropy_t, top_t = kernels(raw_tV).statistics(raw_tV, offset_t, student.finish)
+    chunk = _Chunk(targets, hidden_tD, raw_tV, offset_t, student.finish, log_norm_t, teacher)
+    if stats is not None:
+        assert job.labels is not None
+        labels_t = job.labels[rows_t]
+        stats.loss[rows_t] = log_norm_t - chunk.at(labels_t[:, None])[:, 0]
+        stats.entropy[rows_t] = entropy_t
+        stats.correct[rows_t] = top_t == labels_t
+    return chunk
+
+
+def _teach(hidden_tD: Tensor, targets: Targets, job: Job, work: _Work) -> Teacher:
+    """The teacher's products; through a shared head those of the difference of the hidden states, (h − h_ref) headᵀ."""
+    assert job.teacher is not None
+    assert targets.teacher_hidden is not None
+    teacher_tD = targets.teacher_hidden
+    if job.shared:
+        exact, compute = job.student.exact, job.student.compute
+        teacher_tD = hidden_tD.to(compute).to(exact) - teacher_tD.to(compute).to(exact)
+    out_tV = work.get("teacher", targets.size, job.teacher.stored)
+    return Teacher(job.teacher.products(teacher_tD, None, out_tV), job.teacher.finish, job.shared)
+
+
+class _Terms(NamedTuple):
+    """What the loss of a chunk has found that its gradient needs."""
+
+    mass: Tensor
+    """Σ_x w(x), the tail's included, (t,)."""
+    teacher_norm: Tensor | None
+    tail: Tensor | None
+    rest: Tensor | None
+    """Log-sum-exp of the tail bucket."""
+
+
+def _loss(chunk: _Chunk) -> tuple[Tensor, _Terms]:
+    """``Σ_x w(x) · (LSE(z) − z[x])`` and the tail bucket's term, (t,)."""
+    targets, log_norm_t = chunk.targets, chunk.log_norm
+    dtype = log_norm_t.dtype
+    weights_tK = targets.weights.to(dtype)
+    mass_t = weights_tK.sum(-1)
+    loss_t = (weights_tK * (log_norm_t[:, None] - chunk.at(targets.ids))).sum(-1)
     if targets.dense is not None:
         dense_tV = targets.dense.to(dtype)
-        dense_mass_t = dense_tV.sum(-1)
-        loss_t += dense_mass_t * log_norm_t - torch.linalg.vecdot(dense_tV, z_tV)
-        mass_t = mass_t + dense_mass_t
-    if targets.teacher_weight is not None:
-        mass_t = mass_t + targets.teacher_weight.to(dtype)
-    grad_tV = None
-    if with_gradient:
-        grad_tV = (z_tV - log_norm_t[:, None]).exp_().mul_(mass_t[:, None])
-        grad_tV.scatter_add_(-1, targets.ids, -weights)
-        if targets.dense is not None:
-            grad_tV.sub_(dense_tV)
-    if teacher is not None:
-        _add_teacher(loss_t, grad_tV, z_tV, log_norm_t, targets, teacher)
+        mass_t = mass_t + dense_tV.sum(-1)
+        loss_t += (dense_tV * (log_norm_t[:, None] - finished(chunk.raw, chunk.offset, chunk.finish))).sum(-1)
+    teacher_norm_t = None
+    if chunk.teacher is not None:
+        assert targets.teacher_weight is not None
+        taught_t = targets.teacher_weight.to(dtype)
+        teacher_norm_t, expected_t = kernels(chunk.raw).teacher_statistics(
+            chunk.raw, chunk.offset, chunk.finish, chunk.teacher
+        )
+        mass_t = mass_t + taught_t
+        loss_t += taught_t * (log_norm_t - expected_t)
+    tail_t, rest_t = None, None
     if targets.tail_weight is not None:
-        _add_tail(loss_t, grad_tV, z_tV, log_norm_t, targets)
-    return loss_t, grad_tV
+        others_tV = finished(chunk.raw, chunk.offset, chunk.finish).scatter(-1, targets.ids, float("-inf"))
+        rest_t = others_tV.logsumexp(-1)
+        tail_t = torch.where(rest_t == float("-inf"), 0, targets.tail_weight.to(dtype))  # an empty bucket has no term
+        rest_t = torch.where(tail_t == 0, log_norm_t, rest_t)
+        mass_t = mass_t + tail_t
+        loss_t += tail_t * (log_norm_t - rest_t)
+    return loss_t, _Terms(mass_t, teacher_norm_t, tail_t, rest_t)
 
 
-def _add_teacher(
-    loss_t: Tensor, grad_tV: Tensor | None, z_tV: Tensor, log_norm_t: Tensor, targets: Targets, teacher: Projection
-) -> None:
-    """Distillation from the factored teacher, on the rows where it has weight; ``grad_tV`` holds its mass already."""
-    assert targets.teacher_weight is not None
-    assert targets.teacher_hidden is not None
-    taught = (targets.teacher_weight != 0).nonzero()[:, 0]
-    if taught.numel() == 0:
-        return
-    weight_s = targets.teacher_weight[taught].to(z_tV.dtype)
-    q_sV = teacher.logits(targets.teacher_hidden[taught]).to(z_tV.dtype)
-    q_sV.sub_(q_sV.logsumexp(-1, keepdim=True)).exp_()
-    whole = taught.numel() == z_tV.shape[0]
-    expected_s = torch.linalg.vecdot(q_sV, z_tV if whole else z_tV[taught])
-    loss_t[taught] += weight_s * (log_norm_t[taught] - expected_s)
-    if grad_tV is not None:
-        grad_tV.index_add_(0, taught, q_sV.mul_(-weight_s[:, None]))
+def _gradient(chunk: _Chunk, terms: _Terms, factor: Tensor | float, work: _Work) -> Tensor:
+    """``((Σ_x w) · softmax(z) − w) · dz/d(raw) · factor``, (t, V), over the products where it can.
+
+    Tokens with sparse weights are computed apart, in full precision, and written over what the pass over all put there.
+    """
+    targets, log_norm_t, head = chunk.targets, chunk.log_norm, work.projection.head
+    dtype, run = log_norm_t.dtype, kernels(chunk.raw)
+    column = factor[:, None] if isinstance(factor, Tensor) else factor
+    entries_tK = _listed_gradient(chunk, terms) * column
+    dense_tV = None
+    if targets.dense is not None:
+        z_tV = finished(chunk.raw, chunk.offset, chunk.finish)
+        dense_tV = targets.dense.to(dtype) * slope(z_tV, chunk.finish) * column
+    out_tV = chunk.raw
+    if chunk.raw.dtype != head.dtype:
+        out_tV = work.get("gradient", targets.size, head.dtype)
+    norm_t, mass_t = log_norm_t, terms.mass
+    if terms.tail is not None and terms.rest is not None:  # M · p − tail · p_rest, as one multiple of p_rest
+        norm_t, mass_t = terms.rest, terms.mass * (terms.rest - log_norm_t).exp() - terms.tail
+    student = (chunk.raw, chunk.offset, chunk.finish, norm_t, mass_t * factor)
+    if chunk.teacher is None:
+        run.gradient(*student, out_tV)
+    else:
+        assert targets.teacher_weight is not None
+        run.taught_gradient(
+            *student, chunk.teacher, terms.teacher_norm, targets.teacher_weight.to(dtype) * factor, out_tV
+        )
+    out_tV.scatter_(-1, targets.ids, entries_tK.to(out_tV.dtype))
+    return out_tV if dense_tV is None else out_tV.to(dtype) - dense_tV
 
 
-def _add_tail(loss_t: Tensor, grad_tV: Tensor | None, z_tV: Tensor, log_norm_t: Tensor, targets: Targets) -> None:
-    """The tail bucket: ``tail · (LSE(z) − log Σ_{x ∉ ids} exp z[x])``; a bucket of no tokens has no term."""
-    assert targets.tail_weight is not None
-    outside_tV = torch.ones_like(z_tV, dtype=torch.bool).scatter_(-1, targets.ids, False)
-    tail_t = targets.tail_weight.to(z_tV.dtype) * outside_tV.any(-1)
-    kept_tV = z_tV.masked_fill(~outside_tV & (tail_t != 0)[:, None], float("-inf"))
-    rest_t = kept_tV.logsumexp(-1)
-    loss_t += tail_t * (log_norm_t - rest_t)
-    if grad_tV is not None:
-        grad_tV.add_((z_tV - log_norm_t[:, None]).exp_().mul_(tail_t[:, None]))
-        grad_tV.sub_(kept_tV.sub_(rest_t[:, None]).exp_().mul_(tail_t[:, None]))
+def _listed_gradient(chunk: _Chunk, terms: _Terms) -> Tensor:
+    """The gradient at the tokens of the sparse part, (t, K); ids that repeat get the sum of their weights, each time."""
+    targets, dtype = chunk.targets, chunk.log_norm.dtype
+    weights_tK = targets.weights.to(dtype)
+    if targets.ids.shape[1] > 1:
+        sums_tV = weights_tK.new_zeros(chunk.raw.shape).scatter_add_(-1, targets.ids, weights_tK)
+        weights_tK = sums_tV.gather(-1, targets.ids)
+    z_tK = chunk.at(targets.ids)
+    grad_tK = terms.mass[:, None] * (z_tK - chunk.log_norm[:, None]).exp() - weights_tK
+    if chunk.teacher is not None:
+        assert targets.teacher_weight is not None
+        assert terms.teacher_norm is not None
+        teacher, offset_t = chunk.teacher, None
+        raw_tK = teacher.raw.gather(-1, targets.ids)
+        if teacher.delta:
+            raw_tK, offset_t = chunk.raw.gather(-1, targets.ids).to(dtype) - raw_tK.to(dtype), chunk.offset
+        bias = None if teacher.finish.bias is None else teacher.finish.bias[targets.ids]
+        q_tK = (finished(raw_tK, offset_t, teacher.finish._replace(bias=bias)) - terms.teacher_norm[:, None]).exp()
+        grad_tK = grad_tK - targets.teacher_weight.to(dtype)[:, None] * q_tK
+    return grad_tK * slope(z_tK, chunk.finish)
 
 
 class WeightedNLL(torch.autograd.Function):
-    """Loss per token (T,) with the gradient in the hidden states computed in the same sweep.
+    """Loss per token (T,), and the statistics that the job asks for; every gradient is computed in the same sweep.
 
-    ``stats_labels`` (T,) asks for the statistics of all tokens from the same logits; without it, rows of no weight are
-    never projected. The gradient in a trained head needs the incoming gradients, so it takes a second sweep.
-    ``factor`` is the incoming gradient that is expected: it decides how half-precision gradients round, nothing else.
+    Gradients in the hidden states are right for any incoming gradient. Those in a trained head are computed for one
+    that is the same for all tokens, as that of a sum or mean is; another one takes a second sweep.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_TD: Tensor,
-        head: Tensor,
-        bias: Tensor | None,
-        targets: Targets,
-        student: Projection,
-        teacher: Projection | None,
-        stats_labels: Tensor | None,
-        train_hidden: bool,
-        factor: float,
+        ctx: Any, hidden_TD: Tensor, head: Tensor, bias: Tensor | None, job: Job, train_hidden: bool
     ) -> tuple[Tensor, ...]:
-        weighted = targets.row_mask()
-        rows_T = weighted.nonzero()[:, 0] if stats_labels is None else None
-        active = targets if rows_T is None else targets.rows(rows_T)
-        hidden = hidden_TD if rows_T is None else hidden_TD[rows_T]
-        loss = hidden.new_zeros(active.size, dtype=student.exact)
-        grad_hidden = torch.zeros_like(hidden, dtype=student.exact) if train_hidden else None
-        stats: list[tuple[Tensor, Tensor, Tensor]] = []
-        for rows in student.chunks(active.size):
-            z_tV = student.logits(hidden[rows])
-            if stats_labels is not None:
-                stats.append(chunk_stats(z_tV, stats_labels[rows]))
-            loss[rows], grad_tV = chunk_loss(z_tV, active.rows(rows), teacher, with_gradient=train_hidden)
-            if grad_hidden is not None and grad_tV is not None:
-                grad_hidden[rows] = student.to_hidden(student.pull_back(grad_tV.mul_(factor), z_tV))
-            del z_tV, grad_tV
-        ctx.student, ctx.teacher, ctx.targets, ctx.rows_T = student, teacher, active, rows_T
-        ctx.length, ctx.dtype, ctx.factor = hidden_TD.shape[0], hidden_TD.dtype, factor
-        ctx.train_head = any(ctx.needs_input_grad[1:3])
-        ctx.save_for_backward(hidden if ctx.train_head else None, grad_hidden, head, bias)
-        loss_T = loss if rows_T is None else _spread(loss, rows_T, hidden_TD.shape[0])
-        if stats_labels is None:
-            return (loss_T,)
-        columns = (
-            tuple(torch.cat(column) for column in zip(*stats, strict=True)) if stats else (loss, loss, loss.bool())
+        train_head, train_bias = ctx.needs_input_grad[1:3]
+        exact = job.student.exact
+        gradients = Gradients(
+            torch.zeros_like(hidden_TD) if train_hidden else None,
+            torch.zeros_like(head, dtype=exact) if train_head else None,
+            torch.zeros_like(bias, dtype=exact) if train_bias and bias is not None else None,
         )
-        columns = tuple(column.clone() if column is loss else column for column in columns)
-        ctx.mark_non_differentiable(*columns)
-        return (loss_T, *columns)
+        loss_T, stats = sweep(hidden_TD, job, job.factor, gradients)
+        trains = train_head or train_bias
+        ctx.job = replace(job, scored=None, with_stats=False) if trains else None
+        ctx.factor, ctx.dtypes = job.factor, (head.dtype, None if bias is None else bias.dtype)
+        ctx.save_for_backward(hidden_TD if trains else None, gradients.hidden, gradients.head, gradients.bias)
+        if stats is None:
+            return (loss_T,)
+        ctx.mark_non_differentiable(stats.loss, stats.entropy, stats.correct)
+        return loss_T, stats.loss, stats.entropy, stats.correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, grad_hidden, head, bias = ctx.saved_tensors
-        grad_T = grads[0] if ctx.rows_T is None else grads[0][ctx.rows_T]
-        out_hidden = None
+    def backward(ctx: Any, grad_T: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TD, grad_hidden, grad_head, grad_bias = ctx.saved_tensors
+        ratio_T = grad_T / ctx.factor
         if grad_hidden is not None:
-            out_hidden = (grad_hidden * (grad_T / ctx.factor)[:, None]).to(ctx.dtype)
-            if ctx.rows_T is not None:
-                out_hidden = _spread(out_hidden, ctx.rows_T, ctx.length)
-        out_head, out_bias = (None, None)
-        if ctx.train_head:
-            out_head, out_bias = _head_gradients(ctx, hidden, head, bias, grad_T)
-        return out_hidden, out_head, out_bias, None, None, None, None, None, None
-
-
-def _head_gradients(
-    ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, grad_T: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients in a trained head and bias, accumulated in float32 over the chunks of a second sweep."""
-    student: Projection = ctx.student
-    out_head = torch.zeros_like(head, dtype=student.exact) if head.requires_grad else None
-    out_bias = torch.zeros_like(bias, dtype=student.exact) if bias is not None and bias.requires_grad else None
-    for rows in student.chunks(ctx.targets.size):
-        z_tV = student.logits(hidden[rows])
-        _, grad_tV = chunk_loss(z_tV, ctx.targets.rows(rows), ctx.teacher, with_gradient=True)
-        assert grad_tV is not None
-        grad_tV = student.pull_back(grad_tV.mul_(grad_T[rows].to(student.exact)[:, None]), z_tV)
-        if out_head is not None:
-            out_head += student.to_head(grad_tV, hidden[rows])
-        if out_bias is not None:
-            out_bias += grad_tV.sum(0)
-    return (
-        None if out_head is None else out_head.to(head.dtype),
-        None if out_bias is None or bias is None else out_bias.to(bias.dtype),
-    )
-
-
-def _spread(values: Tensor, rows_T: Tensor, size: int) -> Tensor:
-    """``values`` of some rows among zeros for the others."""
-    return values.new_zeros((size, *values.shape[1:])).index_copy_(0, rows_T, values)
+            grad_hidden = (grad_hidden * ratio_T[:, None]).to(grad_hidden.dtype)
+        if ctx.job is not None and grad_T.numel():
+            if grad_T.stride() == (0,) or bool((grad_T == grad_T[0]).all()):
+                grad_head, grad_bias = (None if g is None else g * ratio_T[0] for g in (grad_head, grad_bias))
+            else:
+                again = Gradients(None, *(None if g is None else torch.zeros_like(g) for g in (grad_head, grad_bias)))
+                sweep(hidden_TD, ctx.job, grad_T, again)
+                grad_head, grad_bias = again.head, again.bias
+        head_dtype, bias_dtype = ctx.dtypes
+        return (
+            grad_hidden,
+            None if grad_head is None else grad_head.to(head_dtype),
+            None if grad_bias is None else grad_bias.to(bias_dtype),
+            None,
+            None,
+        )

@@ -4,18 +4,22 @@ Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``D`` hidden 
 In every function: ``hidden`` (T, D), ``head`` (V, D), ``bias`` (V,) or None, and logits
 ``z = cap(scale · (hidden headᵀ + bias))`` with ``cap(u) = softcap · tanh(u / softcap)``.
 
-Precision: products in autocast's type where autocast is on, else in that of ``hidden``; logits, softmax and loss in
-float32, or float64 for float64. No (T, V) tensor is built; a chunk's logits take at most
-``uncertune.fused.projection.CHUNK_BYTES``.
+Precision: products in autocast's type where autocast is on, else in that of ``hidden``, summed in float32; softmax, loss
+and entropy in float32, or float64 for float64. Logits that live at one time take at most
+``uncertune.fused.projection.LOGITS_BYTES``; how half-precision products are kept is ``Projection.rounding``.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from uncertune.fused import chunked
-from uncertune.fused.projection import Projection, TokenStats
+from uncertune.fused.chunked import Job, Scored
+from uncertune.fused.projection import Projection, Rounding, TokenStats
 from uncertune.objectives import SparseTeacher, Targets
 from uncertune.objectives.loss import check_vocabulary
 
@@ -28,14 +32,21 @@ def linear_weighted_nll(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    scored: Scored | None = None,
+    factor: float = 1.0,
 ) -> Tensor:
     """``weighted_nll(logits, targets)`` without the logits: (T,) in nats, differentiable in hidden, head and bias.
 
     Equals ``uncertune.objectives.weighted_nll(cap(scale * (hidden @ head.T + bias)), targets)``. Rows of no weight
     are not projected, teacher rows only where the teacher has weight, and a head that needs no gradient gets none.
-    Raises ValueError where shapes do not fit.
+
+    ``scored`` is what ``score_tokens`` returned for the same hidden states and head: what it kept is not computed
+    again. ``factor`` is what the losses will be multiplied by: half-precision gradients are rounded after it and not
+    before. Raises ValueError where shapes do not fit.
     """
-    return _run(hidden, head, targets, bias, softcap, scale)[0]
+    labels = _references(targets) if scored is None else scored.labels
+    job = _job(hidden, head, targets, {"bias": bias, "softcap": softcap, "scale": scale}, labels, scored=scored)
+    return _apply(hidden, head, bias, replace(job, factor=factor))[0]
 
 
 def linear_weighted_nll_with_stats(
@@ -53,15 +64,37 @@ def linear_weighted_nll_with_stats(
     """``linear_weighted_nll`` and ``linear_token_stats`` of all tokens in one sweep.
 
     With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as the usual
-    trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation. ``factor`` is
-    what the losses will be multiplied by: half-precision gradients are rounded after it and not before.
+    trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
     """
     _check_labels(hidden, labels)
-    loss, *columns = _run(hidden, head, targets, bias, softcap, scale, labels, rounded, factor)
+    options = {"bias": bias, "softcap": softcap, "scale": scale}
+    job = _job(hidden, head, targets, options, labels, rounding="plain" if rounded else "offset")
+    loss, *columns = _apply(hidden, head, bias, replace(job, with_stats=True, factor=factor))
     return loss, TokenStats(*columns)
 
 
-@torch.no_grad()
+def score_tokens(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    keep: bool = False,
+) -> Scored:
+    """``linear_token_stats`` as ``.stats``, with what a weighted sweep over the same tokens can use again.
+
+    With ``keep`` that is the products of as many tokens as ``LOGITS_BYTES`` allows, which saves their second product:
+    worth its memory where most tokens will have weight. Raises ValueError where shapes do not fit.
+    """
+    _check(hidden, head, bias)
+    _check_labels(hidden, labels)
+    projection = Projection.of(hidden, head, bias, softcap, scale, "offset")
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        return chunked.score(hidden.detach(), projection, labels, keep=keep)
+
+
 def linear_token_stats(
     hidden: Tensor,
     head: Tensor,
@@ -75,11 +108,7 @@ def linear_token_stats(
 
     ``labels`` is (T,) int64 without −100. Raises ValueError where shapes do not fit.
     """
-    _check(hidden, head, bias)
-    _check_labels(hidden, labels)
-    projection = Projection.of(hidden, head, bias, softcap, scale)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return chunked.token_stats(hidden, projection, labels)
+    return score_tokens(hidden, head, labels, bias=bias, softcap=softcap, scale=scale).stats
 
 
 @torch.no_grad()
@@ -101,35 +130,56 @@ def linear_top_k(
         return SparseTeacher(*chunked.top_k(hidden, projection, min(k, head.shape[0])))
 
 
-def _run(
+def _references(targets: Targets) -> Tensor | None:
+    """The token of each row whose logit half-precision products are taken relative to: that of the largest weight."""
+    if targets.ids.shape[1] == 0:
+        return None
+    return targets.ids.gather(-1, targets.weights.abs().argmax(-1, keepdim=True))[:, 0]
+
+
+def _job(
     hidden: Tensor,
     head: Tensor,
     targets: Targets,
-    bias: Tensor | None,
-    softcap: float | None,
-    scale: float,
-    labels: Tensor | None = None,
-    rounded: bool = False,
-    factor: float = 1.0,
-) -> tuple[Tensor, ...]:
-    _check(hidden, head, bias)
+    options: dict[str, Any],
+    labels: Tensor | None,
+    *,
+    scored: Scored | None = None,
+    rounding: Rounding = "offset",
+) -> Job:
+    """The sweep for these targets, in the precision that they need."""
+    _check(hidden, head, options["bias"])
     if targets.size != hidden.shape[0]:
         raise ValueError(f"targets have {targets.size} rows, hidden {hidden.shape[0]}")
+    if scored is not None and len(scored.labels) != hidden.shape[0]:
+        raise ValueError(f"scored has {len(scored.labels)} rows, hidden {hidden.shape[0]}")
     check_vocabulary(targets, head.shape[0])
-    student = Projection.of(hidden, head, bias, softcap, scale, rounded)
+    has_teacher = targets.teacher_hidden is not None and targets.teacher_head is not None
+    shared = has_teacher and _same(targets.teacher_head, head)
+    # Rounding apart would drown the difference between student and teacher (through one head it is taken before).
+    if rounding == "offset" and (labels is None or (has_teacher and not shared)):
+        rounding = "exact"
+    student = Projection.of(hidden, head, **options, rounding=rounding)
+    if scored is not None:
+        if scored.projection.rounding == student.rounding:
+            student = scored.projection
+        else:
+            scored = None
     teacher = None
-    if targets.teacher_hidden is not None and targets.teacher_head is not None:
-        teacher = Projection.of(
-            targets.teacher_hidden,
-            targets.teacher_head,
-            targets.teacher_bias,
-            targets.teacher_softcap,
-            targets.teacher_scale,
-            shared=student if _same(targets.teacher_head, head) else None,
+    if has_teacher:
+        finish = {"bias": targets.teacher_bias, "softcap": targets.teacher_softcap, "scale": targets.teacher_scale}
+        teacher = (
+            student.finishing(**finish)
+            if shared
+            else Projection.of(targets.teacher_hidden, targets.teacher_head, **finish)
         )
+    return Job(targets, student, labels, teacher, shared, scored)
+
+
+def _apply(hidden: Tensor, head: Tensor, bias: Tensor | None, job: Job) -> tuple[Tensor, ...]:
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked.WeightedNLL.apply(hidden, head, bias, targets, student, teacher, labels, train_hidden, factor)
+        return chunked.WeightedNLL.apply(hidden, head, bias, job, train_hidden)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

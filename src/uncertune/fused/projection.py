@@ -1,23 +1,35 @@
-"""One chunk of logits at a time: products in the model's precision, logits always in float32 (float64 for float64).
+"""Hidden states to products and back, one chunk of tokens at a time.
 
 Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 128 * 2**20
-"""The one knob of memory: a chunk's logits take at most this many bytes (and a chunk at most ``CHUNK_ROWS`` rows)."""
+from uncertune.fused.elementwise import Finish, exact_dtype, finished
 
-CHUNK_ROWS = {"cpu": 128, "cuda": 1024}
+LOGITS_BYTES = 512 * 2**20
+"""The one knob of memory: the logits that live at one time, those of a chunk and those kept from scoring, take at most
+this many bytes. A larger chunk reads the head less often; more kept logits save a product."""
+
+CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
+"""Chunks of more rows are not faster."""
+
+LARGE_VOCABULARY = 16384
+"""From this size on the products of a CPU are worth rounding (``offset``) and their element-wise part compiling."""
 
 _HALF = (torch.bfloat16, torch.float16)
+
+_WIDENED_ROWS = 8192
+"""Rows of a half-precision head that are float32 at one time."""
+
+Rounding = Literal["exact", "offset", "plain"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,23 @@ class TokenStats:
 class Projection:
     """Hidden states to logits, ``z = cap(scale · (hidden headᵀ + bias))``, and gradients back.
 
-    ``compute`` is the precision of the products: that of autocast where it is on, else that of the hidden states.
-    Half-precision products are accumulated and kept in float32. With ``rounded``, logits are rounded to ``compute``
-    first and gradients are summed in plain float32 on the CPU too, which is what the usual trainers do.
+    ``compute`` is the precision of the products: that of autocast where it is on, else that of the hidden states. They
+    are always accumulated in float32; ``rounding`` says in what precision half-precision products come back:
+
+    exact    float32. On the CPU, where no product of PyTorch has half-precision factors and a float32 result, the
+             factors are float32 copies.
+    offset   half precision, relative to a reference logit of each token, its label's: a softmax does not see what all
+             logits have in common, so the rounding is relative to the distance from the label and the loss keeps a
+             relative error of 2⁻⁹, where plain rounding has an absolute one of 2⁻⁹ times the largest logit.
+    plain    half precision, and gradients in float32, as TRL does: for comparison with it digit for digit.
     """
 
     head: Tensor
-    bias: Tensor | None
-    softcap: float | None
-    scale: float
+    finish: Finish
     compute: torch.dtype
-    rounded: bool = False
+    rounding: Rounding
+    rounded_bias: Tensor | None = None
+    """Under ``plain`` the bias is part of the products, rounded with them."""
 
     @classmethod
     def of(
@@ -54,95 +72,102 @@ class Projection:
         bias: Tensor | None = None,
         softcap: float | None = None,
         scale: float = 1.0,
-        rounded: bool = False,
-        shared: Projection | None = None,
+        rounding: Rounding = "exact",
     ) -> Projection:
-        """A projection in the precision in force; ``shared``: one whose prepared copy of the same head is taken."""
-        device = hidden.device.type
-        compute = hidden.dtype
+        """A projection in the precision in force; ``offset`` is ``exact`` where that costs little (CUDA, small heads)."""
+        device, compute = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device) and compute != torch.float64:
             compute = torch.get_autocast_dtype(device)
-        head = head.detach()
-        if shared is not None and shared.compute == compute and not shared.rounded:
-            head = shared.head
-        elif compute in _HALF and device == "cpu" and not rounded:
-            head = head.float()  # see _product: float32 storage, bfloat16 arithmetic
-        else:
-            head = head.to(compute)
-        return cls(head, None if bias is None else bias.detach(), softcap, scale, compute, rounded and compute in _HALF)
+        cheap = device != "cpu" or head.shape[0] < LARGE_VOCABULARY
+        if compute not in _HALF or (rounding == "offset" and cheap):
+            rounding = "exact"
+        widened = rounding == "exact" and compute in _HALF and device == "cpu"
+        head = head.detach().to(torch.float32 if widened else compute)
+        bias = None if bias is None else bias.detach()
+        if rounding == "plain" and bias is not None:
+            return cls(head, Finish(None, scale, softcap), compute, rounding, bias.to(compute))
+        return cls(head, Finish(bias, scale, softcap), compute, rounding)
+
+    def finishing(self, bias: Tensor | None, softcap: float | None, scale: float) -> Projection:
+        """The same products, made logits in another way."""
+        return replace(self, finish=Finish(None if bias is None else bias.detach(), scale, softcap))
 
     @property
     def exact(self) -> torch.dtype:
         """The precision of logits, losses and accumulated gradients."""
-        return torch.float64 if self.compute == torch.float64 else torch.float32
+        return exact_dtype(self.compute)
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The precision in which products come back."""
+        return self.exact if self.rounding == "exact" else self.compute
 
     @property
     def vocabulary(self) -> int:
         return self.head.shape[0]
 
-    def chunks(self, rows: int) -> Iterator[slice]:
-        """Slices over ``rows`` tokens, each of a chunk whose logits fit ``CHUNK_BYTES``."""
+    def chunk_rows(self) -> int:
+        """Tokens of a chunk: its products, a teacher's and their gradient fit half of ``LOGITS_BYTES``."""
         limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"])
-        size = max(1, min(limit, CHUNK_BYTES // (4 * self.vocabulary)))
+        row_bytes = self.vocabulary * (2 * self.stored.itemsize + self.compute.itemsize)
+        return max(1, min(limit, LOGITS_BYTES // 2 // row_bytes))
+
+    def kept_rows(self) -> int:
+        """Tokens whose products may be kept beside the buffers of a chunk."""
+        return LOGITS_BYTES // (self.vocabulary * self.stored.itemsize) - 2 * self.chunk_rows()
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Slices over ``rows`` tokens, of ``chunk_rows`` each."""
+        size = self.chunk_rows()
         for start in range(0, rows, size):
             yield slice(start, min(start + size, rows))
 
-    def logits(self, hidden_tD: Tensor) -> Tensor:
-        """The (t, V) logits of a chunk, a fresh tensor of the exact precision."""
-        if self.rounded:
-            z_tV = hidden_tD.to(self.compute) @ self.head.T
-            z_tV = (z_tV if self.bias is None else z_tV.add_(self.bias.to(self.compute))).to(self.exact)
-        else:
-            z_tV = _product(hidden_tD, self.head.T, self.compute)
-            if self.bias is not None:
-                z_tV.add_(self.bias.to(self.exact))
-        if self.scale != 1.0:
-            z_tV.mul_(self.scale)
-        if self.softcap is not None:
-            z_tV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return z_tV
+    def offset(self, hidden_tD: Tensor, labels_t: Tensor) -> Tensor | None:
+        """The reference logit of each token (t,), before bias and scale, rounded so that ``products`` can take it."""
+        if self.rounding != "offset":
+            return None
+        label_rows_tD = self.head.index_select(0, labels_t).to(self.exact)
+        reference_t = torch.linalg.vecdot(hidden_tD.to(self.compute).to(self.exact), label_rows_tD)
+        return reference_t.to(self.compute).to(self.exact)
 
-    def pull_back(self, grad_tV: Tensor, z_tV: Tensor | None) -> Tensor:
-        """The gradient in the bare products, in place, from that in the logits; ``z_tV`` is needed with a soft-cap."""
-        if self.softcap is not None:
-            assert z_tV is not None
-            grad_tV.mul_(1 - (z_tV / self.softcap).square_())
-        if self.scale != 1.0:
-            grad_tV.mul_(self.scale)
-        return grad_tV
+    def products(self, hidden_tD: Tensor, offset_t: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """``hidden headᵀ − offset`` (t, V) of precision ``stored``, in ``out`` where given."""
+        hidden_tD = hidden_tD.to(self.compute)
+        if self.rounding == "exact" and self.compute in _HALF:
+            if hidden_tD.device.type == "cpu":
+                return torch.mm(hidden_tD.float(), self.head.T, out=out)
+            return torch.mm(hidden_tD, self.head.T, out_dtype=torch.float32, out=out)
+        if offset_t is None:
+            raw_tV = torch.mm(hidden_tD, self.head.T, out=out)
+            return raw_tV if self.rounded_bias is None else raw_tV.add_(self.rounded_bias)
+        return torch.addmm(-offset_t.to(self.compute)[:, None], hidden_tD, self.head.T, out=out)
+
+    def logits(self, hidden_tD: Tensor) -> Tensor:
+        """The (t, V) logits of a chunk, of the exact precision."""
+        return finished(self.products(hidden_tD), None, self.finish)
 
     def to_hidden(self, grad_tV: Tensor) -> Tensor:
-        """The gradient in the hidden states (t, D) from that in the bare products."""
-        return _product(grad_tV, self.head, self.compute, plain=self.rounded)
+        """The gradient in the hidden states (t, D) from that in the products."""
+        if not self._widens(grad_tV):
+            return self._pull_back(grad_tV, self.head)
+        out_tD = grad_tV.new_zeros(grad_tV.shape[0], self.head.shape[1], dtype=torch.float32)
+        for grad_tv, head_vD in zip(grad_tV.split(_WIDENED_ROWS, 1), self.head.split(_WIDENED_ROWS), strict=True):
+            out_tD.addmm_(grad_tv.to(self.compute).float(), head_vD.float())
+        return out_tD
 
     def to_head(self, grad_tV: Tensor, hidden_tD: Tensor) -> Tensor:
-        """The gradient in the head (V, D) from that in the bare products."""
-        return _product(grad_tV.T, hidden_tD, self.compute, plain=self.rounded)
+        """The gradient in the head (V, D) from that in the products."""
+        if not self._widens(grad_tV):
+            return self._pull_back(grad_tV.T, hidden_tD)
+        return grad_tV.T.to(self.compute).float() @ hidden_tD.to(self.compute).float()
 
+    def _widens(self, grad_tV: Tensor) -> bool:
+        """Whether a CPU adds up a half-precision gradient in float32 and leaves it there, as TRL does (``plain``)."""
+        return self.rounding == "plain" and grad_tV.device.type == "cpu"
 
-def _product(left: Tensor, right: Tensor, compute: torch.dtype, *, plain: bool = False) -> Tensor:
-    """``left @ right`` with factors of precision ``compute``, accumulated and returned in float32 (or float64).
-
-    ``plain``: on the CPU without ``_half_arithmetic``, whose sums run in another order.
-    """
-    if compute not in _HALF:
-        return left.to(compute) @ right.to(compute)
-    if left.device.type == "cpu":
-        with contextlib.nullcontext() if plain else _half_arithmetic():
-            return left.to(compute).float() @ right.to(compute).float()
-    return torch.mm(left.to(compute), right.to(compute), out_dtype=torch.float32)
-
-
-@contextlib.contextmanager
-def _half_arithmetic() -> Iterator[None]:
-    """CPU products of float32 tensors in bfloat16 with float32 sums: exact for factors that are bfloat16 already."""
-    settings = getattr(torch.backends.mkldnn, "matmul", None)
-    if settings is None:
-        yield
-        return
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    def _pull_back(self, left: Tensor, right: Tensor) -> Tensor:
+        """A product summed in float32; on the CPU its result, a gradient, is rounded to the precision of its factors."""
+        left, right = left.to(self.head.dtype), right.to(self.head.dtype)
+        if self.head.dtype in _HALF and left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.mm(left, right)

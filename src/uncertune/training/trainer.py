@@ -16,11 +16,13 @@ from trl import SFTTrainer
 
 from uncertune.errors import UserError
 from uncertune.fused import (
+    Scored,
     TokenStats,
     linear_token_stats,
     linear_top_k,
     linear_weighted_nll,
     linear_weighted_nll_with_stats,
+    score_tokens,
 )
 from uncertune.models import OutputHead, attach_head, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
@@ -265,29 +267,23 @@ class UncertuneTrainer(SFTTrainer):
         outcome: dict[str, Any] = {}
 
         def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
-            stats, selected = None, batch.get(SELECTED)
+            scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
-                stats, selected = self._select_inside(hidden, head, tokens, reference_T, record)
+                scored, selected = self._select_inside(hidden, head, tokens, reference_T, record)
+            stats = None if scored is None else scored.stats
             targets = self._targets(tokens, selected, teacher)
+            options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
             if stats is None and not record.has_stats:
-                loss_T, stats = linear_weighted_nll_with_stats(
-                    hidden,
-                    head.weight,
-                    targets,
-                    tokens.labels,
-                    rounded=self.args.objective == "mle",
-                    factor=self.accelerator.num_processes / max(record.tokens, 1),
-                    **head.options,
-                )
+                options["rounded"] = self.args.objective == "mle"
+                loss_T, stats = linear_weighted_nll_with_stats(hidden, head.weight, targets, tokens.labels, **options)
             else:
-                loss_T = linear_weighted_nll(hidden, head.weight, targets, **head.options)
+                loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
             outcome.update(stats=stats, selected=selected)
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
         outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
         self._record(record, batch, outputs["loss"].detach(), **outcome)
-        selected_only = self.args.normalize_by == "selected"
-        denominator = max(record.selected if selected_only else record.tokens, 1)
+        denominator = self._denominator(record)
         loss = outputs["loss"].sum() / denominator * self.accelerator.num_processes
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs["aux_loss"] / record.micro_batches
@@ -295,6 +291,10 @@ class UncertuneTrainer(SFTTrainer):
         if record.complete:
             self._log_step(record.finish(denominator))
         return loss
+
+    def _denominator(self, record: StepRecord) -> int:
+        """What the summed loss of a step is divided by; the step's selection must be known."""
+        return max(record.selected if self.args.normalize_by == "selected" else record.tokens, 1)
 
     def _tokens(self, batch: dict[str, Any]) -> Tokens:
         """The response tokens of a micro-batch, and what is left of it for the model."""
@@ -318,17 +318,17 @@ class UncertuneTrainer(SFTTrainer):
 
     def _select_inside(
         self, hidden: Tensor, head: OutputHead, tokens: Tokens, reference_T: Tensor | None, record: StepRecord
-    ) -> tuple[TokenStats | None, Tensor]:
+    ) -> tuple[Scored | None, Tensor]:
         """Select from the hidden states of the training forward itself (one pass, no active dropout)."""
-        stats = None
-        scores = None
+        scored, scores = None, None
         if self._rule.metric != "random":
-            stats = linear_token_stats(hidden.detach(), head.weight, tokens.labels, **head.options)
-            scores = self._metric(stats, reference_T)
+            most = self.args.objective != "masked_mle" or self.args.selection_fraction > 0.5
+            scored = score_tokens(hidden, head.weight, tokens.labels, keep=most, **head.options)
+            scores = self._metric(scored.stats, reference_T)
         everywhere = self.args.selection_scope == "batch"
         chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
         record.note(chosen, everywhere=everywhere)
-        return stats, chosen.masks[0]
+        return scored, chosen.masks[0]
 
     def _targets(self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None) -> Targets:
         side = tokens.side

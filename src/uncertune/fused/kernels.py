@@ -1,0 +1,87 @@
+"""Which implementation of ``elementwise`` runs: by hand in Triton, compiled, or plain.
+
+Small vocabularies and float64 run plain: there compiling costs more than it saves. On CUDA the Triton kernels run where
+Triton is installed. Otherwise ``torch.compile`` makes one pass of each function; where it cannot (it needs a C++
+compiler and Python's headers on the CPU), a warning says so once and the plain functions run, with the same results.
+``TORCH_COMPILE_DISABLE=1``, PyTorch's own switch, turns compiling off.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncertune.fused import elementwise, projection
+
+PLAIN_BYTES = 8 * 2**20
+"""The plain functions go over a CPU chunk in blocks of rows of this many bytes of logits, which stay in its cache."""
+
+FUNCTIONS = ("statistics", "teacher_statistics", "gradient", "taught_gradient")
+
+
+def kernels(raw: Tensor) -> Any:
+    """The functions of ``elementwise`` in their best form for products like ``raw``."""
+    if raw.shape[-1] < projection.LARGE_VOCABULARY or raw.dtype == torch.float64:
+        return elementwise
+    if raw.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from uncertune.fused import triton
+
+        return triton
+    return _compiled()
+
+
+@functools.cache
+def _compiled() -> SimpleNamespace:
+    return SimpleNamespace(**{name: _CompiledFunction(getattr(elementwise, name)) for name in FUNCTIONS})
+
+
+class _CompiledFunction:
+    """A function under ``torch.compile``, or as it is from the first time that fails."""
+
+    works = True
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.plain = function
+        self.fast = torch.compile(function, dynamic=True)
+
+    def __call__(self, raw: Tensor, *args: Any) -> Any:
+        if _CompiledFunction.works:
+            try:
+                return self.fast(raw, *args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a compiler can do wrong: the plain function is right
+                result = _in_blocks(self.plain, raw, *args)
+                _CompiledFunction.works = False
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    f"torch.compile does not work here ({reason}): the output head runs uncompiled, slower with the "
+                    "same results; on a CPU it needs a C++ compiler and Python's headers",
+                    stacklevel=2,
+                )
+                return result
+        return _in_blocks(self.plain, raw, *args)
+
+
+def _in_blocks(function: Callable[..., Any], raw: Tensor, *args: Any) -> Any:
+    """``function`` over blocks of rows, every tensor of as many rows as ``raw`` cut with it."""
+    rows = raw.shape[0]
+    size = max(1, PLAIN_BYTES // (4 * raw.shape[-1]))
+    if raw.device.type != "cpu" or rows <= size:
+        return function(raw, *args)
+
+    def cut(value: Any, block: slice) -> Any:
+        if isinstance(value, elementwise.Teacher):
+            return value._replace(raw=value.raw[block])
+        return value[block] if isinstance(value, Tensor) else value
+
+    blocks = [slice(start, start + size) for start in range(0, rows, size)]
+    parts = [function(raw[block], *(cut(value, block) for value in args)) for block in blocks]
+    return None if parts[0] is None else tuple(torch.cat(column) for column in zip(*parts, strict=True))
