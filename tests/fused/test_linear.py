@@ -1,5 +1,7 @@
 """The fused head equals the plain definition, for every objective, on awkward shapes and in every precision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cases import CASES, D, K, T, V, factored, half, labels
 from uncertune.fused import (
+    kernels,
     linear_token_stats,
     linear_top_k,
     linear_weighted_nll,
@@ -97,19 +100,64 @@ def test_half_precision_keeps_float32_logits(case):
         assert (got.double() - want).norm() <= 0.01 * want.norm() + 1e-6
 
 
-def test_gradient_near_the_teacher_survives_half_precision():
-    """Student = teacher + 1e-3, our normal case: rounding the logits would cost far more than 1 % of the gradient."""
+@pytest.fixture
+def _large(monkeypatch):
+    """Every vocabulary counts as large, so that a CPU rounds half-precision products relative to the label's."""
+    monkeypatch.setattr(projection_module, "LARGE_VOCABULARY", 1)
+    monkeypatch.setattr(kernels._CompiledFunction, "works", False)
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_rounding_relative_to_the_label(case, options):
+    """Logits far from 0, as bfloat16 likes least. Loss: 2⁻⁸ of what it is made of; gradient: 1 % in norm."""
+    targets, y = case(torch.float32, T), labels()
+    hidden, head, options = inputs(torch.bfloat16, options=options)
+    with torch.no_grad():
+        hidden[:, 0] = head[:, 0] = 6  # all logits gain 36: a plain bfloat16 would be off by up to 0.125
+    exact = [x.detach().double().requires_grad_() for x in (hidden, head)]
+    widened = {k: v.detach().double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    loss, stats = linear_weighted_nll_with_stats(hidden, head, targets, y, **options)
+    log_p = plain_logits(*exact, **widened).log_softmax(-1)
+    want = weighted_nll(log_p, targets)
+    size = weighted_nll(log_p.detach(), replace_weights(targets))
+    assert ((loss.double() - want).abs() <= 2**-7 * size + 1e-3).all()
+    label_loss = -log_p.gather(-1, y[:, None])[:, 0]
+    assert ((stats.loss.double() - label_loss).abs() <= 2**-8 * label_loss + 1e-4).all()
+    ours, theirs = torch.autograd.grad(loss.sum(), (hidden, head)), torch.autograd.grad(want.sum(), exact)
+    for got, wanted in zip(ours, theirs, strict=True):
+        assert (got.double() - wanted).norm() <= 0.01 * wanted.norm() + 1e-3
+
+
+def replace_weights(targets):
+    """The same targets with all weights positive: the size of the terms that a loss of both signs adds up."""
+    dense = None if targets.dense is None else targets.dense.abs()
+    return replace(targets, weights=targets.weights.abs(), dense=dense)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small vocabulary", "large vocabulary"])
+@pytest.mark.parametrize("distance", [2**-7, 2**-9])
+def test_gradient_near_the_teacher_survives_half_precision(distance, large, request):
+    """Student = teacher + a little, our normal case: rounding the logits costs far more than 1 % of the gradient."""
+    if large:
+        request.getfixturevalue("_large")
     n, d, v = 64, 256, 4000
     teacher_hidden = torch.randn(n, d).bfloat16()
     head = (torch.randn(v, d) * 0.3).bfloat16()
-    hidden = (teacher_hidden.float() * (1 + 2**-7)).bfloat16().requires_grad_()
-    targets = OBJECTIVES["distill"](labels(n, v), teacher=(teacher_hidden, head))
-    (got,) = torch.autograd.grad(linear_weighted_nll(hidden, head, targets).sum(), hidden)
+    hidden = (teacher_hidden.float() + distance * torch.randn(n, d)).bfloat16().requires_grad_()
+    y = labels(n, v)
+    targets = OBJECTIVES["distill"](y, teacher=(teacher_hidden, head))
+    loss, _ = linear_weighted_nll_with_stats(hidden, head, targets, y)
+    (got,) = torch.autograd.grad(loss.sum(), hidden)
     exact = hidden.detach().double().requires_grad_()
     teacher = (teacher_hidden.double() @ head.double().T).softmax(-1)
-    z = exact @ head.double().T
-    (want,) = torch.autograd.grad(-(teacher * z.log_softmax(-1)).sum(), exact)
+    (want,) = torch.autograd.grad(-(teacher * (exact @ head.double().T).log_softmax(-1)).sum(), exact)
     assert (got.double() - want).norm() < 0.01 * want.norm()
+    dense = hidden.detach().requires_grad_()
+    rounded = (teacher_hidden @ head.T).float().softmax(-1)
+    (usual,) = torch.autograd.grad(-(rounded * (dense @ head.T).float().log_softmax(-1)).sum(), dense)
+    assert (usual.double() - want).norm() > 0.04 * want.norm()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -195,17 +243,16 @@ def test_a_trained_head_under_uneven_gradients_takes_a_second_sweep():
 
 
 @pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("kept_chunks", [0, 1, 2, 9])
+@pytest.mark.parametrize("kept", [0, 16, 28, 41])
 @pytest.mark.parametrize("case", ["masked_mle", "masked_mle_distill/factored", "truncated_distill/tail", "nothing"])
-def test_what_scoring_kept_changes_no_result(case, kept_chunks, train_head, monkeypatch):
-    rows, dtype = 4, torch.float64
+def test_what_scoring_kept_changes_no_result(case, kept, train_head, monkeypatch):
+    n, rows, dtype = 41, 4, torch.float64
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
-    # a chunk's own buffers take two of the chunks that the budget holds
-    monkeypatch.setattr(projection_module, "LOGITS_BYTES", (kept_chunks + 2) * rows * V * 8)
-    targets, y = CASES[case](dtype, T), labels()
-    hidden, head, options = inputs(dtype, options=HEADS["all"], train_head=train_head)
-    scored = score_tokens(hidden, head, y, keep=True, **options)
-    assert scored.kept == min(kept_chunks * rows, T)
+    monkeypatch.setattr(projection_module, "LOGITS_BYTES", (kept + 2 * rows) * V * 8)  # a chunk's buffers, and the rest
+    targets, y = CASES[case](dtype, n), labels(n)
+    hidden, head, options = inputs(dtype, n, options=HEADS["all"], train_head=train_head)
+    scored = score_tokens(hidden, head, y, keep=kept > 0, **options)
+    assert scored.kept == kept
     assert all(raw.shape[0] <= rows for raw in scored.raw)
     loss = linear_weighted_nll(hidden, head, targets, scored=scored, **options)
     plain = weighted_nll(plain_logits(hidden, head, **options), targets)

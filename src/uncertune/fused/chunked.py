@@ -19,18 +19,23 @@ from uncertune.fused.kernels import kernels
 from uncertune.fused.projection import Projection, TokenStats
 from uncertune.objectives import Targets
 
+FAR = 4.0
+"""Nats between the label and the most likely token from which rounding relative to the label costs too much: at that
+distance bfloat16 errs by half a percent."""
+
 
 @dataclass(frozen=True)
 class Scored:
     """What scoring all tokens leaves for the weighted sweep over the same hidden states and head.
 
-    ``stats`` is what was asked for. The rest spares work: the log-sum-exp of every token, and ``raw``, the products of
-    the first chunks of tokens, as many as the memory allowed.
+    ``stats`` is what was asked for. The rest spares work: the ``offset`` and log-sum-exp of every token (T,), and
+    ``raw``, the products of the first chunks of tokens, as many as the memory allowed.
     """
 
     stats: TokenStats
     labels: Tensor
     projection: Projection
+    offset: Tensor | None
     log_norm: Tensor
     raw: tuple[Tensor, ...]
 
@@ -54,18 +59,53 @@ def score(hidden_TD: Tensor, projection: Projection, labels_T: Tensor, *, keep: 
     work = _Work(projection, size)
     log_norm = hidden_TD.new_empty(len(labels_T), dtype=projection.exact)
     stats = TokenStats(torch.empty_like(log_norm), torch.empty_like(log_norm), torch.empty_like(log_norm).bool())
-    kept = []
+    offsets, kept = [], []
     for rows in projection.chunks(len(labels_T)):
         labels_t = labels_T[rows]
-        offset_t = projection.offset(hidden_TD[rows], labels_t)
         keeps = keep and rows.stop <= projection.kept_rows()
-        raw_tV = projection.products(hidden_TD[rows], offset_t, None if keeps else work.raw(len(labels_t)))
+        measured = _measure(projection, hidden_TD[rows], labels_t, None if keeps else work.raw(len(labels_t)))
+        measured.write(stats, rows, labels_t, projection.finish)
+        log_norm[rows] = measured.log_norm
+        if measured.offset is not None:
+            offsets.append(measured.offset)
         if keeps:
-            kept.append(raw_tV)
-        log_norm[rows], stats.entropy[rows], top_t = kernels(raw_tV).statistics(raw_tV, offset_t, projection.finish)
-        stats.loss[rows] = log_norm[rows] - _at(raw_tV, offset_t, projection.finish, labels_t[:, None])[:, 0]
-        stats.correct[rows] = top_t == labels_t
-    return Scored(stats, labels_T, projection, log_norm, tuple(kept))
+            kept.append(measured.raw)
+    return Scored(stats, labels_T, projection, torch.cat(offsets) if offsets else None, log_norm, tuple(kept))
+
+
+class _Measured(NamedTuple):
+    """The products of some tokens and what ``statistics`` says of them."""
+
+    raw: Tensor
+    offset: Tensor | None
+    log_norm: Tensor
+    entropy: Tensor
+    top: Tensor
+
+    def write(self, stats: TokenStats, rows: Tensor | slice, labels_t: Tensor, finish: Finish) -> None:
+        stats.loss[rows] = self.log_norm - _at(self.raw, self.offset, finish, labels_t[:, None])[:, 0]
+        stats.entropy[rows] = self.entropy
+        stats.correct[rows] = self.top == labels_t
+
+
+def _measure(projection: Projection, hidden_tD: Tensor, labels_t: Tensor | None, out_tV: Tensor | None) -> _Measured:
+    """Products, relative to the label where they are rounded; to the most likely token where that is far from it."""
+    offset_t = None if labels_t is None else projection.offset(hidden_tD, labels_t)
+    raw_tV = projection.products(hidden_tD, offset_t, out_tV)
+    log_norm_t, entropy_t, top_t = kernels(raw_tV).statistics(raw_tV, offset_t, projection.finish)
+    if offset_t is not None and labels_t is not None:
+        z_t2 = _at(raw_tV, offset_t, projection.finish, torch.stack([labels_t, top_t], 1))
+        far_s = (z_t2[:, 1] - z_t2[:, 0] > FAR).nonzero()[:, 0]
+        if far_s.numel():
+            offset_s = projection.offset(hidden_tD[far_s], top_t[far_s])
+            assert offset_s is not None
+            offset_t[far_s] = offset_s
+            raw_sV = projection.products(hidden_tD[far_s], offset_s)
+            raw_tV[far_s] = raw_sV
+            log_norm_t[far_s], entropy_t[far_s], top_t[far_s] = kernels(raw_sV).statistics(
+                raw_sV, offset_s, projection.finish
+            )
+    return _Measured(raw_tV, offset_t, log_norm_t, entropy_t, top_t)
 
 
 def top_k(hidden_TD: Tensor, projection: Projection, k: int) -> tuple[Tensor, Tensor]:
@@ -210,26 +250,23 @@ def _project(hidden_TD: Tensor, job: Job, group: _Group, work: _Work, stats: Tok
     """The products of a group, as far as they are not known, and its statistics where they are asked for."""
     rows_t, student, scored = group.rows, job.student, job.scored
     hidden_tD = hidden_TD[rows_t]
-    offset_t = None if job.labels is None else student.offset(hidden_tD, job.labels[rows_t])
-    raw_tV = work.raw(len(rows_t))
-    if scored is not None and group.kept:
-        scored.take(rows_t, raw_tV)
-    else:
-        student.products(hidden_tD, offset_t, raw_tV)
     targets = job.targets.rows(rows_t)
-    teacher = _teach(hidden_tD, targets, job, work) if group.taught else None
-    if scored is not None:
-        log_norm_t = scored.log_norm[rows_t]
+    raw_tV = work.raw(len(rows_t))
+    if scored is None:
+        labels_t = None if job.labels is None else job.labels[rows_t]
+        measured = _measure(student, hidden_tD, labels_t, raw_tV)
+        if stats is not None and labels_t is not None:
+            measured.write(stats, rows_t, labels_t, student.finish)
+        offset_t, log_norm_t = measured.offset, measured.log_norm
     else:
-        log_norm_t, entropy_t, top_t = kernels(raw_tV).statistics(raw_tV, offset_t, student.finish)
-    chunk = _Chunk(targets, hidden_tD, raw_tV, offset_t, student.finish, log_norm_t, teacher)
-    if stats is not None:
-        assert job.labels is not None
-        labels_t = job.labels[rows_t]
-        stats.loss[rows_t] = log_norm_t - chunk.at(labels_t[:, None])[:, 0]
-        stats.entropy[rows_t] = entropy_t
-        stats.correct[rows_t] = top_t == labels_t
-    return chunk
+        offset_t = None if scored.offset is None else scored.offset[rows_t]
+        log_norm_t = scored.log_norm[rows_t]
+        if group.kept:
+            scored.take(rows_t, raw_tV)
+        else:
+            student.products(hidden_tD, offset_t, raw_tV)
+    teacher = _teach(hidden_tD, targets, job, work) if group.taught else None
+    return _Chunk(targets, hidden_tD, raw_tV, offset_t, student.finish, log_norm_t, teacher)
 
 
 def _teach(hidden_tD: Tensor, targets: Targets, job: Job, work: _Work) -> Teacher:
@@ -318,7 +355,7 @@ def _gradient(chunk: _Chunk, terms: _Terms, factor: Tensor | float, work: _Work)
 
 
 def _listed_gradient(chunk: _Chunk, terms: _Terms) -> Tensor:
-    """The gradient at the tokens of the sparse part, (t, K); ids that repeat get the sum of their weights, each time."""
+    """The gradient at the tokens of the sparse part, (t, K); each of some equal ids gets the sum of their weights."""
     targets, dtype = chunk.targets, chunk.log_norm.dtype
     weights_tK = targets.weights.to(dtype)
     if targets.ids.shape[1] > 1:

@@ -113,7 +113,7 @@ def taught_gradient(
     teacher_weight_t: Tensor,
     out_tV: Tensor,
 ) -> None:
-    """``gradient`` less ``teacher_weight · exp(teacher's z − teacher_norm) · dz/d(raw)``, subtracted before rounding."""
+    """``gradient`` less ``teacher_weight · exp(teacher's z − teacher_norm) · dz/d(raw)``; rounded once."""
     z_tV, teacher_tV = _both(raw_tV, offset_t, finish, teacher)
     p_tV = (z_tV - log_norm_t[:, None]).exp() * mass_t[:, None]
     q_tV = (teacher_tV - teacher_norm_t[:, None]).exp() * teacher_weight_t[:, None]

@@ -4,21 +4,21 @@ Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``D`` hidden 
 In every function: ``hidden`` (T, D), ``head`` (V, D), ``bias`` (V,) or None, and logits
 ``z = cap(scale · (hidden headᵀ + bias))`` with ``cap(u) = softcap · tanh(u / softcap)``.
 
-Precision: products in autocast's type where autocast is on, else in that of ``hidden``, summed in float32; softmax, loss
-and entropy in float32, or float64 for float64. Logits that live at one time take at most
+Precision: products in autocast's type where autocast is on, else in that of ``hidden``, summed in float32; softmax,
+loss and entropy in float32, or float64 for float64. Logits that live at one time take at most
 ``uncertune.fused.projection.LOGITS_BYTES``; how half-precision products are kept is ``Projection.rounding``.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from uncertune.fused import chunked
 from uncertune.fused.chunked import Job, Scored
+from uncertune.fused.elementwise import Finish
 from uncertune.fused.projection import Projection, Rounding, TokenStats
 from uncertune.objectives import SparseTeacher, Targets
 from uncertune.objectives.loss import check_vocabulary
@@ -45,7 +45,7 @@ def linear_weighted_nll(
     before. Raises ValueError where shapes do not fit.
     """
     labels = _references(targets) if scored is None else scored.labels
-    job = _job(hidden, head, targets, {"bias": bias, "softcap": softcap, "scale": scale}, labels, scored=scored)
+    job = _job(hidden, head, targets, Finish(bias, scale, softcap), labels, scored=scored)
     return _apply(hidden, head, bias, replace(job, factor=factor))[0]
 
 
@@ -67,8 +67,7 @@ def linear_weighted_nll_with_stats(
     trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
     """
     _check_labels(hidden, labels)
-    options = {"bias": bias, "softcap": softcap, "scale": scale}
-    job = _job(hidden, head, targets, options, labels, rounding="plain" if rounded else "offset")
+    job = _job(hidden, head, targets, Finish(bias, scale, softcap), labels, rounding="plain" if rounded else "offset")
     loss, *columns = _apply(hidden, head, bias, replace(job, with_stats=True, factor=factor))
     return loss, TokenStats(*columns)
 
@@ -90,7 +89,7 @@ def score_tokens(
     """
     _check(hidden, head, bias)
     _check_labels(hidden, labels)
-    projection = Projection.of(hidden, head, bias, softcap, scale, "offset")
+    projection = Projection.of(hidden, head, Finish(bias, scale, softcap), "offset")
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         return chunked.score(hidden.detach(), projection, labels, keep=keep)
 
@@ -125,7 +124,7 @@ def linear_top_k(
     _check(hidden, head, bias)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    projection = Projection.of(hidden, head, bias, softcap, scale)
+    projection = Projection.of(hidden, head, Finish(bias, scale, softcap))
     with torch.autocast(hidden.device.type, enabled=False):
         return SparseTeacher(*chunked.top_k(hidden, projection, min(k, head.shape[0])))
 
@@ -141,38 +140,32 @@ def _job(
     hidden: Tensor,
     head: Tensor,
     targets: Targets,
-    options: dict[str, Any],
+    finish: Finish,
     labels: Tensor | None,
     *,
     scored: Scored | None = None,
     rounding: Rounding = "offset",
 ) -> Job:
     """The sweep for these targets, in the precision that they need."""
-    _check(hidden, head, options["bias"])
+    _check(hidden, head, finish.bias)
     if targets.size != hidden.shape[0]:
         raise ValueError(f"targets have {targets.size} rows, hidden {hidden.shape[0]}")
     if scored is not None and len(scored.labels) != hidden.shape[0]:
         raise ValueError(f"scored has {len(scored.labels)} rows, hidden {hidden.shape[0]}")
     check_vocabulary(targets, head.shape[0])
-    has_teacher = targets.teacher_hidden is not None and targets.teacher_head is not None
-    shared = has_teacher and _same(targets.teacher_head, head)
+    theirs, shared = targets.teacher_head, False
+    if theirs is not None:
+        shared = _same(theirs, head)
     # Rounding apart would drown the difference between student and teacher (through one head it is taken before).
-    if rounding == "offset" and (labels is None or (has_teacher and not shared)):
+    if rounding == "offset" and (labels is None or not (theirs is None or shared)):
         rounding = "exact"
-    student = Projection.of(hidden, head, **options, rounding=rounding)
-    if scored is not None:
-        if scored.projection.rounding == student.rounding:
-            student = scored.projection
-        else:
-            scored = None
+    if scored is not None and scored.projection.rounding not in ("exact", rounding):
+        scored = None
+    student = Projection.of(hidden, head, finish, rounding) if scored is None else scored.projection
     teacher = None
-    if has_teacher:
-        finish = {"bias": targets.teacher_bias, "softcap": targets.teacher_softcap, "scale": targets.teacher_scale}
-        teacher = (
-            student.finishing(**finish)
-            if shared
-            else Projection.of(targets.teacher_hidden, targets.teacher_head, **finish)
-        )
+    if theirs is not None and targets.teacher_hidden is not None:
+        finish = Finish(targets.teacher_bias, targets.teacher_scale, targets.teacher_softcap)
+        teacher = replace(student, finish=finish) if shared else Projection.of(targets.teacher_hidden, theirs, finish)
     return Job(targets, student, labels, teacher, shared, scored)
 
 

@@ -6,7 +6,7 @@ Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -51,9 +51,9 @@ class Projection:
 
     exact    float32. On the CPU, where no product of PyTorch has half-precision factors and a float32 result, the
              factors are float32 copies.
-    offset   half precision, relative to a reference logit of each token, its label's: a softmax does not see what all
-             logits have in common, so the rounding is relative to the distance from the label and the loss keeps a
-             relative error of 2⁻⁹, where plain rounding has an absolute one of 2⁻⁹ times the largest logit.
+    offset   half precision, relative to one logit of each token, its label's or the largest: a softmax does not see
+             what all logits have in common, so the error is 2⁻⁹ of the distance from a likely token, where plain
+             rounding has one of 2⁻⁹ of the logit.
     plain    half precision, and gradients in float32, as TRL does: for comparison with it digit for digit.
     """
 
@@ -69,12 +69,10 @@ class Projection:
         cls,
         hidden: Tensor,
         head: Tensor,
-        bias: Tensor | None = None,
-        softcap: float | None = None,
-        scale: float = 1.0,
+        finish: Finish,
         rounding: Rounding = "exact",
     ) -> Projection:
-        """A projection in the precision in force; ``offset`` is ``exact`` where that costs little (CUDA, small heads)."""
+        """A projection in the precision in force; ``offset`` is ``exact`` where that is cheap: CUDA, small heads."""
         device, compute = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device) and compute != torch.float64:
             compute = torch.get_autocast_dtype(device)
@@ -83,14 +81,10 @@ class Projection:
             rounding = "exact"
         widened = rounding == "exact" and compute in _HALF and device == "cpu"
         head = head.detach().to(torch.float32 if widened else compute)
-        bias = None if bias is None else bias.detach()
+        bias = None if finish.bias is None else finish.bias.detach()
         if rounding == "plain" and bias is not None:
-            return cls(head, Finish(None, scale, softcap), compute, rounding, bias.to(compute))
-        return cls(head, Finish(bias, scale, softcap), compute, rounding)
-
-    def finishing(self, bias: Tensor | None, softcap: float | None, scale: float) -> Projection:
-        """The same products, made logits in another way."""
-        return replace(self, finish=Finish(None if bias is None else bias.detach(), scale, softcap))
+            return cls(head, finish._replace(bias=None), compute, rounding, bias.to(compute))
+        return cls(head, finish._replace(bias=bias), compute, rounding)
 
     @property
     def exact(self) -> torch.dtype:
@@ -166,7 +160,7 @@ class Projection:
         return self.rounding == "plain" and grad_tV.device.type == "cpu"
 
     def _pull_back(self, left: Tensor, right: Tensor) -> Tensor:
-        """A product summed in float32; on the CPU its result, a gradient, is rounded to the precision of its factors."""
+        """A product summed in float32, whose result, a gradient, a CPU rounds to the precision of its factors."""
         left, right = left.to(self.head.dtype), right.to(self.head.dtype)
         if self.head.dtype in _HALF and left.device.type == "cuda":
             return torch.mm(left, right, out_dtype=torch.float32)

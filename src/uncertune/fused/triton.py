@@ -1,0 +1,209 @@
+"""The functions of ``elementwise`` as Triton kernels: each reads its products once.
+
+Shape legend: ``t`` tokens of a chunk, ``V`` vocabulary. The same signatures, results in float32. Optional: imported by
+``kernels`` on CUDA where Triton is installed. ``TRITON_INTERPRET=1``, Triton's own switch, runs them on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from uncertune.fused.elementwise import Finish, Teacher
+
+BLOCK = 4096
+WARPS = 8
+
+
+@triton.jit
+def _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Logits of products: (z, dz/du)."""
+    if HAS_BIAS:
+        u += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    u *= scale
+    slope = tl.zeros_like(u) + scale
+    if HAS_SOFTCAP:
+        decay = tl.exp(-2.0 * tl.abs(u) / softcap)
+        tanh = (1.0 - decay) / (1.0 + decay)
+        tanh = tl.where(u < 0, -tanh, tanh)
+        u = softcap * tanh
+        slope *= 1.0 - tanh * tanh
+    return u, slope
+
+
+@triton.jit
+def _statistics_kernel(
+    raw, row_stride, offset, bias, scale, softcap, log_norm, entropy, top, V,
+    HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    shift = 0.0
+    if HAS_OFFSET:
+        shift = tl.load(offset + row)
+    peak, norm, moment = float("-inf"), 0.0, 0.0  # moment: Σ exp(z − peak) · (z − peak)
+    best = tl.zeros((), tl.int64)
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = columns < V
+        u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32) + shift
+        z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+        z = tl.where(mask, z, float("-inf"))
+        block_peak = tl.max(z, 0)
+        best = tl.where(block_peak > peak, start + tl.argmax(z, 0).to(tl.int64), best)
+        new_peak = tl.maximum(peak, block_peak)
+        drop = tl.where(peak == float("-inf"), 0.0, new_peak - peak)
+        e = tl.exp(z - new_peak)
+        moment = tl.exp(-drop) * (moment - drop * norm) + tl.sum(e * tl.where(mask, z - new_peak, 0.0), 0)
+        norm = tl.exp(-drop) * norm + tl.sum(e, 0)
+        peak = new_peak
+    tl.store(log_norm + row, peak + tl.log(norm))
+    tl.store(entropy + row, tl.maximum(tl.log(norm) - moment / norm, 0.0))
+    tl.store(top + row, best)
+
+
+@triton.jit
+def _teacher_statistics_kernel(
+    raw, row_stride, offset, bias, scale, softcap,
+    teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, expected, V,
+    HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    shift = 0.0
+    if HAS_OFFSET:
+        shift = tl.load(offset + row)
+    peak, norm, moment = float("-inf"), 0.0, 0.0  # moment: Σ exp(teacher's z − peak) · z
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = columns < V
+        u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32) + shift
+        v = tl.load(teacher + row * teacher_stride + columns, mask=mask, other=0.0).to(tl.float32)
+        if DELTA:
+            v = u - v
+        z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+        y, _ = _finish(v, columns, mask, teacher_bias, teacher_scale, teacher_softcap, TEACHER_BIAS, TEACHER_SOFTCAP)
+        y = tl.where(mask, y, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(y, 0))
+        decay = tl.where(peak == float("-inf"), 0.0, tl.exp(peak - new_peak))
+        e = tl.exp(y - new_peak)
+        moment = decay * moment + tl.sum(tl.where(mask, e * z, 0.0), 0)
+        norm = decay * norm + tl.sum(e, 0)
+        peak = new_peak
+    tl.store(teacher_norm + row, peak + tl.log(norm))
+    tl.store(expected + row, moment / norm)
+
+
+@triton.jit
+def _gradient_kernel(
+    raw, row_stride, offset, bias, scale, softcap, log_norm, mass,
+    teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, teacher_weight,
+    out, out_stride, V,
+    HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_TEACHER: tl.constexpr, DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < V
+    u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    if HAS_OFFSET:
+        u += tl.load(offset + row)
+    z, slope = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    gradient = tl.exp(z - tl.load(log_norm + row)) * tl.load(mass + row)
+    if HAS_TEACHER:
+        v = tl.load(teacher + row * teacher_stride + columns, mask=mask, other=0.0).to(tl.float32)
+        if DELTA:
+            v = u - v
+        y, _ = _finish(v, columns, mask, teacher_bias, teacher_scale, teacher_softcap, TEACHER_BIAS, TEACHER_SOFTCAP)
+        gradient -= tl.exp(y - tl.load(teacher_norm + row)) * tl.load(teacher_weight + row)
+    tl.store(out + row * out_stride + columns, (gradient * slope).to(out.dtype.element_ty), mask=mask)
+
+
+def _student(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[tuple, dict[str, bool]]:
+    """The arguments of every kernel that describe the student's logits; a pointer that is not read may be any."""
+    pointers = (raw_tV if offset_t is None else offset_t, raw_tV if finish.bias is None else finish.bias)
+    flags = {
+        "HAS_OFFSET": offset_t is not None,
+        "HAS_BIAS": finish.bias is not None,
+        "HAS_SOFTCAP": finish.softcap is not None,
+    }
+    return (raw_tV, raw_tV.stride(0), *pointers, float(finish.scale), float(finish.softcap or 1.0)), flags
+
+
+def _teacher(teacher: Teacher) -> tuple[tuple, dict[str, bool]]:
+    bias, scale, softcap = teacher.finish
+    values = (teacher.raw, teacher.raw.stride(0), teacher.raw if bias is None else bias, float(scale))
+    flags = {"DELTA": teacher.delta, "TEACHER_BIAS": bias is not None, "TEACHER_SOFTCAP": softcap is not None}
+    return (*values, float(softcap or 1.0)), flags
+
+
+def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
+    """``elementwise.statistics``."""
+    rows, vocabulary = raw_tV.shape
+    log_norm_t, entropy_t = (raw_tV.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    top_t = raw_tV.new_empty(rows, dtype=torch.long)
+    values, flags = _student(raw_tV, offset_t, finish)
+    _statistics_kernel[(rows,)](
+        *values, log_norm_t, entropy_t, top_t, vocabulary, **flags, BLOCK=BLOCK, num_warps=WARPS
+    )
+    return log_norm_t, entropy_t, top_t
+
+
+def teacher_statistics(
+    raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher
+) -> tuple[Tensor, Tensor]:
+    """``elementwise.teacher_statistics``."""
+    rows, vocabulary = raw_tV.shape
+    norm_t, expected_t = (raw_tV.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    values, flags = _student(raw_tV, offset_t, finish)
+    theirs, more = _teacher(teacher)
+    _teacher_statistics_kernel[(rows,)](
+        *values, *theirs, norm_t, expected_t, vocabulary, **flags, **more, BLOCK=BLOCK, num_warps=WARPS
+    )
+    return norm_t, expected_t
+
+
+def gradient(
+    raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, log_norm_t: Tensor, mass_t: Tensor, out_tV: Tensor
+) -> None:
+    """``elementwise.gradient``."""
+    nobody = Teacher(raw_tV, Finish(), False)
+    _launch_gradient(raw_tV, offset_t, finish, log_norm_t, mass_t, nobody, None, None, out_tV)
+
+
+def taught_gradient(
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    finish: Finish,
+    log_norm_t: Tensor,
+    mass_t: Tensor,
+    teacher: Teacher,
+    teacher_norm_t: Tensor,
+    teacher_weight_t: Tensor,
+    out_tV: Tensor,
+) -> None:
+    """``elementwise.taught_gradient``."""
+    _launch_gradient(raw_tV, offset_t, finish, log_norm_t, mass_t, teacher, teacher_norm_t, teacher_weight_t, out_tV)
+
+
+def _launch_gradient(
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    finish: Finish,
+    log_norm_t: Tensor,
+    mass_t: Tensor,
+    teacher: Teacher,
+    teacher_norm_t: Tensor | None,
+    teacher_weight_t: Tensor | None,
+    out_tV: Tensor,
+) -> None:
+    rows, vocabulary = raw_tV.shape
+    values, flags = _student(raw_tV, offset_t, finish)
+    theirs, more = _teacher(teacher)
+    norm_t, weight_t = (log_norm_t if one is None else one for one in (teacher_norm_t, teacher_weight_t))
+    _gradient_kernel[(rows, triton.cdiv(vocabulary, BLOCK))](
+        *values, log_norm_t, mass_t, *theirs, norm_t.contiguous(), weight_t.contiguous(), out_tV, out_tV.stride(0),
+        vocabulary, **flags, **more, HAS_TEACHER=teacher_norm_t is not None, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
