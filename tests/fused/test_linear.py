@@ -266,13 +266,13 @@ def test_what_scoring_kept_changes_no_result(case, kept, train_head, monkeypatch
 @pytest.mark.parametrize("name", ["mle", "masked_mle_distill/factored", "policy_gradient/sampled"])
 @pytest.mark.parametrize("train_head", [False, True])
 def test_no_tensor_of_t_by_v(name, train_head, monkeypatch):
-    n, rows = 64, 16
+    n, rows = 64, 8
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
     hidden, head, _ = inputs(torch.float32, n=n, train_head=train_head)
     with Largest() as seen:
         linear_weighted_nll_with_stats(hidden, head, CASES[name](torch.float32, n), labels(n))[0].sum().backward()
         linear_token_stats(hidden, head, labels(n))
-    assert seen.largest <= max(rows * V, V * D, n * D)
+    assert seen.largest <= max((4 if train_head else 1) * rows * V, V * D, n * D)
 
 
 def test_statistics():

@@ -12,10 +12,11 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.fused import projection
 
-ROWS, LENGTH, VOCABULARY, CHUNK = 8, 40, 4000, 32
+ROWS, LENGTH, VOCABULARY, CHUNK = 8, 40, 4000, 8
 TOKENS = ROWS * (LENGTH - 1)
-LEGITIMATE = VOCABULARY * max(WIDTH, CHUNK)
-"""Elements of the head (and of its gradient), and of one chunk of logits: a tenth of the T × V that must not be."""
+LEGITIMATE = VOCABULARY * max(WIDTH, 4 * CHUNK)
+"""Elements of the head (and of its gradient), and of one chunk of logits, which is four times as large with a trained
+head: a tenth of the T × V that must not be."""
 
 
 class Largest(TorchDispatchMode):

@@ -157,7 +157,7 @@ class Gradients:
         if self.hidden is not None:
             self.hidden[rows_t] = student.to_hidden(grad_tV).to(self.hidden.dtype)
         if self.head is not None:
-            self.head += student.to_head(grad_tV, hidden_tD)
+            student.add_to_head(self.head, grad_tV, hidden_tD)
         if self.bias is not None:
             self.bias += grad_tV.sum(0, dtype=self.bias.dtype)
 
@@ -207,7 +207,7 @@ def sweep(
 ) -> tuple[Tensor, TokenStats | None]:
     """The loss of every token (T,), and into ``gradients`` those of ``Σ_t upstream_t · loss_t``."""
     student = job.student
-    size = min(student.chunk_rows(), max(1, hidden_TD.shape[0]))
+    size = min(student.chunk_rows(train_head=gradients.head is not None), max(1, hidden_TD.shape[0]))
     work = _Work(student, size)
     loss_T = hidden_TD.new_zeros(job.targets.size, dtype=student.exact)
     stats = None

@@ -31,9 +31,9 @@ def kernels(raw: Tensor) -> Any:
     if raw.shape[-1] < projection.LARGE_VOCABULARY or raw.dtype == torch.float64:
         return elementwise
     if raw.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from uncertune.fused import triton
+        import uncertune.fused.triton as by_hand
 
-        return triton
+        return by_hand
     return _compiled()
 
 

@@ -19,7 +19,7 @@ LOGITS_BYTES = 512 * 2**20
 this many bytes. A larger chunk reads the head less often; more kept logits save a product."""
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
-"""Chunks of more rows are not faster."""
+"""Chunks of more rows are not faster. With a trained head four times as many are: its gradient is passed over less."""
 
 LARGE_VOCABULARY = 16384
 """From this size on the products of a CPU are worth rounding (``offset``) and their element-wise part compiling."""
@@ -100,9 +100,9 @@ class Projection:
     def vocabulary(self) -> int:
         return self.head.shape[0]
 
-    def chunk_rows(self) -> int:
+    def chunk_rows(self, *, train_head: bool = False) -> int:
         """Tokens of a chunk: its products, a teacher's and their gradient fit half of ``LOGITS_BYTES``."""
-        limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"])
+        limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"]) * (4 if train_head else 1)
         row_bytes = self.vocabulary * (2 * self.stored.itemsize + self.compute.itemsize)
         return max(1, min(limit, LOGITS_BYTES // 2 // row_bytes))
 
@@ -141,27 +141,29 @@ class Projection:
         return finished(self.products(hidden_tD), None, self.finish)
 
     def to_hidden(self, grad_tV: Tensor) -> Tensor:
-        """The gradient in the hidden states (t, D) from that in the products."""
+        """The gradient in the hidden states (t, D) from that in the products; a CPU rounds it to half precision."""
         if not self._widens(grad_tV):
-            return self._pull_back(grad_tV, self.head)
+            grad_tV = grad_tV.to(self.head.dtype)
+            if self.head.dtype in _HALF and grad_tV.device.type == "cuda":
+                return torch.mm(grad_tV, self.head, out_dtype=torch.float32)
+            return torch.mm(grad_tV, self.head)
         out_tD = grad_tV.new_zeros(grad_tV.shape[0], self.head.shape[1], dtype=torch.float32)
         for grad_tv, head_vD in zip(grad_tV.split(_WIDENED_ROWS, 1), self.head.split(_WIDENED_ROWS), strict=True):
             out_tD.addmm_(grad_tv.to(self.compute).float(), head_vD.float())
         return out_tD
 
-    def to_head(self, grad_tV: Tensor, hidden_tD: Tensor) -> Tensor:
-        """The gradient in the head (V, D) from that in the products."""
-        if not self._widens(grad_tV):
-            return self._pull_back(grad_tV.T, hidden_tD)
-        return grad_tV.T.to(self.compute).float() @ hidden_tD.to(self.compute).float()
+    def add_to_head(self, total_VD: Tensor, grad_tV: Tensor, hidden_tD: Tensor) -> None:
+        """Add the gradient in the head to ``total`` (V, D), of the exact precision."""
+        left, right = grad_tV.T.to(self.head.dtype), hidden_tD.to(self.compute).to(self.head.dtype)
+        if self._widens(grad_tV):
+            left, right = left.float(), right.float()
+        if left.dtype == total_VD.dtype:
+            torch.addmm(total_VD, left, right, out=total_VD)
+        elif left.device.type == "cuda":
+            torch.addmm(total_VD, left, right, out_dtype=total_VD.dtype, out=total_VD)
+        else:
+            total_VD += torch.mm(left, right)
 
     def _widens(self, grad_tV: Tensor) -> bool:
         """Whether a CPU adds up a half-precision gradient in float32 and leaves it there, as TRL does (``plain``)."""
         return self.rounding == "plain" and grad_tV.device.type == "cpu"
-
-    def _pull_back(self, left: Tensor, right: Tensor) -> Tensor:
-        """A product summed in float32, whose result, a gradient, a CPU rounds to the precision of its factors."""
-        left, right = left.to(self.head.dtype), right.to(self.head.dtype)
-        if self.head.dtype in _HALF and left.device.type == "cuda":
-            return torch.mm(left, right, out_dtype=torch.float32)
-        return torch.mm(left, right)
