@@ -1,0 +1,1 @@
+"""Ours against other implementations: ``python -m benchmarks.head`` and ``python -m benchmarks.step``."""
