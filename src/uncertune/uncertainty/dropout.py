@@ -49,12 +49,11 @@ def mc_dropout(
     """
     if not 0 <= rate < 1:
         raise UserError(f"rate: {rate} is not in [0, 1): give the share of activations to drop, for example 0.1")
-    sites = dropout_sites(model)
-    chosen = _choose(model, sites, places)
+    chosen = choose_sites(model, places)
     _check_backends(chosen)
     with evaluating(model), _own_generators(model) as reseed, contextlib.ExitStack() as undo:
         if rate > 0:
-            _activate(model, sites, chosen, rate, undo)
+            _activate(model, chosen, rate, undo)
         reseed(seed)
         yield reseed
 
@@ -96,8 +95,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _choose(model: nn.Module, sites: list[Site], places: str | Iterable[str] | None) -> list[Site]:
-    """The sites of ``places``; every entry must find one."""
+def choose_sites(model: nn.Module, places: str | Iterable[str] | None) -> list[Site]:
+    """The dropouts at ``places``, as ``mc_dropout`` reads them. Raises UserError where an entry finds none."""
+    sites = dropout_sites(model)
     if places is None:
         wanted: list[str] = []
     else:
@@ -145,16 +145,14 @@ def _check_backends(chosen: list[Site]) -> None:
             )
 
 
-def _activate(
-    model: nn.Module, sites: list[Site], chosen: list[Site], rate: float, undo: contextlib.ExitStack
-) -> None:
-    active = {id(site) for site in chosen}
+def _activate(model: nn.Module, chosen: list[Site], rate: float, undo: contextlib.ExitStack) -> None:
+    active = {site.name for site in chosen}
     owners = {id(site.owner): site.owner for site in chosen if site.by_owner}
     for owner in owners.values():
         _only_training(owner, undo)
-    for site in sites:
-        if id(site) in active or id(site.owner) in owners:
-            _set_rate(site, rate if id(site) in active else 0.0, undo)
+    for site in dropout_sites(model):
+        if site.name in active or id(site.owner) in owners:
+            _set_rate(site, rate if site.name in active else 0.0, undo)
     for module in model.modules():
         # torch's own layer fuses itself in eval mode, and PEFT's variants (DoRA, …) skip dropout there.
         lora = getattr(module, "lora_dropout", None)
@@ -178,8 +176,7 @@ def _set_rate(site: Site, rate: float, undo: contextlib.ExitStack) -> None:
     else:
         dropout = owner._modules[site.attribute]
         _set(dropout, "p", rate, undo)
-        if rate > 0:
-            _set(dropout, "training", True, undo)
+        _set(dropout, "training", rate > 0, undo)
 
 
 def _only_training(owner: Any, undo: contextlib.ExitStack) -> None:

@@ -60,7 +60,7 @@ def dropout_sites(model: nn.Module) -> list[Site]:
     sites: list[Site] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        reads = own_reads(type(module))
+        reads = own_reads(type(module))  # type: ignore[arg-type]  # mypy: "not hashable"
         sites += _numbers(path, module, reads)
         for key, child in module.named_children():
             if id(child) not in seen and isinstance(child, nn.modules.dropout._DropoutNd):
