@@ -58,7 +58,7 @@ class Logits:
         softcap: float | None = None,
         scale: float = 1.0,
     ) -> Logits:
-        """The head ``weight`` (V, D) for hidden states of the type of ``like``; half precision is widened on the CPU."""
+        """The head ``weight`` (V, D) for hidden states of the type of ``like``; half precision widened on the CPU."""
         prepared = weight.detach().to(like.dtype)
         if like.dtype in _HALF and weight.device.type == "cpu":
             prepared = prepared.float()
