@@ -249,6 +249,9 @@ def test_numbers_count_where_the_code_reads_them():
     with mc_dropout(model, 0.25, places="config.*"):
         values = model(torch.ones(4096)).unique().tolist()
         assert config.resid_pdrop == 0.0
+        with mc_dropout(model, 0.5):
+            assert (model.config.resid_pdrop, model.p_dropout) == (0.5, 0.5)
+        assert (model.config.resid_pdrop, model.p_dropout) == (0.25, 0.0)
     assert values == [0.0, pytest.approx(1 / 0.75)]
     assert model.config is config
     assert "unused_dropout" not in own_reads(Functional)

@@ -69,9 +69,10 @@ def adapted(names=("default", "other"), **options):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3", "phi", "granite"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("pass_tokens", [1, 40])
-def test_equal_to_storing_every_distribution(kind, pass_tokens):
-    model = tiny_model(kind)
+def test_equal_to_storing_every_distribution(kind, pass_tokens, dtype, atol):
+    model = tiny_model(kind, dtype=dtype)
     ids, labels = batch()
     result = token_uncertainty(model, ids, labels, samples=7, rate=0.2, seed=4, pass_tokens=pass_tokens)
     assert_sound(result)
@@ -85,7 +86,7 @@ def test_equal_to_storing_every_distribution(kind, pass_tokens):
                 forwards += model(ids[row].expand(min(stack, 7 - first), -1)).logits.unbind(0)
             expected.append(naive(forwards, labels[row]))
     for name, theirs in zip(("total", "aleatoric", "epistemic"), zip(*expected, strict=True), strict=True):
-        torch.testing.assert_close(getattr(result, name), torch.cat(theirs), rtol=0, atol=1e-6)
+        torch.testing.assert_close(getattr(result, name), torch.cat(theirs), rtol=0, atol=atol)
     assert result.epistemic.min() > 1e-6
 
 
@@ -150,8 +151,8 @@ def test_little_memory_gives_the_same_numbers(kind):
     plenty = token_uncertainty(model, ids, labels, samples=9)
     hidden_only = token_uncertainty(model, ids, labels, samples=9, memory=3 * 9 * 32 * 4)  # 3 tokens at a time
     sums = token_uncertainty(model, ids, labels, samples=9, memory=4 * 97 * 8)  # 4 tokens of sums, 2 of hidden states
-    assert_equal(hidden_only, plenty, atol=1e-6)
-    assert_equal(sums, plenty, atol=1e-6)
+    assert_equal(hidden_only, plenty, atol=2e-6)  # float32 products of other shapes
+    assert_equal(sums, plenty, atol=2e-6)
 
 
 def test_the_seed_matters_and_the_global_generator_does_not():
@@ -212,14 +213,14 @@ def test_the_model_is_left_as_it_was(attached, training):
 
 
 def test_models_as_members():
-    models = [tiny_model("llama", seed=seed) for seed in range(3)]
+    models = [tiny_model("llama", seed=seed, dtype=torch.float64) for seed in range(3)]
     ids, labels = batch()
     result = token_uncertainty(models[0], ids, labels, ensemble=model_ensemble(models))
     assert_sound(result)
     with torch.no_grad():
         forwards = [model(ids).logits for model in models]
     expected = [naive([logits[row] for logits in forwards], labels[row]) for row in range(3)]
-    torch.testing.assert_close(result.epistemic, torch.cat([row[2] for row in expected]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.epistemic, torch.cat([row[2] for row in expected]), rtol=0, atol=1e-9)
 
 
 def test_loaded_members_come_one_at_a_time_and_once_where_memory_allows():
@@ -233,7 +234,7 @@ def test_loaded_members_come_one_at_a_time_and_once_where_memory_allows():
     result = token_uncertainty(tiny_model("llama"), ids, labels, ensemble=ensemble)
     assert loaded == [0, 1]
     tight = token_uncertainty(tiny_model("llama"), ids, labels, ensemble=ensemble, memory=8 * 97 * 8)
-    assert_equal(tight, result, atol=1e-6)
+    assert_equal(tight, result, atol=2e-6)
     assert len(loaded) > 4
 
 
@@ -246,7 +247,7 @@ def test_identical_members_have_no_epistemic_uncertainty():
 
 @pytest.mark.parametrize("own_head", [False, True])
 def test_adapters_as_members(own_head):
-    model = adapted(**({"modules_to_save": ["lm_head"]} if own_head else {}))
+    model = adapted(**({"modules_to_save": ["lm_head"]} if own_head else {})).double()
     ids, labels = batch()
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     ensemble = adapter_ensemble(model, ["default", "other"])
@@ -262,7 +263,7 @@ def test_adapters_as_members(own_head):
         with torch.no_grad():
             forwards.append(model(ids).logits)
     expected = [naive([logits[row] for logits in forwards], labels[row]) for row in range(3)]
-    torch.testing.assert_close(result.total, torch.cat([row[0] for row in expected]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.total, torch.cat([row[0] for row in expected]), rtol=0, atol=1e-9)
     assert result.epistemic.min() > 1e-6
 
 

@@ -50,7 +50,8 @@ def mc_dropout(
     if not 0 <= rate < 1:
         raise UserError(f"rate: {rate} is not in [0, 1): give the share of activations to drop, for example 0.1")
     chosen = choose_sites(model, places)
-    _check_backends(chosen)
+    if rate > 0:
+        _check_backends(chosen)
     with evaluating(model), _own_generators(model) as reseed, contextlib.ExitStack() as undo:
         if rate > 0:
             _activate(model, chosen, rate, undo)
@@ -165,11 +166,10 @@ def _set_rate(site: Site, rate: float, undo: contextlib.ExitStack) -> None:
     owner: Any = site.owner
     if site.kind == "number":
         _set(owner, site.attribute, rate, undo)
-    elif site.kind == "config":  # a copy, for this module alone: the configuration is everyone's
-        if "_uncertune_config" not in vars(owner):
-            _set(owner, "_uncertune_config", True, undo)
-            _set(owner, "config", copy.copy(owner.config), undo)
-        setattr(owner.config, site.attribute, rate)
+    elif site.kind == "config":  # a copy for this module alone: the configuration is everyone's
+        config = copy.copy(owner.config)
+        setattr(config, site.attribute, rate)
+        _set(owner, "config", config, undo)
     elif site.kind == "identity":
         undo.callback(owner._modules.__setitem__, site.attribute, owner._modules[site.attribute])
         owner._modules[site.attribute] = nn.Dropout(rate)
