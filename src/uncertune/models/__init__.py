@@ -2,20 +2,25 @@
 
 names      a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` → what ``from_pretrained`` takes
 head       the last linear map of a causal LM as numbers, and a forward that stops before it
+adapters   one adapter of several switched on for a while
 identity   a fingerprint of the base model
 """
 
-from uncertune.models.head import OutputHead, attach_head, causal_lm, output_head, verify_head
+from uncertune.models.adapters import active_adapter, unwrapped
+from uncertune.models.head import OutputHead, attach_head, attached_head, causal_lm, output_head, verify_head
 from uncertune.models.identity import fingerprint
 from uncertune.models.names import cache_folder, resolve_model
 
 __all__ = [
     "OutputHead",
+    "active_adapter",
     "attach_head",
+    "attached_head",
     "cache_folder",
     "causal_lm",
     "fingerprint",
     "output_head",
     "resolve_model",
+    "unwrapped",
     "verify_head",
 ]

@@ -5,12 +5,13 @@ Shapes: B sequences, L columns, T response tokens (flattened), V vocabulary, D h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,20 @@ def attach_head(model: nn.Module) -> None:
         return _forward_backbone(self, head_fn, response_mask, args, kwargs)
 
     lm.forward = types.MethodType(forward, lm)
+
+
+@contextlib.contextmanager
+def attached_head(model: nn.Module) -> Iterator[None]:
+    """``attach_head`` for a while: on exit the forward is the one that was there."""
+    state = vars(causal_lm(model))
+    before = {name: state[name] for name in ("forward", "_uncertune_forward") if name in state}
+    attach_head(model)
+    try:
+        yield
+    finally:
+        for name in ("forward", "_uncertune_forward"):
+            state.pop(name, None)
+        state.update(before)
 
 
 _HEAD_ARGUMENTS = ("labels", "shift_labels", "num_items_in_batch", "logits_to_keep", "fused_lm_head")

@@ -1,0 +1,224 @@
+"""Uncertainty of tokens under an ensemble, streamed: no tensor of S × T × V.
+
+    aleatoric = E_θ[H[p_θ]]        total = H[E_θ[p_θ]]        epistemic = total − aleatoric  ≥ 0
+
+in nats, per token (Houlsby et al. 2011, BALD; SPEC S18). Logits are float32, everything after them float64: in
+float32 the difference of two entropies is off by some 1e-6. Only torch is imported.
+
+Shape legend: ``S`` samples, ``T`` tokens, ``t`` those of one chunk, ``V`` vocabulary, ``D`` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
+"""What a chunk's logits and probabilities take at most; a chunk is one token at least."""
+
+_BYTES = 4 + 4 * 8  # an entry in float32 logits, and in float64: logits, probabilities, their sum, a product
+
+_ROUNDING = 1e-9  # nats; float64 entropies of 10⁶ classes are exact to 1e-13
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Per token, float64 (T,), in nats. ``total == aleatoric + epistemic`` to the last bit."""
+
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Hidden states (t, D) → logits (t, V) in float32: ``cap(scale · (hidden weightᵀ + bias))``, as in ``fused``.
+
+    Products are in the precision of the hidden states, ``weight`` must be prepared for it (``Logits.of``).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        *,
+        like: Tensor,
+        bias: Tensor | None = None,
+        softcap: float | None = None,
+        scale: float = 1.0,
+    ) -> Logits:
+        """The head ``weight`` (V, D) for hidden states of the type of ``like``; half precision widened on the CPU."""
+        prepared = weight.detach().to(like.dtype)
+        if like.dtype in _HALF and weight.device.type == "cpu":
+            prepared = prepared.float()
+        return cls(prepared, None if bias is None else bias.detach(), softcap, scale)
+
+    def __call__(self, hidden_tD: Tensor) -> Tensor:
+        with torch.autocast(hidden_tD.device.type, enabled=False):
+            if self.weight.dtype in _HALF:
+                z_tV = torch.mm(hidden_tD, self.weight.T, out_dtype=torch.float32)
+            else:
+                z_tV = hidden_tD.to(self.weight.dtype) @ self.weight.T
+            if self.bias is not None:
+                z_tV += self.bias.to(z_tV.dtype)
+            if self.scale != 1.0:
+                z_tV *= self.scale
+            if self.softcap is not None:
+                z_tV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z_tV
+
+    def chunks(self, tokens: int) -> Iterator[slice]:
+        """Slices over ``tokens`` tokens within ``CHUNK_BYTES``."""
+        limit = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
+        yield from _slices(tokens, max(1, limit // (_BYTES * self.weight.shape[0])))
+
+
+class Accumulator(Protocol):
+    """Takes the hidden states (T, D) of one sample after the other; the decomposition after the last."""
+
+    def add(self, hidden_TD: Tensor, logits: Logits) -> None: ...
+
+    def finish(self) -> Decomposition: ...
+
+
+class KeptHidden:
+    """Strategy (a): the hidden states of all samples, S × T × D; ``finish`` sweeps the one head over them."""
+
+    def __init__(self) -> None:
+        self._hidden: list[Tensor] = []
+        self._logits: Logits | None = None
+
+    def add(self, hidden_TD: Tensor, logits: Logits) -> None:
+        self._hidden.append(hidden_TD)
+        self._logits = logits
+
+    def finish(self) -> Decomposition:
+        if self._logits is None:
+            raise ValueError("no sample was added")
+        return decompose(self._hidden, self._logits)
+
+
+class StreamedSums:
+    """Strategy (b): Σ_s p_s, float64 (T, V), and Σ_s H[p_s]; nothing of a sample is kept, heads may differ."""
+
+    def __init__(self) -> None:
+        self._chunks: list[_Moments] = []
+
+    def add(self, hidden_TD: Tensor, logits: Logits) -> None:
+        slices = list(logits.chunks(hidden_TD.shape[0]))
+        self._chunks = self._chunks or [_Moments() for _ in slices]
+        for moments, chunk in zip(self._chunks, slices, strict=True):
+            moments.add(logits(hidden_TD[chunk]))
+
+    def finish(self) -> Decomposition:
+        return _joined([moments.finish() for moments in self._chunks])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a document is held while samples come: ``keep`` says what, ``tokens`` how many tokens at a time.
+
+    Tokens beyond that are another piece, for which every forward pass is made again with the same seeds.
+    """
+
+    keep: Literal["hidden", "sums"]
+    tokens: int
+    token_bytes: int
+
+    @classmethod
+    def of(
+        cls, tokens: int, samples: int, width: int, vocabulary: int, itemsize: int, memory: int, shared_head: bool
+    ) -> Plan:
+        """The plan of fewest forward passes for ``tokens`` tokens within ``memory`` bytes.
+
+        Hidden states cost S · D · ``itemsize`` bytes a token, sums 8 · V; where both need equally many passes, hidden
+        states are kept. Without a shared head only sums will do.
+        """
+        plans: list[Plan] = [cls("sums", max(1, memory // (8 * vocabulary)), 8 * vocabulary)]
+        if shared_head:
+            token_bytes = samples * width * itemsize
+            plans.insert(0, cls("hidden", max(1, memory // token_bytes), token_bytes))
+        return min(plans, key=lambda plan: -(-tokens // plan.tokens))
+
+    def accumulator(self) -> Accumulator:
+        return KeptHidden() if self.keep == "hidden" else StreamedSums()
+
+    def pieces(self, tokens: int) -> Iterator[slice]:
+        """Slices over a document's tokens; they depend on nothing else that is scored."""
+        yield from _slices(tokens, self.tokens)
+
+
+def decompose(hidden_STD: Tensor | Sequence[Tensor], logits: Logits) -> Decomposition:
+    """The decomposition from the hidden states of all samples, one chunk of tokens after the other, each (T,).
+
+    Equals, with p = softmax(logits) in float64 over V, ``entr(p.mean(0)).sum(-1)`` and ``entr(p).sum(-1).mean(0)``.
+    """
+    parts = []
+    for chunk in logits.chunks(hidden_STD[0].shape[0]):
+        moments = _Moments()
+        for hidden_TD in hidden_STD:
+            moments.add(logits(hidden_TD[chunk]))
+        parts.append(moments.finish())
+    return _joined(parts)
+
+
+class _Moments:
+    """Sums over the samples of one chunk of tokens, in float64."""
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._probs_tV: Tensor
+        self._entropy_t: Tensor
+
+    def add(self, logits_tV: Tensor) -> None:
+        if logits_tV.device.type == "mps":  # has no float64
+            logits_tV = logits_tV.cpu()
+        z_tV = logits_tV.double()
+        z_tV -= z_tV.amax(-1, keepdim=True)
+        z_tV.clamp_(min=-800.0)  # exp gives 0 from there on, and 0 · −∞ would be NaN
+        probs_tV = z_tV.exp()
+        norm_t = probs_tV.sum(-1)
+        # H = log Σ exp z − Σ p z: without a logarithm of V numbers
+        entropy_t = (norm_t.log() - torch.einsum("tv,tv->t", probs_tV, z_tV) / norm_t).clamp_(min=0.0)
+        probs_tV /= norm_t[:, None]
+        if self._samples:
+            self._probs_tV += probs_tV
+            self._entropy_t += entropy_t
+        else:
+            self._probs_tV, self._entropy_t = probs_tV, entropy_t
+        self._samples += 1
+
+    def finish(self) -> Decomposition:
+        """Epistemic values of −1e-9 and above are rounding and become 0; lower ones stay, for all to see."""
+        aleatoric_t = self._entropy_t / self._samples
+        difference_t = torch.special.entr(self._probs_tV / self._samples).sum(-1) - aleatoric_t
+        rounding = (difference_t < 0) & (difference_t >= -_ROUNDING)
+        epistemic_t = torch.where(rounding, 0.0, difference_t)
+        return Decomposition(aleatoric_t + epistemic_t, aleatoric_t, epistemic_t)
+
+
+def _joined(parts: Sequence[Decomposition]) -> Decomposition:
+    if not parts:
+        nothing = torch.empty(0, dtype=torch.float64)
+        return Decomposition(nothing, nothing, nothing)
+    return Decomposition(
+        torch.cat([part.total for part in parts]),
+        torch.cat([part.aleatoric for part in parts]),
+        torch.cat([part.epistemic for part in parts]),
+    )
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
