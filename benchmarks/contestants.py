@@ -46,13 +46,13 @@ class Problem:
         device: str,
         train: bool,
     ) -> Problem:
-        """Random, with the scale of a trained model: logits spread over some units, labels that are often likely."""
+        """Random, as hard as real text: the label is the most likely token of most positions, 4 nats below it at about
+        one in ten, 8 nats at one in a hundred (SmolLM2-135M on Alpaca: 11 % and 2 %)."""
         generator = torch.Generator().manual_seed(0)
         head = torch.randn(vocabulary, width, generator=generator) * (2.5 / width**0.5)
         labels = torch.randint(vocabulary, (tokens,), generator=generator)
-        hidden = (
-            torch.randn(tokens, width, generator=generator)
-            + head[labels] * torch.rand(tokens, 1, generator=generator) * 2
+        hidden = torch.randn(tokens, width, generator=generator) + head[labels] * (
+            0.9 + 2.7 * torch.rand(tokens, 1, generator=generator)
         )
         teacher = hidden + 0.05 * torch.randn(tokens, width, generator=generator)
         made = [tensor.to(device, dtype) for tensor in (hidden, head, teacher)]

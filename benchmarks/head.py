@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(tables.aligned([row for row in rows if row["shape"] == shape and row["race"] == race]) + "\n")
             del problem
     command = "python -m benchmarks.head " + " ".join(sys.argv[1:] if argv is None else argv)
-    name = f"head-{device}-{args.dtype}" + ("-trained" if args.train_head else "")
+    name = "-".join(["head", *args.shapes, device, args.dtype] + ["trained"] * args.train_head)
     tables.save(rows, args.output_dir, name, command, device)
 
 

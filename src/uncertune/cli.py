@@ -29,7 +29,10 @@ def train(arguments: list[str]) -> int:
     folder = run(job_of(given), overwrite=given.data.overwrite)
     if (folder / STAGE_1).is_dir():
         write_run_page(folder / STAGE_1)
-    print(f"run:  {folder}\npage: {write_run_page(folder)}")
+    page = write_run_page(folder)
+    print(f"run:    {folder}\npage:   {page}")
+    if (tokens := folder / "tokens.html").is_file():
+        print(f"tokens: {tokens}")
     return 0
 
 
@@ -45,7 +48,19 @@ def demo(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train}
+def score(arguments: list[str]) -> int:
+    """uncertainty of every response token of a data set, with figures and a page to read"""
+    from uncertune.scoring.options import parse
+
+    options = parse(arguments)
+
+    from uncertune.scoring.command import score as run_score
+
+    run_score(options)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train, "score": score}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

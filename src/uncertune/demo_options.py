@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
-from typing import NoReturn
+from dataclasses import dataclass
 
+from uncertune import options
 from uncertune.errors import UserError
 
 
@@ -41,66 +41,27 @@ HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument --')}; `uncertune demo --help` lists all options")
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of ``uncertune demo``."""
-    out = _Parser(
-        prog="uncertune demo",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Fine-tune a small language model three ways on arithmetic word problems, from the same start and "
+    return options.parser(
+        DemoOptions,
+        "uncertune demo",
+        "Fine-tune a small language model three ways on arithmetic word problems, from the same start and "
         "on the same data: MLE, masked MLE, and masked MLE + distillation. Then measure what each learned (held-out "
         "problems) and what each forgot (the base model's other abilities), print a table and write report.html. "
         "Started again, it goes on where it stopped.",
+        HELP,
     )
-    out.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win")
-    for one in fields(DemoOptions):
-        if isinstance(one.default, bool):
-            out.add_argument(f"--{one.name}", action="store_true", help=HELP[one.name])
-        else:
-            out.add_argument(f"--{one.name}", type=type(one.default), default=one.default, help=HELP[one.name])
-    return out
 
 
 def parse(arguments: list[str]) -> DemoOptions:
     """Options from flags, over those of ``--config``. Raises UserError, one line, for what cannot be used."""
-    command = parser()
-    path = command.parse_known_args(arguments)[0].config
-    if path is not None:
-        command.set_defaults(**_read(path))
-    values = vars(command.parse_args(arguments))
-    values.pop("config")
-    options = DemoOptions(**values)
-    if not 0 < options.selection_fraction <= 1:
-        raise UserError(f"selection_fraction must be in (0, 1], got {options.selection_fraction}")
-    if not options.learning_rate > 0:
-        raise UserError(f"learning_rate must be above 0, got {options.learning_rate}")
+    out = options.parse(DemoOptions, parser(), arguments)
+    if not 0 < out.selection_fraction <= 1:
+        raise UserError(f"selection_fraction must be in (0, 1], got {out.selection_fraction}")
+    if not out.learning_rate > 0:
+        raise UserError(f"learning_rate must be above 0, got {out.learning_rate}")
     for name in ("train_problems", "batch_size", "test_problems", "general_prompts", "max_new_tokens"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(options, name)}")
-    return options
-
-
-def _read(path: str) -> dict[str, object]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path!r} must be a YAML mapping of option names to values")
-    kinds: dict[str, type] = {one.name: type(one.default) for one in fields(DemoOptions)}
-    for name, value in values.items():
-        if name not in kinds:
-            raise UserError(f"unknown option {name!r} in {path!r}: choose from {', '.join(kinds)}")
-        try:
-            values[name] = value if kinds[name] is bool else kinds[name](value)
-        except (TypeError, ValueError):
-            raise UserError(f"{name} must be {kinds[name].__name__}, got {value!r}") from None
-    return values
+        if getattr(out, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(out, name)}")
+    return out

@@ -17,6 +17,7 @@ VARIANTS = {
     "masked_mle": ({"objective": "masked_mle"}, None, False),
     "masked_mle, document": ({"objective": "masked_mle", "selection_level": "document"}, None, False),
     "masked_mle, entropy": ({"objective": "masked_mle", "selection_metric": "entropy"}, None, False),
+    "masked_mle, bald": ({"objective": "masked_mle", "selection_metric": "bald", "bald_samples": 3}, None, False),
     "masked_mle, random": ({"objective": "masked_mle", "selection_metric": "random"}, None, False),
     "masked_mle, random documents": (
         {"objective": "masked_mle", "selection_metric": "random", "selection_level": "document"},

@@ -15,8 +15,17 @@ from uncertune.report.page import (
     TokenDocument,
     Tokens,
 )
-from uncertune.report.run import render, write_page
+from uncertune.report.run import render, write_page, write_whole
 from uncertune.report.tables import to_markdown, to_text
+from uncertune.report.token_figure import draw_tokens
+from uncertune.report.token_page import (
+    Moment,
+    Quantity,
+    ScoredDocument,
+    TokenPage,
+    render_token_page,
+    write_token_page,
+)
 
 __all__ = [
     "AnswerRow",
@@ -25,15 +34,23 @@ __all__ = [
     "Curves",
     "Facts",
     "Frame",
+    "Moment",
     "Page",
+    "Quantity",
+    "ScoredDocument",
     "Section",
     "Series",
     "Table",
     "Token",
     "TokenDocument",
+    "TokenPage",
     "Tokens",
+    "draw_tokens",
     "render",
+    "render_token_page",
     "to_markdown",
     "to_text",
     "write_page",
+    "write_token_page",
+    "write_whole",
 ]

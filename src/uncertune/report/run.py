@@ -33,13 +33,17 @@ def write_page(path: str | os.PathLike[str], page: Page) -> None:
     The file appears whole or not at all: an older one stays until the new one is complete. Folders on the way are
     made.
     """
+    write_whole(path, render(page).encode())
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that appears whole or not at all; folders on the way are made."""
     path = Path(path)
-    html = render(page).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(unfinished, "xb") as file:
-            file.write(html)
+            file.write(content)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -47,7 +51,26 @@ def write_page(path: str | os.PathLike[str], page: Page) -> None:
 
 def render(page: Page) -> str:
     """The text of that file."""
-    environment = Environment(
+    templates = environment()
+    moments = [len(document.frames) for s in page.sections if isinstance(s, Tokens) for document in s.documents]
+    style = templates.get_template("page.css").render(
+        colours=plots.COLOURS, moments=max(moments, default=0), levels=tokens.LEVELS
+    )
+    script = templates.get_template("page.js").render() if any(moments) else ""
+    blocks = list(_blocks(page))
+    return templates.get_template("page.html").render(
+        page=page,
+        blocks=blocks,
+        contents=[view for block in blocks for view in block] if len(page.sections) >= _CONTENTS_FROM else [],
+        style=Markup(style),  # our own two files: page.css …
+        script=Markup(script),  # … and page.js
+        policy=policy(style, script),
+    )
+
+
+def environment() -> Environment:
+    """Our templates, with everything they print escaped."""
+    return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -56,23 +79,10 @@ def render(page: Page) -> str:
         keep_trailing_newline=True,
         finalize=_clean,
     )
-    moments = [len(document.frames) for s in page.sections if isinstance(s, Tokens) for document in s.documents]
-    style = environment.get_template("page.css").render(
-        colours=plots.COLOURS, moments=max(moments, default=0), levels=tokens.LEVELS
-    )
-    script = environment.get_template("page.js").render() if any(moments) else ""
-    blocks = list(_blocks(page))
-    return environment.get_template("page.html").render(
-        page=page,
-        blocks=blocks,
-        contents=[view for block in blocks for view in block] if len(page.sections) >= _CONTENTS_FROM else [],
-        style=Markup(style),  # our own two files: page.css …
-        script=Markup(script),  # … and page.js
-        policy=_policy(style, script),
-    )
 
 
-def _policy(style: str, script: str) -> str:
+def policy(style: str, script: str) -> str:
+    """A content security policy that admits these two by their hashes, and nothing else."""
     rules = ["default-src 'none'", f"style-src '{_hash(style)}'", "img-src data:", "base-uri 'none'"]
     return "; ".join([*rules, "form-action 'none'", *([f"script-src '{_hash(script)}'"] if script else [])])
 

@@ -70,12 +70,14 @@ class ShownDocument:
 def scale_of(tokens: Tokens) -> Scale:
     """A scale with round steps for the whole section: its moments and documents compare by eye."""
     frames = (frame for document in tokens.documents for frame in document.frames)
-    scores = sorted(
-        token.score
-        for frame in frames
-        for token in frame.tokens
-        if token.response and token.score is not None and math.isfinite(token.score)
+    return scale_of_scores(
+        token.score for frame in frames for token in frame.tokens if token.response and token.score is not None
     )
+
+
+def scale_of_scores(values: Iterable[float]) -> Scale:
+    """A scale with round steps that covers nearly all of the finite values."""
+    scores = sorted(value for value in values if math.isfinite(value))
     if not scores:
         return Scale(0.0, 1.0)
     top = scores[math.ceil(_COVERED * len(scores)) - 1]

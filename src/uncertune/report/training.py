@@ -10,6 +10,7 @@ import yaml
 
 from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
 from uncertune.report.run import write_page
+from uncertune.report.token_page import QUANTITIES, Moment, ScoredDocument, TokenPage, write_token_page
 from uncertune.training.probe import PROBE
 from uncertune.training.runlog import METRICS, read_metrics
 
@@ -37,7 +38,7 @@ CURVES = (
 
 
 def write_run_page(folder: Path) -> Path:
-    """Write ``report.html`` into a run folder and return its path."""
+    """Write ``report.html``, and from the probes ``tokens.html``, into a run folder; return the former's path."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     items = [(name, str(config[name])) for name in FACTS if config.get(name) is not None]
@@ -47,6 +48,7 @@ def write_run_page(folder: Path) -> Path:
     probe = folder / PROBE
     if probe.is_file():
         sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
+        write_token_page(folder / "tokens.html", token_page(probe, config))
     lead = f"Objective {config.get('objective')}, trained on {config.get('dataset_name')}."
     path = folder / "report.html"
     write_page(path, Page(f"Fine-tuning {config.get('model_name_or_path')}", lead, tuple(sections)))
@@ -67,10 +69,44 @@ def curve_sections(runs: dict[str, list[dict[str, Any]]]) -> list[Section]:
     return sections
 
 
+def token_page(probe: Path, config: dict[str, Any]) -> TokenPage:
+    """The texts of ``probe.jsonl`` with every quantity and every moment (Fig. 4)."""
+    moments = _moments(probe)
+    keys = [one.key for one in QUANTITIES if all(one.key in moment["documents"][0] for moment in moments)]
+    documents = [
+        ScoredDocument(
+            f"text {number + 1}",
+            first["text"],
+            first["response"],
+            [
+                Moment(
+                    f"step {moment['step']}",
+                    {key: moment["documents"][number][key] for key in keys},
+                    moment["documents"][number]["selected"],
+                )
+                for moment in moments
+            ],
+        )
+        for number, first in enumerate(moments[0]["documents"])
+    ]
+    lead = (
+        f"{config.get('model_name_or_path')}, trained on {config.get('dataset_name')} with {config.get('objective')}. "
+        f"Marked are the {config.get('selection_fraction', 0.25):.0%} of the response tokens of these texts whose loss "
+        "is highest at that step."
+    )
+    return TokenPage("Tokens in the course of training", lead, documents)
+
+
+def _moments(probe: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
+
+
 def token_section(probe: Path, objective: str, fraction: float = 0.25) -> Tokens:
-    """The texts of ``probe.jsonl``, one frame for each moment of training."""
-    moments = [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
+    """The texts of ``probe.jsonl`` at the start, in the middle and at the end of training."""
+    moments = _moments(probe)
     names = ["start", "middle", "end"]
+    if len(moments) > len(names):
+        moments = [moments[0], moments[len(moments) // 2], moments[-1]]
     documents = []
     for number in range(len(moments[0]["documents"])):
         frames = []
@@ -82,6 +118,7 @@ def token_section(probe: Path, objective: str, fraction: float = 0.25) -> Tokens
         documents.append(TokenDocument(f"Text {number + 1}", tuple(frames)))
     caption = (
         f"Colour is the model's loss on the token. Marked are the {fraction:.0%} of the response tokens of these texts "
-        f"whose loss is highest at that moment of training with {objective}. Prompt tokens carry no loss."
+        f"whose loss is highest at that moment of training with {objective}. Prompt tokens carry no loss. Every moment "
+        "and more quantities are in tokens.html beside this page."
     )
     return Tokens("Which tokens are selected", caption, tuple(documents))

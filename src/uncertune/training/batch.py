@@ -94,6 +94,30 @@ class Tokens:
     documents: Documents
 
 
+def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """The documents of a micro-batch one a row: input ids, labels and attention mask, (documents, L) each.
+
+    Response tokens keep their order. Padded batches come back as they are; flattened ones are cut at their documents.
+    """
+    ids = tokens.inputs["input_ids"]
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, 1:][tokens.mask] = tokens.labels
+    if "attention_mask" in tokens.inputs:
+        return ids, labels, tokens.inputs["attention_mask"]
+    if "position_ids" not in tokens.inputs:
+        return ids, labels, torch.ones_like(ids)
+    spans = []
+    for row in range(ids.shape[0]):
+        starts = (tokens.inputs["position_ids"][row] == 0).nonzero()[:, 0].tolist()
+        spans += [(row, slice(start, end)) for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return (
+        pad([ids[row, span] for row, span in spans], batch_first=True),
+        pad([labels[row, span] for row, span in spans], batch_first=True, padding_value=IGNORED),
+        pad([torch.ones_like(ids[row, span]) for row, span in spans], batch_first=True),
+    )
+
+
 class SideColumnCollator:
     """A collator that lays the side columns of its examples, where they have any, along the labels another one made.
 

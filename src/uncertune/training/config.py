@@ -20,7 +20,10 @@ SELECTION_FIELDS = (
     "selection_scope",
     "rho_reference",
     "normalize_by",
+    "bald_samples",
+    "bald_rate",
 )
+BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
 TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
 
@@ -36,7 +39,7 @@ class UncertuneConfig(SFTConfig):
     objective: what each token is asked for (SPEC §1): ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
         ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
     selection_metric: score by which tokens are selected, always the highest: ``loss``, ``entropy`` (nats), ``rho``
-        (loss minus that of ``rho_reference``), ``random``.
+        (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
     selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
     selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
     selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``.
@@ -44,8 +47,12 @@ class UncertuneConfig(SFTConfig):
         fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
     teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
     rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
+    bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
+        the cost of a forward pass without gradient.
     normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
         ``selected`` ones.
+    probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run, or
+        every ``probe_steps`` steps; with ``probe_samples`` dropout passes of ``bald_rate`` also for their uncertainty.
     save_selection: write which tokens were selected at each step to ``selection.parquet``.
     assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
         than ``mle`` it must be set.
@@ -69,7 +76,16 @@ class UncertuneConfig(SFTConfig):
     rho_reference: str | None = field(
         default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
     )
+    bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
+    bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
     normalize_by: str = _choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
+    probe_steps: int | None = field(
+        default=None, metadata={"help": "Score a few texts every so many steps; unset: at start, middle and end."}
+    )
+    probe_samples: int = field(
+        default=0,
+        metadata={"help": "Dropout passes over those texts, for their uncertainty; 0: loss and entropy only."},
+    )
     save_selection: bool = field(
         default=True, metadata={"help": "Write which tokens were selected at each step to selection.parquet."}
     )
@@ -86,6 +102,7 @@ class UncertuneConfig(SFTConfig):
         self._check_choices()
         self._check_selection()
         self._check_teacher()
+        self._check_probe()
         self._check_unsupported()
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,13 +137,20 @@ class UncertuneConfig(SFTConfig):
             raise UserError(str(error)) from None
         if not self.uses_selection:
             for name in self._changed(SELECTION_FIELDS):
+                if name == "bald_rate" and self.probe_samples:
+                    continue
                 raise UserError(
                     f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}, which selects no "
                     "tokens: remove it, or set objective to masked_mle or masked_mle_distill"
                 )
             return
-        if self.selection_metric == "bald":
-            raise UserError("selection_metric='bald' is not available yet; use loss, entropy, rho or random")
+        if self.selection_metric != "bald":
+            for name in self._changed(BALD_FIELDS[:1] if self.probe_samples else BALD_FIELDS):
+                raise UserError(f"{name} has no effect with selection_metric={self.selection_metric!r}: it is bald's")
+        if self.bald_samples < 2:
+            raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no spread")
+        if not 0 < self.bald_rate < 1:
+            raise UserError(f"bald_rate must be in (0, 1), got {self.bald_rate}")
         if self.selection_scope == "running":
             raise UserError("selection_scope='running' is not available yet; use batch or microbatch")
         if self.selection_metric == "rho" and self.rho_reference is None:
@@ -158,6 +182,12 @@ class UncertuneConfig(SFTConfig):
                 raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+
+    def _check_probe(self) -> None:
+        if self.probe_steps is not None and self.probe_steps < 1:
+            raise UserError(f"probe_steps must be at least 1, got {self.probe_steps}")
+        if self.probe_samples != 0 and self.probe_samples < 2:
+            raise UserError(f"probe_samples must be 0 or at least 2, got {self.probe_samples}")
 
     def _check_unsupported(self) -> None:
         if self.loss_type != "nll":

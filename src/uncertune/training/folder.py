@@ -25,7 +25,7 @@ from uncertune.training.checkpoints import checkpoints, latest_complete
 RUN = "run.json"
 STAGE_1 = "stage1"
 _OURS = (
-    *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html"),
+    *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html", "tokens.html"),
     *("selection.parquet", "selection", STAGE_1, "adapter_config.json", "training_args.bin"),
 )
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -49,6 +49,8 @@ SILENT = frozenset(
         "local_rank",
         "output_dir",
         "per_device_eval_batch_size",
+        "probe_samples",
+        "probe_steps",
         "prediction_loss_only",
         "project",
         "push_to_hub",

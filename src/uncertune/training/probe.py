@@ -1,7 +1,8 @@
-"""The same few texts, scored at the start, in the middle and at the end of training (Fig. 4): data for the run page.
+"""The same few texts, scored several times in a run (Fig. 4): data for the run page and the token page.
 
-A line of ``probe.jsonl`` holds a step and, for each document, its tokens' texts, losses (nats; null for the first),
-which are response and which would be selected: the top fraction by loss of the response tokens of all the texts.
+A line of ``probe.jsonl`` holds a step and, for each document, its tokens' texts, losses and entropies (nats; null for
+the first), which are response and which would be selected: the top fraction by loss of the response tokens of all the
+texts. With ``probe_samples`` it holds the epistemic, aleatoric and total uncertainty too, by Monte-Carlo dropout.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from uncertune.selection import select
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import IGNORED
 from uncertune.training.checkpoints import write_atomically
+from uncertune.uncertainty import token_uncertainty
 
 PROBE = "probe.jsonl"
 DOCUMENTS = 4
@@ -25,7 +27,8 @@ TOKENS = 400
 
 
 class Probe(TrainerCallback):
-    """Scores the first documents of the evaluation data, or else of the training data, three times in a run."""
+    """Scores the first documents of the evaluation data, or else of the training data: at the start, in the middle and
+    at the end of a run, or at the start, every ``probe_steps`` steps and at the end."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -42,8 +45,10 @@ class Probe(TrainerCallback):
                 write_atomically(self.path, "".join(kept))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (state.max_steps // 2, state.max_steps):
-            self._score(state.global_step)
+        step, last = state.global_step, state.max_steps
+        due = step == last // 2 if args.probe_steps is None else step % args.probe_steps == 0
+        if due or step == last:
+            self._score(step)
 
     def _score(self, step: int) -> None:
         """Every rank runs the forward pass, which may be sharded; the first one writes."""
@@ -83,8 +88,20 @@ class Probe(TrainerCallback):
         mask[:, : len(row["input_ids"]) - 1] = True
         rows = frozen_rows(trainer.model_wrapped, {**batch, "use_cache": False}, mask)
         stats = linear_token_stats(rows.hidden, rows.head, ids[:, 1:][mask], **rows.options)
+        values = {"loss": stats.loss, "entropy": stats.entropy, **self._uncertainty(row)}
         return {
             "text": [trainer.processing_class.decode([token]) for token in row["input_ids"]],
-            "loss": [None, *[round(value, 4) for value in stats.loss.tolist()]],
+            **{name: [None, *(float(f"{one:.5g}") for one in column.tolist())] for name, column in values.items()},
             "response": [label != IGNORED for label in row["labels"]],
         }
+
+    def _uncertainty(self, row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Of every token but the first, prompt included."""
+        args = self.trainer.args
+        if not args.probe_samples:
+            return {}
+        ids = torch.tensor([row["input_ids"]])
+        found = token_uncertainty(
+            self.trainer.model_wrapped, ids, ids, samples=args.probe_samples, rate=args.bald_rate, seed=args.seed
+        )
+        return {name: getattr(found, name) for name in ("epistemic", "aleatoric", "total")}

@@ -34,12 +34,14 @@ from uncertune.training.batch import (
     Documents,
     SideColumnCollator,
     Tokens,
+    document_rows,
     documents,
     response_mask,
 )
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.runlog import RunLog
 from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
+from uncertune.uncertainty import mc_dropout, token_uncertainty
 
 
 class UncertuneTrainer(SFTTrainer):
@@ -97,6 +99,7 @@ class UncertuneTrainer(SFTTrainer):
         self.teacher = self._load(reference, "reference")
         same = args.rho_reference == "teacher"
         self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
+        self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
@@ -171,6 +174,16 @@ class UncertuneTrainer(SFTTrainer):
                 "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
             )
 
+    def _check_bald(self) -> None:
+        """Refuse metric ``bald`` where dropout cannot be sampled."""
+        if not (self.args.uses_selection and self.args.selection_metric == "bald"):
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("selection_metric='bald' is not supported with FSDP or DeepSpeed: use DDP, or metric loss")
+        with mc_dropout(self.model, self.args.bald_rate):
+            pass
+        self._verify_dropout = True  # at the first batch, which has tokens to try it on
+
     def _load(self, source: str | nn.Module | None, name: str) -> Teacher | None:
         if source is None:
             return None
@@ -200,7 +213,7 @@ class UncertuneTrainer(SFTTrainer):
     def _needs_own_pass(self, micro_batches: int) -> bool:
         """Whether the masks must be known before the training forward, or can be found in it."""
         inside = micro_batches == 1 or self.args.selection_scope == "microbatch"
-        return not inside or (self._dropout and self._rule.metric != "random")
+        return not inside or (self._dropout and self._rule.metric not in ("random", "bald"))
 
     def _select_before(self, batches: list[Any], record: StepRecord) -> None:
         """Score all micro-batches with dropout off, select, and store each one's mask in it."""
@@ -210,7 +223,7 @@ class UncertuneTrainer(SFTTrainer):
             tokens = self._tokens(self._prepare_inputs(batch))
             places.append(tokens.documents)
             scores.append(None if self._rule.metric == "random" else self._scores(tokens, record))
-        record.has_stats = self._rule.metric != "random"
+        record.has_stats = self._rule.metric not in ("random", "bald")
         step, everywhere = self.state.global_step, self.args.selection_scope == "batch"
         if everywhere:
             chosen = [choose(self._rule, step, scores, places)]
@@ -224,22 +237,51 @@ class UncertuneTrainer(SFTTrainer):
 
     def _scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
         """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
-        reference_T = self._reference_loss(self.model_wrapped, tokens)
+        beside_T = self._beside(self.model_wrapped, tokens)
+        if self._rule.metric == "bald":
+            assert beside_T is not None
+            return beside_T
         stats = _stats(frozen_rows(self.model_wrapped, tokens.inputs, tokens.mask), tokens.labels)
         record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
-        return self._metric(stats, reference_T)
+        return self._metric(stats, beside_T)
 
-    def _reference_loss(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
-        """The loss of the holdout reference, for ``rho``; a forward pass of its own, outside the student's."""
-        if not self.args.uses_selection or self._rule.metric != "rho":
+    def _beside(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
+        """What the metric needs beside the student's own pass, from passes outside it: for ``rho`` the loss of the
+        holdout reference, for ``bald`` the epistemic uncertainty."""
+        if not self.args.uses_selection:
+            return None
+        if self._rule.metric == "bald":
+            return self._epistemic(tokens)
+        if self._rule.metric != "rho":
             return None
         assert self.rho_reference is not None
         return _stats(self.rho_reference.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
 
-    def _metric(self, stats: TokenStats, reference_T: Tensor | None) -> Tensor:
-        if self._rule.metric == "entropy":
-            return stats.entropy
-        return stats.loss if reference_T is None else stats.loss - reference_T
+    def _epistemic(self, tokens: Tokens) -> Tensor:
+        """BALD by Monte-Carlo dropout, ``bald_samples`` passes. Each document is scored by itself, so that the numbers
+        do not depend on how the step is cut; and without DDP around the model, as ranks differ in their passes."""
+        ids, labels, attention_mask = document_rows(tokens)
+        found = token_uncertainty(
+            self.model,
+            ids,
+            labels,
+            attention_mask=attention_mask,
+            samples=self.args.bald_samples,
+            rate=self.args.bald_rate,
+            seed=self.args.seed,
+            verify=self._verify_dropout,
+        )
+        self._verify_dropout = False
+        return found.epistemic
+
+    def _metric(self, stats: TokenStats, beside_T: Tensor | None) -> Tensor:
+        match self._rule.metric:
+            case "entropy":
+                return stats.entropy
+            case "loss":
+                return stats.loss
+        assert beside_T is not None
+        return beside_T if self._rule.metric == "bald" else stats.loss - beside_T
 
     # ---- the loss
 
@@ -263,13 +305,13 @@ class UncertuneTrainer(SFTTrainer):
         assert record is not None, "the training loss is part of a step of Trainer.train"
         tokens = self._tokens(batch)
         teacher = self._teacher_rows(model, tokens)
-        reference_T = None if SELECTED in batch else self._reference_loss(model, tokens)
+        beside_T = None if SELECTED in batch else self._beside(model, tokens)
         outcome: dict[str, Any] = {}
 
         def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
             scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
-                scored, selected = self._select_inside(hidden, head, tokens, reference_T, record)
+                scored, selected = self._select_inside(hidden, head, tokens, beside_T, record)
             stats = None if scored is None else scored.stats
             targets = self._targets(tokens, selected, teacher)
             options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
@@ -317,14 +359,14 @@ class UncertuneTrainer(SFTTrainer):
         return linear_top_k(rows.hidden, rows.head, self.args.teacher_top_k, **rows.options)
 
     def _select_inside(
-        self, hidden: Tensor, head: OutputHead, tokens: Tokens, reference_T: Tensor | None, record: StepRecord
+        self, hidden: Tensor, head: OutputHead, tokens: Tokens, beside_T: Tensor | None, record: StepRecord
     ) -> tuple[Scored | None, Tensor]:
         """Select from the hidden states of the training forward itself (one pass, no active dropout)."""
         scored, scores = None, None
         if self._rule.metric != "random":
             most = self.args.objective != "masked_mle" or self.args.selection_fraction > 0.5
             scored = score_tokens(hidden, head.weight, tokens.labels, keep=most, **head.options)
-            scores = self._metric(scored.stats, reference_T)
+            scores = self._metric(scored.stats, beside_T)
         everywhere = self.args.selection_scope == "batch"
         chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
         record.note(chosen, everywhere=everywhere)
@@ -347,7 +389,7 @@ class UncertuneTrainer(SFTTrainer):
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
         tokens = self._tokens(batch)
-        teacher, reference_T = self._teacher_rows(model, tokens), self._reference_loss(model, tokens)
+        teacher, beside_T = self._teacher_rows(model, tokens), self._beside(model, tokens)
         values: dict[str, Tensor] = {}
 
         def head_fn(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
@@ -359,7 +401,7 @@ class UncertuneTrainer(SFTTrainer):
             if self.args.objective != "mle":
                 selected = None
                 if self.args.uses_selection:
-                    scores = None if self._rule.metric == "random" else self._metric(stats, reference_T)
+                    scores = None if self._rule.metric == "random" else self._metric(stats, beside_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
                 targets = self._targets(tokens, selected, teacher)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)

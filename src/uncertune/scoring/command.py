@@ -1,0 +1,170 @@
+"""``uncertune score``: scores on disk, correlations with intervals, figures, and the token page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from uncertune.report import Column, Moment, ScoredDocument, Table, TokenPage, to_markdown, to_text, write_token_page
+from uncertune.scoring import figures, run
+from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, Estimate, correlations, mean_of
+from uncertune.scoring.options import ScoreOptions
+from uncertune.scoring.rows import Prepared, prepare
+from uncertune.selection import select
+from uncertune.training.checkpoints import write_atomically
+from uncertune.training.folder import environment, held
+
+PAGE_DOCUMENTS = 200
+
+
+def score(options: ScoreOptions) -> dict[str, Any]:
+    """Score, or go on where the same command stopped; write everything; return the summary."""
+    folder = Path(str(options.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(options)
+    first = prepared.accelerator.is_main_process
+    with held(folder) if first else contextlib.nullcontext():
+        if first:
+            if options.overwrite:
+                run.clear(folder)
+            run.begin(folder, run.identity(options, prepared))
+        prepared.accelerator.wait_for_everyone()
+        if not run.is_complete(folder):
+            run.score(folder, options, prepared)
+        if not first:
+            return {}
+        table = pq.read_table(folder / run.TOKENS) if run.is_complete(folder) else run.finish(folder, prepared)
+        return _write(folder, options, prepared, table)
+
+
+def _write(folder: Path, options: ScoreOptions, prepared: Prepared, table: pa.Table) -> dict[str, Any]:
+    write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(options), sort_keys=False))
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
+    main = table.filter(pa.compute.equal(table["rate"], options.rates[0]))
+    columns = {name: main[name].to_numpy() for name in run.QUANTITIES}
+    document = main["document"].to_numpy()
+    found = correlations(columns, document, draws=options.bootstrap, seed=options.seed)
+    by_rate = {}
+    for rate in options.rates:
+        part = table.filter(pa.compute.equal(table["rate"], rate))
+        by_rate[rate] = mean_of(
+            part["epistemic"].to_numpy(), part["document"].to_numpy(), draws=options.bootstrap, seed=options.seed
+        )
+    title = f"{Path(str(options.model)).name} on {Path(str(options.data)).name}"
+    figures.correlations(folder / "correlations", found, title)
+    figures.losses(folder / "losses", columns["loss"], document, title)
+    if len(by_rate) > 1:
+        figures.dropout(folder / "dropout", by_rate, title)
+    summary = _summary(options, found, columns, by_rate)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
+    shown = _table(found, title, options)
+    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + _claim(found))
+    write_token_page(folder / "tokens.html", _page(options, prepared, columns, main, title))
+    print(f"{to_text(shown)}\n{_claim(found)}\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
+    return summary
+
+
+def _summary(
+    options: ScoreOptions, found: Correlations, columns: dict[str, Any], by_rate: dict[float, Estimate]
+) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "adapter": options.adapter,
+        "data": options.data,
+        "samples": options.samples,
+        "rate": options.rates[0],
+        "documents": found.documents,
+        "tokens": found.tokens,
+        "bootstrap_draws": found.draws,
+        "mean_nats": {name: float(np.mean(values)) for name, values in columns.items()},
+        "correlation": {
+            kind: {f"{x}, {y}": _plain(one) for (x, y), one in pairs.items()} for kind, pairs in found.by.items()
+        },
+        "difference": {
+            kind: {name: _plain(one) for name, one in parts.items()} for kind, parts in found.closer.items()
+        },
+        "mean_epistemic_by_rate": {str(rate): _plain(one) for rate, one in sorted(by_rate.items())},
+    }
+
+
+def _plain(one: Estimate) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in asdict(one).items()}
+
+
+def _table(found: Correlations, title: str, options: ScoreOptions) -> Table:
+    columns = []
+    for proxy in PROXIES:
+        columns.append(Column(proxy, f"with {proxy}", None, 3))
+        columns.append(Column(f"{proxy} interval", "95 %", None, 0))
+    rows = []
+    for kind, pairs in found.by.items():
+        for uncertainty in UNCERTAINTIES:
+            row: dict[str, float | str | None] = {"quantity": f"{uncertainty}, {kind.capitalize()}"}
+            for proxy in PROXIES:
+                one = pairs[uncertainty, proxy]
+                row[proxy], row[f"{proxy} interval"] = one.value, _interval(one)
+            rows.append(row)
+    caption = (
+        f"{found.tokens} tokens of {found.documents} documents, {options.samples} dropout samples at rate "
+        f"{options.rates[0]:g}; intervals over documents ({found.draws} draws)."
+    )
+    return Table(f"Correlation over tokens: {title}", caption, tuple(columns), tuple(rows), "quantity", None)
+
+
+def _claim(found: Correlations) -> str:
+    """C1 in words: what the differences of correlations say."""
+    lines = []
+    for name, near, far in (("epistemic", "loss", "entropy"), ("aleatoric", "entropy", "loss")):
+        for kind, parts in found.closer.items():
+            one = parts[name]
+            verdict = "undecided"
+            if one.low > 0:
+                verdict = "yes"
+            elif one.high < 0:
+                verdict = "no, the other way round"
+            lines.append(
+                f"- {name} correlates more with {near} than with {far} ({kind.capitalize()}): {verdict}, "
+                f"difference {one.value:+.3f} {_interval(one)}"
+            )
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _interval(one: Estimate) -> str:
+    return "–" if math.isnan(one.low) else f"[{one.low:.3f}, {one.high:.3f}]"
+
+
+def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], main: pa.Table, title: str) -> TokenPage:
+    chosen = select(torch.from_numpy(columns["loss"].copy()), options.selection_fraction).numpy()
+    numbers, position = main["document"].to_numpy(), main["position"].to_numpy()
+    texts: dict[int, str] = {}
+    documents = []
+    for row in prepared.rows[:PAGE_DOCUMENTS]:
+        mine = np.flatnonzero(numbers == row.document)
+        length = len(row.input_ids)
+        values: dict[str, list[float | None]] = {name: [None] * length for name in run.QUANTITIES}
+        selected, response = [False] * length, [False] * length
+        for index in mine:
+            place = int(position[index])
+            response[place], selected[place] = True, bool(chosen[index])
+            for name in run.QUANTITIES:
+                values[name][place] = float(columns[name][index])
+        text = [run.token_text(prepared.tokenizer, token, texts) for token in row.input_ids]
+        documents.append(ScoredDocument(f"document {row.document}", text, response, (Moment("", values, selected),)))
+    adapter = f" with {options.adapter}" if options.adapter else ""
+    left = f", the first {PAGE_DOCUMENTS} here" if len(prepared.rows) > PAGE_DOCUMENTS else ""
+    lead = (
+        f"{options.samples} dropout samples at rate {options.rates[0]:g}{adapter}; "
+        f"{len(prepared.rows)} documents{left}. "
+        f"Marked are the {options.selection_fraction:.0%} of all response tokens whose loss is highest."
+    )
+    return TokenPage(f"Token uncertainty: {title}", lead, documents)

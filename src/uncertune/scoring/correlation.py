@@ -1,0 +1,137 @@
+"""Correlations of token quantities, with intervals from a bootstrap over documents.
+
+Tokens of a document are not independent, so whole documents are drawn anew (cluster bootstrap, percentile intervals);
+a draw is a weight for each document: how many times it was drawn.
+
+Shape legend: ``N`` tokens, ``G`` documents, ``R`` draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+UNCERTAINTIES = ("epistemic", "aleatoric")
+PROXIES = ("loss", "entropy")
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval; NaN where it is not defined (a constant quantity, a single document)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """``by[kind][uncertainty, proxy]``, kind ``pearson`` or ``spearman``, and SPEC's claim C1 as two differences:
+
+    ``closer[kind]["epistemic"]`` = r(epistemic, loss) − r(epistemic, entropy),
+    ``closer[kind]["aleatoric"]`` = r(aleatoric, entropy) − r(aleatoric, loss); the claim says both are above 0.
+    """
+
+    by: dict[str, dict[tuple[str, str], Estimate]]
+    closer: dict[str, dict[str, Estimate]]
+    tokens: int
+    documents: int
+    draws: int
+
+
+def correlations(columns: Mapping[str, Array], document: NDArray[np.int64], *, draws: int, seed: int) -> Correlations:
+    """Of ``epistemic`` and ``aleatoric`` with ``loss`` and ``entropy``; ``columns`` (N,) each, ``document`` (N,)."""
+    names, index = np.unique(document, return_inverse=True)
+    weights_RG = document_draws(len(names), draws, seed)
+    by: dict[str, dict[tuple[str, str], Estimate]] = {}
+    closer: dict[str, dict[str, Estimate]] = {}
+    everything = np.ones((1, len(names)))
+    for kind, compute in (("pearson", _pearson), ("spearman", _spearman)):
+        whole = compute(columns, index, everything)
+        drawn = compute(columns, index, weights_RG)
+        by[kind] = {pair: estimate(whole[pair][0], drawn[pair]) for pair in whole}
+        e_loss, e_entropy = ("epistemic", "loss"), ("epistemic", "entropy")
+        a_loss, a_entropy = ("aleatoric", "loss"), ("aleatoric", "entropy")
+        closer[kind] = {
+            "epistemic": estimate((whole[e_loss] - whole[e_entropy])[0], drawn[e_loss] - drawn[e_entropy]),
+            "aleatoric": estimate((whole[a_entropy] - whole[a_loss])[0], drawn[a_entropy] - drawn[a_loss]),
+        }
+    return Correlations(by, closer, len(document), len(names), draws)
+
+
+def mean_of(values: Array, document: NDArray[np.int64], *, draws: int, seed: int) -> Estimate:
+    """The mean over tokens."""
+    names, index = np.unique(document, return_inverse=True)
+    weights_RG = document_draws(len(names), draws, seed)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    return estimate(float(values.mean()), (weights_RG @ sums) / (weights_RG @ counts))
+
+
+def document_draws(documents: int, draws: int, seed: int) -> Array:
+    """(R, G): how many times each document was drawn, G documents a draw."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(documents, np.full(documents, 1 / documents), size=draws).astype(np.float64)
+
+
+def estimate(value: float, drawn: Array) -> Estimate:
+    """The value with the percentile interval of its draws; those that are not defined do not count."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(value), float(low), float(high))
+
+
+def ranks(values: Array, weights: Array) -> Array:
+    """Midranks (N,) of values that occur ``weights`` times each; equal values share one."""
+    _, group = np.unique(values, return_inverse=True)
+    return _ranks(group, weights)
+
+
+def _ranks(group: NDArray[np.int64], weights: Array) -> Array:
+    mass = np.bincount(group, weights)
+    return (np.cumsum(mass) - (mass - 1) / 2)[group]
+
+
+def _pearson(columns: Mapping[str, Array], index: NDArray[np.int64], weights_RG: Array) -> dict[tuple[str, str], Array]:
+    """Each pair's coefficient for every draw, (R,), from sums over each document."""
+    count = weights_RG @ np.bincount(index)
+
+    def total(values: Array) -> Array:
+        return weights_RG @ np.bincount(index, values)
+
+    centred = {name: columns[name] - columns[name].mean() for name in (*UNCERTAINTIES, *PROXIES)}
+    mean = {name: total(values) / count for name, values in centred.items()}
+    deviation = {
+        name: np.sqrt(np.maximum(total(values**2) / count - mean[name] ** 2, 0)) for name, values in centred.items()
+    }
+    return {
+        (x, y): _ratio(total(centred[x] * centred[y]) / count - mean[x] * mean[y], deviation[x] * deviation[y])
+        for x in UNCERTAINTIES
+        for y in PROXIES
+    }
+
+
+def _spearman(
+    columns: Mapping[str, Array], index: NDArray[np.int64], weights_RG: Array
+) -> dict[tuple[str, str], Array]:
+    """Pearson of the ranks, which every draw has anew."""
+    groups = {name: np.unique(columns[name], return_inverse=True)[1] for name in (*UNCERTAINTIES, *PROXIES)}
+    rows = []
+    for weights_G in weights_RG:
+        weights = weights_G[index]
+        ranked = {name: _ranks(group, weights) for name, group in groups.items()}
+        rows.append(_pearson(ranked, index, weights_G[None]))
+    return {pair: np.concatenate([row[pair] for row in rows]) for pair in rows[0]}
+
+
+def _ratio(covariance: Array, product: Array) -> Array:
+    out = np.full_like(covariance, np.nan)
+    np.divide(covariance, product, out=out, where=product > 1e-300)
+    return np.clip(out, -1, 1)
