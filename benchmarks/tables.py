@@ -66,7 +66,7 @@ def plot(rows: list[dict], stem: Path, about: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fixed = [key for key in ("shape", "T", "race", "accumulation") if key in rows[0]]
+    fixed = [key for key in ("shape", "T", "race", "accumulation", "samples") if key in rows[0]]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in fixed), []).append(row)
