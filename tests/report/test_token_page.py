@@ -41,7 +41,11 @@ def sample() -> TokenPage:
     return TokenPage(
         f"Tokens {hostile_text()}",
         hostile_text(),
-        (document("Plain", words), document(hostile_text(), HOSTILE + words), document("שלום", ("שלום", " עולם"), 1)),
+        (
+            document("Plain", words),
+            document(hostile_text(), HOSTILE + words),
+            document("שלום", ("שלום", " עולם", " שוב ושוב"), 1),
+        ),
     )
 
 
@@ -213,7 +217,7 @@ def test_arrow_keys_read_the_tokens(visit):
 @pytest.mark.parametrize("width", [320, 360, 768, 1200])
 def test_the_page_fits(visit, width):
     page = visit(width, has_touch=True, is_mobile=width < 700)
-    fits = "document.documentElement.scrollWidth <= window.innerWidth"
+    fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits)
     page.locator(VISIBLE).nth(20).tap()
     box = page.locator(".tip").bounding_box()

@@ -6,6 +6,7 @@ neighbours are read, is spelled out.
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -60,7 +61,7 @@ class ShownFrame:
 
 @dataclass(frozen=True)
 class ShownDocument:
-    """One document; ``direction`` is ltr or rtl, by its first letter that has one."""
+    """One document; ``direction`` is ltr or rtl, by most of its letters."""
 
     title: str
     direction: str
@@ -108,12 +109,9 @@ def visible(text: str) -> str:
 
 
 def direction(characters: Iterable[str]) -> str:
-    """ltr or rtl, by the first character that has a strong direction."""
-    for character in characters:
-        kind = unicodedata.bidirectional(character)
-        if kind in ("L", "R", "AL"):
-            return "ltr" if kind == "L" else "rtl"
-    return "ltr"
+    """ltr or rtl, as most characters that have a direction run: the roles and tags around a Hebrew text are Latin."""
+    kinds = Counter(map(unicodedata.bidirectional, characters))
+    return "rtl" if kinds["R"] + kinds["AL"] > kinds["L"] else "ltr"
 
 
 def _visible_character(character: str) -> str:

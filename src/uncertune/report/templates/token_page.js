@@ -130,11 +130,18 @@
   }
 
   const tokenOf = (event) => event.target.closest?.(".text span") ?? null;
+  const pointer = { x: NaN, y: NaN };
   document.addEventListener("pointerover", (event) => {
-    if (event.pointerType === "touch") return;
+    // Scrolling moves the text under a pointer that rests: nobody pointed at anything.
+    const rests = event.screenX === pointer.x && event.screenY === pointer.y;
+    if (rests || event.pointerType === "touch") return;
     const span = tokenOf(event);
     if (span) show(span);
     else hide();
+  });
+  document.addEventListener("pointermove", (event) => {
+    pointer.x = event.screenX;
+    pointer.y = event.screenY;
   });
   document.addEventListener("click", (event) => {
     const span = tokenOf(event);
