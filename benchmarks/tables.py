@@ -1,9 +1,13 @@
-"""What measurements become: an aligned table, a CSV with versions and command, and a plot."""
+"""What measurements become: an aligned table, a CSV with versions and command, and a plot.
+
+``python -m benchmarks.tables CSV …`` prints the tables of ``docs/performance.md``.
+"""
 
 from __future__ import annotations
 
 import csv
 import datetime
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,6 +63,36 @@ def save(rows: list[dict], folder: str, name: str, command: str, device: str) ->
     print(f"Written: {path / name}.csv, .png, .svg")
 
 
+FIXED = ("shape", "T", "race", "accumulation", "samples")
+ABOUT = ("device", "versions", "date", "command")
+
+
+def markdown(path: Path) -> str:
+    """The tables of one CSV, one a group of rows that share all but contestant and figures, ours in bold; the command,
+    machine, versions and date first."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    about = rows[0]
+    parts = [f"    {about['command']}\n\n{about['device']}; {about['versions']}; {about['date']}."]
+    names = [name for name in rows[0] if name not in (*FIXED, *ABOUT, "D", "V", "model")]
+    for group, members in _groups(rows).items():
+        title = ", ".join(f"{name} {value}" for name, value in group)
+        lines = [f"| {title} | " + " | ".join(names[1:]) + " |", "|---|" + "--:|" * (len(names) - 1)]
+        for row in members:
+            ours = row["contestant"].startswith("uncertune")
+            cells = [row[name] for name in names]
+            lines.append("| " + " | ".join(f"**{cell}**" if ours and cell else cell for cell in cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _groups(rows: Sequence[dict]) -> dict[tuple[tuple[str, str], ...], list[dict]]:
+    fixed = [key for key in FIXED if key in rows[0]]
+    groups: dict[tuple[tuple[str, str], ...], list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple((key, row[key]) for key in fixed), []).append(row)
+    return groups
+
+
 def plot(rows: list[dict], stem: Path, about: str) -> None:
     """Bars of time and peak memory, one pair of panels a group of rows that share all but contestant and figures."""
     import matplotlib
@@ -66,10 +100,7 @@ def plot(rows: list[dict], stem: Path, about: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fixed = [key for key in ("shape", "T", "race", "accumulation", "samples") if key in rows[0]]
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in fixed), []).append(row)
+    groups = _groups(rows)
     heights = [len(group) + 1.5 for group in groups.values()]
     figure, axes = plt.subplots(
         len(groups),
@@ -92,10 +123,12 @@ def plot(rows: list[dict], stem: Path, about: str) -> None:
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         pair[1].set_yticklabels([])
-        pair[0].set_title(
-            "  ".join(f"{key} {value}" for key, value in zip(fixed, group, strict=True)), fontsize=9, loc="left"
-        )
+        pair[0].set_title("  ".join(f"{key} {value}" for key, value in group), fontsize=9, loc="left")
     figure.supxlabel(about, fontsize=7)
     for suffix in ("png", "svg"):
         figure.savefig(f"{stem}.{suffix}", dpi=130)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    print("\n\n".join(markdown(Path(name)) for name in sys.argv[1:]))

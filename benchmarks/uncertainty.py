@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += run(model, ids, samples, args)
         print(tables.aligned(rows) + "\n")
     command = "python -m benchmarks.uncertainty " + " ".join(sys.argv[1:] if argv is None else argv)
-    tables.save(rows, args.output_dir, f"uncertainty-{args.device}", command, args.device)
+    tables.save(rows, args.output_dir, f"uncertainty-{args.tokens}-{args.device}", command, args.device)
 
 
 def run(model: Any, ids: torch.Tensor, samples: int, args: argparse.Namespace) -> list[dict]:

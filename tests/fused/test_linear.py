@@ -104,7 +104,7 @@ def test_half_precision_keeps_float32_logits(case):
 def _large(monkeypatch):
     """Every vocabulary counts as large, so that a CPU rounds half-precision products relative to the label's."""
     monkeypatch.setattr(projection_module, "LARGE_VOCABULARY", 1)
-    monkeypatch.setattr(kernels._CompiledFunction, "works", False)
+    monkeypatch.setattr(kernels.CompiledFunction, "works", False)
 
 
 @pytest.mark.usefixtures("_large")

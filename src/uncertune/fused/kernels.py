@@ -39,10 +39,10 @@ def kernels(raw: Tensor) -> Any:
 
 @functools.cache
 def _compiled() -> SimpleNamespace:
-    return SimpleNamespace(**{name: _CompiledFunction(getattr(elementwise, name)) for name in FUNCTIONS})
+    return SimpleNamespace(**{name: CompiledFunction(getattr(elementwise, name)) for name in FUNCTIONS})
 
 
-class _CompiledFunction:
+class CompiledFunction:
     """A function under ``torch.compile``, or as it is from the first time that fails."""
 
     works = True
@@ -52,17 +52,17 @@ class _CompiledFunction:
         self.fast = torch.compile(function, dynamic=True)
 
     def __call__(self, raw: Tensor, *args: Any) -> Any:
-        if _CompiledFunction.works:
+        if CompiledFunction.works:
             try:
                 return self.fast(raw, *args)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a compiler can do wrong: the plain function is right
                 result = _in_blocks(self.plain, raw, *args)
-                _CompiledFunction.works = False
+                CompiledFunction.works = False
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 warnings.warn(
-                    f"torch.compile does not work here ({reason}): the output head runs uncompiled, slower with the "
+                    f"torch.compile does not work here ({reason}): what it was for runs uncompiled, slower with the "
                     "same results; on a CPU it needs a C++ compiler and Python's headers",
                     stacklevel=2,
                 )
