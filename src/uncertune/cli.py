@@ -60,7 +60,19 @@ def score(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train, "score": score}
+def study(arguments: list[str]) -> int:
+    """the paper's toy studies, and a language whose uncertainty is known"""
+    from uncertune.studies.options import parse
+
+    options = parse(arguments)
+
+    from uncertune.studies.command import study as run_study
+
+    run_study(options)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train, "score": score, "study": study}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ class CompiledFunction:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a compiler can do wrong: the plain function is right
-                result = _in_blocks(self.plain, raw, *args)
+                result = in_blocks(self.plain, raw, *args)
                 CompiledFunction.works = False
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 warnings.warn(
@@ -67,10 +67,10 @@ class CompiledFunction:
                     stacklevel=2,
                 )
                 return result
-        return _in_blocks(self.plain, raw, *args)
+        return in_blocks(self.plain, raw, *args)
 
 
-def _in_blocks(function: Callable[..., Any], raw: Tensor, *args: Any) -> Any:
+def in_blocks(function: Callable[..., Any], raw: Tensor, *args: Any) -> Any:
     """``function`` over blocks of rows, every tensor of as many rows as ``raw`` cut with it."""
     rows = raw.shape[0]
     size = max(1, PLAIN_BYTES // (4 * raw.shape[-1]))

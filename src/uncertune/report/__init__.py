@@ -1,5 +1,6 @@
 """Pages and tables for people: one self-contained HTML file, and the same numbers for a terminal."""
 
+from uncertune.report.figure import paper_figure
 from uncertune.report.page import (
     AnswerRow,
     Answers,
@@ -14,6 +15,7 @@ from uncertune.report.page import (
     Token,
     TokenDocument,
     Tokens,
+    Value,
 )
 from uncertune.report.run import render, write_page, write_whole
 from uncertune.report.tables import to_markdown, to_text
@@ -45,7 +47,9 @@ __all__ = [
     "TokenDocument",
     "TokenPage",
     "Tokens",
+    "Value",
     "draw_tokens",
+    "paper_figure",
     "render",
     "render_token_page",
     "to_markdown",

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
+from uncertune.intervals import Estimate
 from uncertune.report import Column, Moment, ScoredDocument, Table, TokenPage, to_markdown, to_text, write_token_page
 from uncertune.scoring import figures, run
-from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, Estimate, correlations, mean_of
+from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
 from uncertune.selection import select

@@ -14,20 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from uncertune.intervals import LEVEL, Estimate
+
 Array = NDArray[np.float64]
 
 UNCERTAINTIES = ("epistemic", "aleatoric")
 PROXIES = ("loss", "entropy")
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95 % interval; NaN where it is not defined (a constant quantity, a single document)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

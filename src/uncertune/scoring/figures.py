@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uncertune.report import write_whole
-from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Array, Correlations, Estimate
+from uncertune.intervals import Estimate
+from uncertune.report import paper_figure
+from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Array, Correlations
 
 COLOURS = {"loss": "#0072B2", "entropy": "#E69F00", "epistemic": "#D55E00"}  # apart also for colour-blind readers
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "uncertune",
-    "font.size": 9.0,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def correlations(stem: Path, found: Correlations, title: str) -> None:
     """Fig. 2B: each uncertainty's correlation with loss and with entropy; bars are 95 % intervals over documents."""
-    with _figure(stem, 2, (7.2, 3.2)) as (figure, panels):
+    with paper_figure(stem, 2, (7.2, 3.2)) as (figure, panels):
         for axes, (kind, pairs) in zip(panels, found.by.items(), strict=True):
             for shift, proxy in zip((-0.2, 0.2), PROXIES, strict=True):
                 estimates = [pairs[uncertainty, proxy] for uncertainty in UNCERTAINTIES]
@@ -46,7 +37,7 @@ def losses(stem: Path, loss: Array, document: NDArray[np.int64], title: str) -> 
     """Fig. 9: how losses are distributed over tokens, and their means over documents."""
     means = np.bincount(document, loss) / np.maximum(np.bincount(document), 1)
     means = means[np.bincount(document) > 0]
-    with _figure(stem, 2, (7.2, 2.8)) as (figure, panels):
+    with paper_figure(stem, 2, (7.2, 2.8)) as (figure, panels):
         for axes, values, what in zip(panels, (loss, means), ("token", "document, mean over tokens"), strict=True):
             axes.hist(values, bins=40, weights=np.full(len(values), 1 / len(values)), color=COLOURS["loss"])
             axes.axvline(float(np.quantile(values, 0.75)), color="black", linewidth=0.8, linestyle="--")
@@ -58,7 +49,7 @@ def losses(stem: Path, loss: Array, document: NDArray[np.int64], title: str) -> 
 def dropout(stem: Path, by_rate: Mapping[float, Estimate], title: str) -> None:
     """Fig. 10: mean epistemic uncertainty of a token against the dropout rate."""
     rates = sorted(by_rate)
-    with _figure(stem, 1, (4.2, 3.0)) as (figure, (axes,)):
+    with paper_figure(stem, 1, (4.2, 3.0)) as (figure, (axes,)):
         estimates = [by_rate[rate] for rate in rates]
         axes.plot(rates, [e.value for e in estimates], "o-", color=COLOURS["epistemic"])
         _whiskers(axes, rates, estimates)
@@ -74,20 +65,3 @@ def _whiskers(axes: Any, places: Sequence[float], estimates: Sequence[Estimate])
     if known:
         where = [place for place, _ in known]
         axes.vlines(where, [e.low for _, e in known], [e.high for _, e in known], color="black", linewidth=1)
-
-
-@contextlib.contextmanager
-def _figure(stem: Path, panels: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure with panels side by side, written as ``stem``.png and .svg at the end."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_RC)
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure, figure.subplots(1, panels, squeeze=False)[0]
-        for suffix, extra in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
-            file = io.BytesIO()
-            figure.savefig(file, format=suffix, **extra)
-            write_whole(stem.with_name(f"{stem.name}.{suffix}"), file.getvalue())

@@ -18,13 +18,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from uncertune.fused.kernels import CompiledFunction
+from uncertune.fused.kernels import CompiledFunction, in_blocks
 from uncertune.fused.projection import LARGE_VOCABULARY
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 """What a chunk's logits and probabilities take at most; a chunk is one token at least."""
 
-_BYTES = 4 + 4 * 8  # an entry in float32 logits, and in float64: logits, probabilities, their sum, a product
+_LOGIT, _SUM = 4, 8  # bytes of an entry: logits are float32, sums of probabilities float64
 
 _ROUNDING = 1e-9  # nats; float64 entropies of 10⁶ classes are exact to 1e-13
 
@@ -83,9 +83,16 @@ class Logits:
         return z_tV
 
     def chunks(self, tokens: int) -> Iterator[slice]:
-        """Slices over ``tokens`` tokens within ``CHUNK_BYTES``."""
-        limit = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
-        yield from _slices(tokens, max(1, limit // (_BYTES * self.weight.shape[0])))
+        """Slices over ``tokens`` tokens: logits of one sample and sums within ``CHUNK_BYTES``."""
+        yield from _slices(tokens, max(1, self._entries() // (_LOGIT + _SUM)))
+
+    def samples_at_once(self, tokens: int) -> int:
+        """How many samples of a chunk of ``tokens`` tokens go through the head as one product."""
+        return max(1, (self._entries() - _SUM * tokens) // (_LOGIT * tokens))
+
+    def _entries(self) -> int:
+        """Bytes of ``CHUNK_BYTES`` for each entry of the vocabulary."""
+        return CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"]) // self.weight.shape[0]
 
 
 class Accumulator(Protocol):
@@ -171,8 +178,11 @@ def decompose(hidden_STD: Tensor | Sequence[Tensor], logits: Logits) -> Decompos
     parts = []
     for chunk in logits.chunks(hidden_STD[0].shape[0]):
         moments = _Moments()
-        for hidden_TD in hidden_STD:
-            moments.add(logits(hidden_TD[chunk]))
+        tokens = chunk.stop - chunk.start
+        for samples in _slices(len(hidden_STD), logits.samples_at_once(tokens)):
+            together = torch.cat([hidden_TD[chunk] for hidden_TD in hidden_STD[samples]])
+            for logits_tV in logits(together).split(tokens):
+                moments.add(logits_tV)
         parts.append(moments.finish())
     return _joined(parts)
 
@@ -192,7 +202,10 @@ class _Moments:
             self._probs_tV = torch.zeros_like(logits_tV, dtype=torch.float64)
             self._entropy_t = self._probs_tV.new_zeros(logits_tV.shape[0])
         large = logits_tV.shape[-1] >= LARGE_VOCABULARY and logits_tV.dtype != torch.float64
-        (_compiled_add() if large else _add)(logits_tV, self._probs_tV, self._entropy_t)
+        if large:
+            _compiled_add()(logits_tV, self._probs_tV, self._entropy_t)
+        else:
+            in_blocks(_add, logits_tV, self._probs_tV, self._entropy_t)
         self._samples += 1
 
     def finish(self) -> Decomposition:

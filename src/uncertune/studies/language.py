@@ -1,0 +1,148 @@
+"""A language whose next-token distribution is known, and a small transformer that learns it (SPEC S26).
+
+A text is a task's token and then phrases of three words, whose kinds repeat:
+
+* *template*: almost always the task's own word, whatever stood before (structure);
+* *content*: drawn from a distribution that the word before chooses, from narrow to nearly uniform (truly random);
+* *fact*: the word that belongs to the content word before, in this task (knowledge; nearly deterministic).
+
+So p(x | context) depends on the task, the kind and the word before, and a table holds it. Half of the facts are the
+same in every task. A *shifted* language has some of its rows drawn anew: what post-training is to teach.
+
+Shape legend: ``S`` languages (one a seed), ``A`` tasks, ``3`` kinds, ``V`` vocabulary, ``B`` texts,
+``T`` words of a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+TASKS = 6
+WORDS = 18
+VOCABULARY = TASKS + WORDS
+KINDS = ("template", "content", "fact")
+PHRASES = 8
+LENGTH = len(KINDS) * PHRASES
+_FLOOR = 1e-4  # probability of each word that a row would leave at nothing
+
+
+@dataclass(frozen=True)
+class Language:
+    """``table`` (S, A, 3, V, V) float64: the distribution of the next token by task, kind and token before."""
+
+    table: Tensor
+
+    @classmethod
+    def draw(cls, languages: int, generator: torch.Generator) -> Language:
+        """Languages of their own, one a seed."""
+        rows = torch.stack([_rows(languages, TASKS, kind, generator) for kind in range(3)], 2)
+        shared = torch.rand(languages, 1, 1, VOCABULARY, 1, generator=generator) < 0.5
+        facts = rows[:, :, 2:]
+        rows = torch.cat([rows[:, :, :2], torch.where(shared, facts[:, :1], facts)], 2)
+        return cls(rows)
+
+    def shifted(self, tasks: int, share: float, generator: torch.Generator) -> Language:
+        """The first ``tasks`` tasks with ``share`` of their rows of each kind drawn anew, the others as they are."""
+        fresh = torch.stack([_rows(len(self.table), TASKS, kind, generator) for kind in range(3)], 2)
+        changed = torch.rand(*self.table.shape[:4], 1, generator=generator) < share
+        changed[:, :, 0] = torch.rand(*self.table.shape[:2], 1, 1, generator=generator) < share  # a template is one row
+        changed[:, tasks:] = False
+        return Language(torch.where(changed, fresh, self.table))
+
+    def oracle(self, texts_SBT: Tensor) -> Tensor:
+        """(S, B, T, V): the true distribution of each word after the task's token, which is ``texts[..., 0]``."""
+        seeds, task, kind, before = self._index(texts_SBT)
+        return self.table[seeds, task, kind, before]
+
+    def _index(self, texts_SBT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        seeds = torch.arange(len(texts_SBT))[:, None, None]
+        kind = torch.arange(texts_SBT.shape[2] - 1) % len(KINDS)
+        return seeds, texts_SBT[:, :, :1], kind, texts_SBT[:, :, :-1]
+
+    def sample(self, tasks: list[int], texts: int, generator: torch.Generator, noise: float = 0.0) -> Tensor:
+        """(S, B, 1 + T) texts, tasks in turn; with ``noise``, that share of words is replaced by any word."""
+        seeds = len(self.table)
+        drawn = torch.tensor(tasks)[torch.arange(texts) % len(tasks)].expand(seeds, texts)
+        before, out = drawn, [drawn]
+        index = torch.arange(seeds)[:, None]
+        for place in range(LENGTH):
+            probs = self.table[index, drawn, place % len(KINDS), before]
+            before = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(seeds, texts)
+            if noise:
+                wrong = torch.rand(seeds, texts, generator=generator) < noise
+                any_word = torch.randint(TASKS, VOCABULARY, (seeds, texts), generator=generator)
+                before = torch.where(wrong, any_word, before)
+            out.append(before)
+        return torch.stack(out, -1)
+
+
+def _rows(languages: int, tasks: int, kind: int, generator: torch.Generator) -> Tensor:
+    """(S, A, V, V) distributions over the words, for every token before."""
+    shape = (languages, tasks, VOCABULARY, WORDS)
+    if kind == 0:  # one word for a task, 0.9 and more
+        favourite = torch.randint(WORDS, (languages, tasks, 1, 1), generator=generator).expand(*shape[:3], 1)
+        probs = torch.full(shape, 0.1 / WORDS, dtype=torch.float64).scatter_add_(
+            3, favourite, torch.full((*shape[:3], 1), 0.9, dtype=torch.float64)
+        )
+    elif kind == 1:  # from narrow to nearly uniform: a softmax of normal values, sharper or flatter
+        scale = 3 * torch.rand(*shape[:3], 1, generator=generator, dtype=torch.float64)
+        probs = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1)
+    else:  # one word for each word before, 0.97
+        fact = torch.randint(WORDS, (*shape[:3], 1), generator=generator)
+        probs = torch.full(shape, 0.03 / WORDS, dtype=torch.float64).scatter_add_(
+            3, fact, torch.full(fact.shape, 0.97, dtype=torch.float64)
+        )
+    probs = probs.clamp(min=_FLOOR)
+    probs = probs / probs.sum(-1, keepdim=True)
+    return torch.cat([torch.zeros(*shape[:3], TASKS, dtype=torch.float64), probs], -1)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """In nats, over the last dimension."""
+    return torch.special.entr(probs).sum(-1)
+
+
+def divergence(true: Tensor, log_probs: Tensor) -> Tensor:
+    """KL(true ‖ model) in nats over the last dimension, exactly; ``log_probs`` are the model's."""
+    return (torch.xlogy(true, true) - true * log_probs).sum(-1)
+
+
+class Transformer(nn.Module):
+    """A decoder of one layer: (B, T) tokens → (B, T, V) logits. Dropout at attention, residual and mlp."""
+
+    def __init__(self, width: int = 32, heads: int = 4, hidden: int = 96, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Parameter(0.5 * torch.randn(VOCABULARY, width))
+        self.place = nn.Parameter(0.5 * torch.randn(LENGTH, width))
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCABULARY)
+        self.attention_dropout = nn.Dropout(dropout)
+        self.residual_dropout = nn.Dropout(dropout)
+        self.mlp_dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        one_hot = (tokens[..., None] == torch.arange(VOCABULARY)).to(self.embed.dtype)
+        x = self.residual_dropout(one_hot @ self.embed + self.place[: tokens.shape[-1]])
+        x = x + self.residual_dropout(self.attention_out(self._attend(self.attention_norm(x))))
+        inner = self.mlp_dropout(torch.nn.functional.gelu(self.mlp_in(self.mlp_norm(x))))
+        x = x + self.residual_dropout(self.mlp_out(inner))
+        return self.head(self.norm(x))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        texts, length, width = x.shape
+        parts = self.qkv(x).view(texts, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = parts[0], parts[1], parts[2]
+        scores = query @ key.transpose(-1, -2) * (width // self.heads) ** -0.5
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        weights = self.attention_dropout(scores.masked_fill(later, float("-inf")).softmax(-1))
+        return (weights @ value).transpose(1, 2).reshape(texts, length, width)

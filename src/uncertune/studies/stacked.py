@@ -1,0 +1,53 @@
+"""Many small models of one shape as one batch: ``torch.func`` runs them, one backward trains them.
+
+The loss of a step is the sum of the models' own mean losses; as no model enters another's, its gradient is each
+model's own. Losses come from the objectives' room on flattened logits (all models' tokens in one row).
+
+Shape legend: ``M`` models; every parameter is stacked along its first dimension.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Stacked:
+    """``M`` models, made by ``build(seed)`` for each seed; the modules of ``base`` say how one runs."""
+
+    def __init__(self, build: Callable[[], nn.Module], seeds: Sequence[int]) -> None:
+        models = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                models.append(build())
+        stacked, _ = torch.func.stack_module_state(models)
+        self.base = models[0]
+        self.parameters = {name: value.detach().requires_grad_() for name, value in stacked.items()}
+
+    def __call__(self, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """``inputs`` (M, ...) of each model → its outputs (M, ...). Dropout draws anew for each model."""
+
+        def one(state: dict[str, Tensor], given: Tensor) -> Tensor:
+            return torch.func.functional_call(self.base, state, (given,))
+
+        run = torch.func.vmap(one, randomness="different")
+        out: Tensor = run(self.parameters if parameters is None else parameters, inputs)
+        return out
+
+    def copy(self) -> Stacked:
+        """The same models, to be trained on by themselves."""
+        out = copy.copy(self)
+        out.parameters = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
+        return out
+
+    def repeated(self, times: int) -> Stacked:
+        """Each model ``times`` times: model m becomes m · times … m · times + times − 1."""
+        out = copy.copy(self)
+        out.parameters = {
+            name: value.detach().repeat_interleave(times, 0).requires_grad_() for name, value in self.parameters.items()
+        }
+        return out
