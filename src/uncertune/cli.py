@@ -36,6 +36,15 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
+def merge(arguments: list[str]) -> int:
+    """fold a run's LoRA adapter into its base: a plain model that transformers and vLLM load"""
+    from uncertune.training.merge import merge as run_merge
+    from uncertune.training.merge import parse
+
+    print(f"model:  {run_merge(parse(arguments))}")
+    return 0
+
+
 def demo(arguments: list[str]) -> int:
     """fine-tune SmolLM2-135M three ways on word problems, and show what each learned and forgot"""
     from uncertune.demo_options import parse
@@ -72,7 +81,13 @@ def study(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train, "score": score, "study": study}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "train": train,
+    "merge": merge,
+    "score": score,
+    "study": study,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

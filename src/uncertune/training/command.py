@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ def job_of(given: Arguments) -> Job:
     model, training = given.model, given.training
     if not model.model_name_or_path:
         raise UserError("model_name_or_path is missing: give a hub id, a folder, a .gguf file, or smollm2-135m")
+    _check_quantized(model)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": training.trust_remote_code,
@@ -42,6 +44,17 @@ def job_of(given: Arguments) -> Job:
         quantization_config=quantization_config,
         resolved=given.resolved(),
     )
+
+
+def _check_quantized(model: Any) -> None:
+    """Refuse a quantised base that cannot be loaded here, or cannot be trained."""
+    if not (model.load_in_4bit or model.load_in_8bit):
+        return
+    field = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+    if not model.use_peft:
+        raise UserError(f"{field}: quantised weights cannot be trained themselves: set use_peft: true")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{field} needs the package bitsandbytes; run: pip install 'uncertune[qlora]'")
 
 
 def _check_model(name: str, options: dict[str, Any]) -> None:

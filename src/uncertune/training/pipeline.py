@@ -140,6 +140,8 @@ def _train(job: Job, anew: Path | None = None) -> Path:
         callbacks=list(job.callbacks),
     )
     trainer.add_callback(Probe(trainer))
+    named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
+    trainer.card_settings |= named
     identity = {
         **settings,
         "data": fingerprint_data(trainer.train_dataset),
@@ -162,6 +164,7 @@ def _train(job: Job, anew: Path | None = None) -> Path:
     if trainer.state.global_step == 0:
         raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
     trainer.save_model(str(job.folder))
+    trainer.create_model_card()  # over the one that PEFT writes
     if trainer.accelerator.is_main_process:
         write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
     trainer.accelerator.wait_for_everyone()

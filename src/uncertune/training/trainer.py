@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -38,8 +39,9 @@ from uncertune.training.batch import (
     documents,
     response_mask,
 )
+from uncertune.training.card import CARD, model_card
 from uncertune.training.config import UncertuneConfig
-from uncertune.training.runlog import RunLog
+from uncertune.training.runlog import METRICS, RunLog, read_metrics
 from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
 from uncertune.uncertainty import mc_dropout, token_uncertainty
 
@@ -90,7 +92,8 @@ class UncertuneTrainer(SFTTrainer):
             name = f"processing_class: {type(self.processing_class).__name__}" if self._is_vlm else name
             raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
         attach_head(self.model)
-        verify_head(self.model)
+        if devices.has_weights(self.model):
+            verify_head(self.model)
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         devices.check(self.accelerator, average_tokens=args.average_tokens_across_devices)
@@ -101,6 +104,8 @@ class UncertuneTrainer(SFTTrainer):
         self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
         self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
+        name = getattr(self.model.config, "_name_or_path", "") or None
+        self.card_settings: dict[str, Any] = {"model_name_or_path": name, "teacher": _name_of(reference)}
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
@@ -155,6 +160,15 @@ class UncertuneTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with checkpoints.student_adapter_only(self.model):
             super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """``README.md`` of the output folder: objective, selection, teacher, data set and results so far."""
+        if self.is_world_process_zero():
+            settings = {**self.args.to_dict(), **self.card_settings}
+            records = Path(self.args.output_dir) / METRICS
+            rows = read_metrics(records) if records.is_file() else []
+            text = model_card(settings, rows, adapter=hasattr(self.model, "peft_config"))
+            checkpoints.write_atomically(Path(self.args.output_dir) / CARD, text)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place."""
@@ -444,6 +458,10 @@ class UncertuneTrainer(SFTTrainer):
 
     def _mean_over_ranks(self, value: Tensor) -> float:
         return sum_over_ranks({"value": float(value)})["value"] / self.accelerator.num_processes
+
+
+def _name_of(reference: Any) -> str | None:
+    return reference if reference is None or isinstance(reference, str) else type(reference).__name__
 
 
 def _stats(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:

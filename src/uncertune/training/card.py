@@ -1,0 +1,85 @@
+"""The model card of a run: ``README.md`` with the metadata that the hub reads, what was asked, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+CARD = "README.md"
+_TOKENS = {"loss": "training loss", "entropy": "training entropy", "mean_token_accuracy": "training token accuracy"}
+_SELECTION = ("selection_metric", "selection_fraction", "selection_level", "selection_scope", "normalize_by")
+
+
+def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, adapter: bool) -> str:
+    """The card of a run with these settings (``config.yaml``) and records (``metrics.jsonl``), as Markdown."""
+    base, data = settings.get("model_name_or_path"), settings.get("dataset_name")
+    meta = ModelCardData(
+        base_model=_hub_id(base),
+        datasets=[data] if _hub_id(data) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["uncertune", "trl", "sft", str(settings.get("objective", "mle"))],
+    )
+    name = str(settings.get("hub_model_id") or Path(str(settings.get("output_dir") or "model")).name).split("/")[-1]
+    lines = ["---", meta.to_yaml(), "---", "", f"# {name}", "", _sentence(settings, adapter), ""]
+    lines += _table("field", "value", _facts(settings))
+    results = _results(rows)
+    if results:
+        lines += ["", "## Results", "", *_table("at the last step", "value", results), ""]
+        lines += ["Losses and entropies in nats per response token."]
+    return "\n".join(lines) + "\n"
+
+
+def _hub_id(name: Any) -> str | None:
+    """A name that the hub may know: ``owner/name``, and no path of this machine."""
+    fits = isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+    return name if fits else None
+
+
+def _sentence(settings: Mapping[str, Any], adapter: bool) -> str:
+    base, data = settings.get("model_name_or_path"), settings.get("dataset_name")
+    said = f"`{_shown(base)}`" if base else "a language model"
+    on = f" on `{_shown(data)}`" if data else ""
+    what = "A LoRA adapter of" if adapter else "A fine-tuned copy of"
+    return f"{what} {said}, trained{on} with [uncertune](https://pypi.org/project/uncertune/) on TRL's `SFTTrainer`."
+
+
+def _shown(name: Any) -> str:
+    """A hub id or short name as it is, of a path only its last part."""
+    text = str(name)
+    return Path(text).name if text[:1] in "./~" or text.count("/") > 1 else text
+
+
+def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    objective = str(settings.get("objective", "mle"))
+    facts = [("objective", f"`{objective}`")]
+    if objective.startswith("masked_mle"):
+        names = [*_SELECTION, *(["rho_reference"] if settings.get("rho_reference") else [])]
+        facts += [(name, _shown(settings[name])) for name in names if settings.get(name) is not None]
+    if settings.get("teacher"):
+        auto = settings["teacher"] == "auto" or Path(str(settings["teacher"])).name == "stage1"
+        facts.append(("teacher", "auto: the same start, fine-tuned with MLE" if auto else _shown(settings["teacher"])))
+    names = ("learning_rate", "num_train_epochs", "max_steps", "seed")
+    names = (*names, "per_device_train_batch_size", "gradient_accumulation_steps")
+    return facts + [(name, str(settings[name])) for name in names if settings.get(name) not in (None, -1)]
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    last: dict[str, Any] = {}
+    for row in rows:
+        if row["kind"] in ("step", "eval"):
+            last |= row
+    shown = [("step", str(last["step"]))] if "step" in last else []
+    found = [(text, last.get(name)) for name, text in _TOKENS.items()]
+    found += [("selected fraction", last.get("selected_fraction")), ("tokens seen", last.get("num_tokens"))]
+    found += [("eval loss", last.get("eval_loss")), ("eval objective", last.get("eval_objective"))]
+    return shown + [
+        (text, f"{value:.4g}" if isinstance(value, float) else str(value)) for text, value in found if value
+    ]
+
+
+def _table(left: str, right: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"| {left} | {right} |", "|---|---|", *(f"| {one} | {value} |" for one, value in rows)]

@@ -1,0 +1,202 @@
+"""Kinds of LoRA that users of TRL bring, the merged model, the model card, and quantised bases."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from harness import VOCABULARY, relative_difference, rows, run, settings
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+from uncertune.cli import main
+from uncertune.errors import UserError
+from uncertune.training import command
+from uncertune.training.card import model_card
+from uncertune.training.pipeline import Job
+from uncertune.training.pipeline import run as run_job
+
+KINDS = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "trained head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "v_proj"]},
+}
+IDS = torch.tensor([[40, 70, 9, 120, 33, 81]])
+
+
+def job(folder, more, base, **fields):
+    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **more}
+    return Job(
+        model=str(base),
+        config=settings(folder, per_device_train_batch_size=4, max_steps=2, **fields),
+        train_dataset=rows(),
+        peft_config=LoraConfig(**options),
+        processing_class=tiny_tokenizer(marked=True),
+        resolved={"model_name_or_path": str(base), "objective": fields["objective"], "dataset_name": "someone/rows"},
+    )
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merge")
+    base = save_tiny(folder / "base")
+    return base, run_job(
+        job(folder / "run", KINDS[request.param], base, objective="masked_mle_distill", teacher="auto")
+    )
+
+
+def test_two_stages_train_and_the_merged_model_has_their_logits(trained, tmp_path, capsys):
+    base, folder = trained
+    assert (folder / "stage1" / "adapter_config.json").is_file()
+    assert main(["merge", str(folder), "--output_dir", str(tmp_path / "merged"), "--dtype", "float32"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not hasattr(merged, "peft_config")
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        before = plain(IDS).logits
+        wanted = PeftModel.from_pretrained(plain, str(folder)).eval()(IDS).logits
+        found = merged.eval()(IDS).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted - before).abs().max() > 1e-4
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(folder).chat_template
+    assert ModelCard.load(tmp_path / "merged" / "README.md").data.library_name == "transformers"
+    assert main(["merge", str(folder), "--output_dir", str(tmp_path / "merged")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_what_cannot_be_merged_is_one_line(tmp_path, capsys):
+    base = save_tiny(tmp_path / "base")
+    for arguments, said in (
+        ([str(base), "--output_dir", str(tmp_path / "a")], "holds a full model"),
+        ([str(tmp_path), "--output_dir", str(tmp_path / "a")], "holds no adapter"),
+        ([str(base)], "output_dir is missing"),
+        ([str(base), "--output_dir", str(tmp_path / "a"), "--dtype", "int4"], "dtype must be one of"),
+    ):
+        assert main(["merge", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["dora", "rslora"])
+def test_other_scalings_of_lora_do_not_depend_on_the_cut(tmp_path, name):
+    def cut(size, accumulation):
+        return run(
+            tmp_path / f"{size}",
+            data=rows(),
+            lora=KINDS[name],
+            objective="masked_mle_distill",
+            teacher=tiny_model("llama", VOCABULARY, torch.float64, seed=5),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+
+    whole, pieces = cut(8, 1), cut(2, 4)
+    assert pieces.masks == whole.masks
+    assert relative_difference(pieces.gradient, whole.gradient) < 1e-9
+
+
+# -------------------------------------------------------------------------------------------------------------- card
+
+
+def test_the_card_of_a_run_says_what_was_asked_and_what_came_out(trained):
+    _, folder = trained
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.datasets == ["someone/rows"]
+    assert {"uncertune", "trl", "sft", "masked_mle_distill"} <= set(card.data.tags)
+    for line in (
+        "| objective | `masked_mle_distill` |",
+        "| selection_metric | loss |",
+        "| selection_fraction | 0.25 |",
+        "| selection_level | token |",
+        "| teacher | auto: the same start, fine-tuned with MLE |",
+        "| step | 2 |",
+        "| training loss |",
+        "| selected fraction | 0.2",
+    ):
+        assert line in card.text, line
+    assert str(folder.parent) not in str(card)
+    assert "`mle`" in ModelCard.load(folder / "stage1" / "README.md").text
+
+
+def test_a_card_keeps_hub_names_and_hides_paths():
+    text = model_card(
+        {"model_name_or_path": "meta-llama/Llama-3.2-1B", "dataset_name": "/data/mine/rows.jsonl"}, [], adapter=False
+    )
+    data = ModelCard(text).data
+    assert (data.base_model, data.datasets) == ("meta-llama/Llama-3.2-1B", None)
+    assert "/data" not in text
+    assert "rows.jsonl" in text
+    assert "Results" not in text
+
+
+def test_push_to_hub_uploads_the_run_with_its_card(tmp_path, monkeypatch):
+    sent = {}
+
+    class Api:
+        def create_repo(self, name, **_):
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, repo_id, folder_path, **_):
+            from pathlib import Path
+
+            sent.update(repo=repo_id, files={path.name: path.read_bytes() for path in Path(folder_path).glob("*.*")})
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Api)
+    options = {"objective": "masked_mle", "push_to_hub": True, "hub_model_id": "someone/mine"}
+    base = save_tiny(tmp_path / "base")
+    run_job(job(tmp_path / "run", {}, base, hub_strategy="end", **options))
+    assert sent["repo"] == "someone/mine"
+    assert "adapter_model.safetensors" in sent["files"]
+    card = sent["files"]["README.md"].decode()
+    assert "| objective | `masked_mle` |" in card
+    assert "# mine" in card
+    assert "| training loss |" in card
+
+
+# ---------------------------------------------------------------------------------------------------------- quantised
+
+
+def quantised(**fields):
+    return SimpleNamespace(**{"load_in_4bit": False, "load_in_8bit": False, "use_peft": True, **fields})
+
+
+def test_a_quantised_base_is_refused_where_it_cannot_be_trained(monkeypatch):
+    with pytest.raises(UserError, match="set use_peft"):
+        command._check_quantized(quantised(load_in_8bit=True, use_peft=False))
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'uncertune\[qlora\]'"):
+        command._check_quantized(quantised(load_in_4bit=True))
+    command._check_quantized(quantised())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of bitsandbytes
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_trains_in_two_stages(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    base = save_tiny(tmp_path / "base", "qwen2")
+    config = tmp_path / "run.yaml"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "ab" * n, "completion": "cdef" * n}) + "\n" for n in range(2, 10)))
+    fields = {
+        f"load_in_{bits}bit": True,
+        **{"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4, "dtype": "float32"},
+        **{"model_name_or_path": str(base), "dataset_name": str(data), "output_dir": str(tmp_path / "run")},
+        **{"objective": "masked_mle_distill", "teacher": "auto", "bf16": False, "use_cpu": True, "max_steps": 2},
+        **{"per_device_train_batch_size": 4, "report_to": "none", "learning_rate": 0.01},
+    }
+    config.write_text(json.dumps(fields))
+    assert main(["train", "--config", str(config)]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["complete"]
+    assert (tmp_path / "run" / "stage1" / "adapter_model.safetensors").is_file()
+    assert main(["merge", str(tmp_path / "run"), "--output_dir", str(tmp_path / "merged")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert {p.dtype for p in merged.parameters()} == {torch.float32}
+    assert getattr(merged.config, "quantization_config", None) is None
