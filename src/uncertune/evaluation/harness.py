@@ -6,13 +6,14 @@ name is looked up in lm-eval's index (which takes it some seconds). Prompts, sto
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,20 +174,26 @@ def hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
 class VLLMModels:
     """One vLLM engine with the base, and LoRA adapters that it is asked for by request."""
 
-    def __init__(self, path: str, tokenizer_path: str, *, dtype: str, seed: int, folders: list[str]) -> None:
+    def __init__(self, path: str, *, dtype: str, seed: int, folders: list[str], template: str | None) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise UserError("backend: vllm is not installed; install it in an environment of its own: pip install vllm")
         from lm_eval.models.vllm_causallms import VLLM
 
         lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(folders)} if folders else {}
-        self.lm = VLLM(pretrained=path, tokenizer=tokenizer_path, dtype=dtype, seed=seed, batch_size="auto", **lora)
+        self.lm = VLLM(pretrained=path, dtype=dtype, seed=seed, batch_size="auto", **lora)
+        self.lm.hf_chat_template = template
         self._numbers = {folder: number for number, folder in enumerate(folders, start=1)}
 
-    def switch(self, folder: str | None) -> None:
-        """Answer with the adapter in ``folder`` from now on, or with the bare base."""
+    @contextlib.contextmanager
+    def active(self, folder: str | None) -> Iterator[None]:
+        """Answers come from the adapter in ``folder``, or from the bare base."""
         from vllm.lora.request import LoRARequest
 
         self.lm.lora_request = None if folder is None else LoRARequest(folder, self._numbers[folder], folder)
+        try:
+            yield
+        finally:
+            self.lm.lora_request = None
 
 
 def _rank(folders: list[str]) -> int:

@@ -39,6 +39,7 @@ class EvaluateOptions(ModelOptions):
     """What ``uncertune evaluate`` can be told."""
 
     tasks: str | None = None
+    seed: int = 1234
     limit: int | None = None
     num_fewshot: int | None = None
     plain_prompts: bool = False
@@ -75,6 +76,7 @@ _COMMON = {
 }
 EVALUATE_HELP = {
     **_COMMON,
+    "seed": "of every random number; lm-eval's own",
     "tasks": "with commas: gsm8k, ifeval, any other task of lm-eval, or tokens:DATA and tokens:DATA@SPLIT for loss, "
     "accuracy, calibration and KL from the base on the response tokens of a data set",
     "limit": "documents of each task, the first ones; all",
