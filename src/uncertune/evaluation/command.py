@@ -13,7 +13,8 @@ from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.evaluation import harness, results
-from uncertune.evaluation.contestants import Contestant, Contestants, load
+from uncertune.evaluation.contestants import Contestants, end_of_turn, load
+from uncertune.evaluation.lineup import Contestant
 from uncertune.evaluation.options import TOKENS, EvaluateOptions
 from uncertune.evaluation.results import Place
 from uncertune.evaluation.rows import Document, read_documents
@@ -59,8 +60,9 @@ def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
                     todo.append((what, one, place))
         _measure(todo, models, options)
         order = [one.label for one in models.entries]
-        print(f"{to_text(results.summarise(folder, order))}\n\ntable: {folder / 'results.md'}")
-    return results.collect(folder, order)
+        table = results.summarise(folder, order, options.chosen_tasks)
+        print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
+    return results.collect(folder, order, options.chosen_tasks)
 
 
 def _check_tasks(options: EvaluateOptions) -> None:
@@ -136,14 +138,6 @@ def _generation(task: harness.HarnessTask, options: EvaluateOptions, tokenizer: 
 def _stops(task: Any) -> list[str]:
     stops = (task.config.generation_kwargs or {}).get("until") or []
     return [stops] if isinstance(stops, str) else list(stops)
-
-
-def end_of_turn(tokenizer: Any) -> str | None:
-    """What the chat template writes behind an assistant's turn, or None if that is nothing."""
-    mark = "An answer"
-    turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": mark}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
-    return after.strip() or None
 
 
 # ---- measuring

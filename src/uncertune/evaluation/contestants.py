@@ -118,6 +118,14 @@ def _set_template(tokenizer: Any, given: str | None, entries: Sequence[Contestan
         print("the base has no chat template: the one its adapters were trained with is used", file=sys.stderr)
 
 
+def end_of_turn(tokenizer: Any) -> str | None:
+    """What the chat template writes behind an assistant's turn, or None if that is nothing."""
+    mark = "An answer"
+    turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": mark}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
+    return after.strip() or None
+
+
 def _check_base(one: Contestant, base: str, path: str) -> None:
     """Refuse an adapter that names another model of the hub as its base."""
     if one.folder is None:

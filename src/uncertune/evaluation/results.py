@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
-from uncertune.report import Column, Table
+from uncertune.report import Column, Table, to_markdown
 from uncertune.training.checkpoints import write_atomically
 
 SAMPLES = ".samples.jsonl"
 _SHARES = ("acc", "exact_match", "accuracy", "ece", "f1", "em")  # shown as percentages, also as parts of a name
 _DIGITS = {"kl": 4}
+_NAMES = {  # of lm-eval's metrics, shorter
+    "exact_match,strict-match": "strict",
+    "exact_match,flexible-extract": "flexible",
+    "prompt_level_strict_acc": "prompt, strict",
+    "prompt_level_loose_acc": "prompt, loose",
+    "inst_level_strict_acc": "instruction, strict",
+    "inst_level_loose_acc": "instruction, loose",
+    "kl": "KL from base",
+    "ece": "ECE",
+}
 
 
 @dataclass(frozen=True)
@@ -97,19 +107,21 @@ def write(place: Place, result: Mapping[str, Any], samples: Iterable[Mapping[str
     write_atomically(place.result, json.dumps(result, indent=1, ensure_ascii=False))
 
 
-def collect(folder: Path, first: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every result in the folder; those of the labels in ``first`` in that order, the others behind by name."""
+def collect(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every result in the folder; labels and tasks that are named come first, in that order, the others by name."""
     found = [
         one for path in sorted(folder.glob("*/*.json")) if (one := read(path)) and one["label"] == path.parent.name
     ]
-    return sorted(found, key=lambda one: first.index(one["label"]) if one["label"] in first else len(first))
+    return sorted(found, key=lambda one: (_rank(one["label"], labels), _rank(one["task"], tasks)))
 
 
-def summarise(folder: Path, first: Sequence[str] = ()) -> Table:
+def _rank(name: str, named: Sequence[str]) -> int:
+    return named.index(name) if name in named else len(named)
+
+
+def summarise(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = ()) -> Table:
     """Write ``results.json`` and ``results.md``, and return the table."""
-    from uncertune.report import to_markdown
-
-    found = collect(folder, first)
+    found = collect(folder, labels, tasks)
     kept = ("task", "model", "label", "metrics", "stderr", "higher_is_better", "documents", "limit")
     rows = [{name: one.get(name) for name in kept} for one in found]
     write_atomically(folder / "results.json", json.dumps({"results": rows}, indent=1, ensure_ascii=False))
@@ -154,4 +166,4 @@ def _column(key: str, one: Mapping[str, Any], metric: str) -> Column:
     words = re.split(r"[,_/]", metric)
     percent = any(word in _SHARES for word in words) or metric.startswith("exact_match")
     digits = 1 if percent else _DIGITS.get(metric, 3)
-    return Column(key, f"{one['task']} {metric.replace(',', ' ')}", direction, digits, percent=percent)  # type: ignore[arg-type]
+    return Column(key, f"{one['task']} {_NAMES.get(metric, metric)}", direction, digits, percent=percent)  # type: ignore[arg-type]
