@@ -110,7 +110,7 @@ def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepa
         "versions": task.versions,
         "lm_eval": harness.require(),
     }
-    return _Prepared(name, task, [], json.loads(json.dumps(settings)))
+    return _Prepared(task.name, task, [], json.loads(json.dumps(settings)))
 
 
 def _template_digest(options: EvaluateOptions, tokenizer: Any) -> str | None:
@@ -149,6 +149,8 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
     lm = _lm(models, options) if any(what.task is not None for what, _, _ in todo) else None
     for what, one, place in todo:
         print(f"== {one.label}: {what.name}", file=sys.stderr, flush=True)
+        if options.overwrite:
+            place.forget_answers()
         if what.task is None:
             found, samples = _tokens(what, one, models, options)
         else:
@@ -167,8 +169,7 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
             "environment": environment(),
         }
         results.write(place, result, samples)
-        for left in place.cache.parent.glob(f"{place.cache.name}*"):
-            left.unlink()
+        place.forget_answers()
 
 
 def _lm(models: Contestants, options: EvaluateOptions) -> Any:
@@ -195,7 +196,7 @@ def _harness(
             chat_template=not options.plain_prompts,
             generation=what.settings["generation"],
             seed=options.seed,
-            cache=place.cache,
+            kept=place.answers(models.weights(one), what.settings),
         )
     samples = harness.documents(what.task, outcome)
     found = {

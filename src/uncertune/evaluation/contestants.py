@@ -178,8 +178,8 @@ def _put_on(model: Any, one: Contestant, base: str) -> Any:
         else:
             model = PeftModel.from_pretrained(model, one.folder, adapter_name=one.name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = first_line(error)
-        raise UserError(f"adapter {one.source!r} does not fit the base {base!r}: {reason}") from error
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"adapter {one.source!r} is of another base than {base!r}: {reason}") from error
     lacking = _tensors(one) ^ _carried(model, one)
     if lacking:
         raise UserError(

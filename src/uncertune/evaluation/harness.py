@@ -94,7 +94,8 @@ def load_task(name: str, data_dir: str | None = None) -> HarnessTask:
         if name.endswith((".yaml", ".yml")):
             if not Path(name).is_file():
                 raise UserError(f"tasks: there is no file {name!r}")
-            return HarnessTask(Path(name).stem, _manager(False).load([name]))
+            loaded = _manager(False).load([name])
+            return HarnessTask(next(iter(loaded["groups"] or loaded["tasks"])), loaded)
         return HarnessTask(name, _from_index(name))
     except UserError:
         raise
@@ -219,28 +220,34 @@ def run(
     chat_template: bool,
     generation: Mapping[str, Any],
     seed: int,
-    cache: Path | None = None,
+    kept: Path | None = None,
 ) -> Outcome:
     """lm-eval's ``simple_evaluate`` of one task; ``generation`` overrides the task's settings of answers.
 
-    ``cache`` is a file in which answers are kept as they come, so that a run that was cut off goes on in the middle.
+    ``kept`` names a file in which answers are kept as they come: a run that was cut off goes on in the middle.
     """
     import lm_eval
+    from lm_eval.api.model import CacheHook
 
-    found = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[*task.loaded["groups"].values()] or [*task.loaded["tasks"].values()],
-        num_fewshot=num_fewshot,
-        limit=limit,
-        use_cache=str(cache) if cache else None,
-        apply_chat_template=chat_template,
-        gen_kwargs=dict(generation) or None,
-        task_manager=_manager(False),
-        bootstrap_iters=1000,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[*task.loaded["groups"].values()] or [*task.loaded["tasks"].values()],
+            num_fewshot=num_fewshot,
+            limit=limit,
+            use_cache=str(kept) if kept else None,
+            apply_chat_template=chat_template,
+            gen_kwargs=dict(generation) or None,
+            task_manager=_manager(False),
+            bootstrap_iters=1000,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    finally:
+        if kept and getattr(lm.cache_hook, "dbdict", None) is not None:
+            lm.cache_hook.dbdict.close()
+            lm.set_cache_hook(CacheHook(None))
     return _outcome(task, found)
 
 

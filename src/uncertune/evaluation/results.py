@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,10 +53,15 @@ class Place:
     def samples(self) -> Path:
         return self.folder / self.label / f"{self.stem}{SAMPLES}"
 
-    @property
-    def cache(self) -> Path:
-        """Answers as they come; deleted once the result stands."""
-        return self.folder / self.label / f".{self.stem}.answers"
+    def answers(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
+        """Where answers are kept as they come, by what they depend on."""
+        digest = hashlib.blake2b(json.dumps([weights, settings], sort_keys=True).encode(), digest_size=6)
+        return self.folder / self.label / f".{self.stem}.answers-{digest.hexdigest()}"
+
+    def forget_answers(self) -> None:
+        """Delete what unfinished runs kept; a result stands instead."""
+        for left in (self.folder / self.label).glob(f".{self.stem}.answers-*"):
+            left.unlink()
 
 
 def is_done(place: Place, weights: Mapping[str, Any], settings: Mapping[str, Any], *, overwrite: bool) -> bool:
