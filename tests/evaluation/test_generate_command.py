@@ -59,8 +59,8 @@ def test_sampled_answers_are_the_same_after_an_interruption(model, tmp_path, mon
     assert len(done) == 4, "one whole batch was kept"
     assert read(tmp_path / "cut" / "m.jsonl") == read(tmp_path / "whole" / "m.jsonl")
     assert not partial.exists()
-    assert main([*cut, "--seed", "4"]) == 2
-    assert "with seed 3, here it is 4" in capsys.readouterr().err
+    assert main([*cut, "--temperature", "0.5"]) == 2
+    assert "with temperature 0.9, here it is 0.5" in capsys.readouterr().err
 
 
 MISTAKES = {

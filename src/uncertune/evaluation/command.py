@@ -147,6 +147,9 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
     if any(what.task is None for what, _, _ in todo):
         attach_head(models.model)
     lm = _lm(models, options) if any(what.task is not None for what, _, _ in todo) else None
+    for what, _, _ in todo:
+        if what.task is not None:
+            _check_room(what, lm.lm if isinstance(lm, harness.VLLMModels) else lm)
     for what, one, place in todo:
         print(f"== {one.label}: {what.name}", file=sys.stderr, flush=True)
         if options.overwrite:
@@ -186,7 +189,6 @@ def _harness(
     assert what.task is not None
     vllm = lm if isinstance(lm, harness.VLLMModels) else None
     lm = vllm.lm if vllm else lm
-    _check_room(what, lm)
     with vllm.active(one.folder) if vllm else models.active(one):
         outcome = harness.run(
             lm,
