@@ -85,9 +85,8 @@ def prompt_of(row: Row, index: int = 0) -> Messages:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
         turns = _question(row, index)
     if not turns:
-        raise UserError(
-            f"row {index}: no prompt in the columns {', '.join(sorted(row))}: messages, prompt, instruction"
-        )
+        found = ", ".join(sorted(row))
+        raise UserError(f"row {index}: the columns {found} hold no messages, prompt, instruction or question")
     asked = [{"role": str(turn["role"]), "content": turn.get("content") or ""} for turn in turns]
     answered = [place for place, turn in enumerate(asked) if turn["role"] == "assistant"]
     asked = asked[: answered[-1]] if answered and answered[-1] == len(asked) - 1 else asked
