@@ -325,7 +325,7 @@ class UncertuneTrainer(SFTTrainer):
             else:
                 loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
             outcome.update(stats=stats, selected=selected)
-            if self.args.objective == "policy_gradient":
+            if stats is not None and self.args.objective == "policy_gradient":
                 record.add(**policy.measures(self.args, tokens, stats, teacher))
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
