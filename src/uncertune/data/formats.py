@@ -13,7 +13,7 @@ from uncertune.errors import UserError
 Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
-SIDE_COLUMNS = ("advantages", "advantages_ids", "oracle", "oracle_ids", "token_weight", "answer")
+SIDE_COLUMNS = ("advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids", "token_weight", "answer")
 """Columns that pass through a conversion (``answer`` unless it is the format's own source column)."""
 
 ROLES = {

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from uncertune.objectives import IGNORED
+
 SELECTED = "uncertune_selected"
 """Key under which a step's mask (T,) is stored in its batches."""
 
-SIDE_COLUMNS = ("token_weight", "advantages", "advantages_ids", "oracle", "oracle_ids")
+SIDE_COLUMNS = ("token_weight", "advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids")
 
 
 def response_mask(labels: Tensor) -> Tensor:

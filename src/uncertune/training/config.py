@@ -26,6 +26,8 @@ SELECTION_FIELDS = (
 BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
 TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
+CLIP_FIELDS = ("epsilon", "epsilon_high")
+POLICY_FIELDS = (*CLIP_FIELDS, "beta")
 
 
 def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
@@ -46,6 +48,9 @@ class UncertuneConfig(SFTConfig):
     teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
         fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
     teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
+    epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped to
+        [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
+    beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
     rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
     bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
         the cost of a forward pass without gradient.
@@ -73,6 +78,11 @@ class UncertuneConfig(SFTConfig):
     )
     teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
     teacher_truncation: str = _choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
+    epsilon: float = field(default=0.2, metadata={"help": "Clip of policy_gradient's importance ratio, below 1."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Clip above 1; unset: epsilon."})
+    beta: float = field(
+        default=0.0, metadata={"help": "Weight of KL(teacher || model) in policy_gradient; 0: no teacher."}
+    )
     rho_reference: str | None = field(
         default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
     )
@@ -102,6 +112,7 @@ class UncertuneConfig(SFTConfig):
         self._check_choices()
         self._check_selection()
         self._check_teacher()
+        self._check_policy()
         self._check_probe()
         self._check_unsupported()
 
@@ -117,7 +128,7 @@ class UncertuneConfig(SFTConfig):
     @property
     def uses_teacher(self) -> bool:
         """Whether the objective needs p_ref."""
-        return "teacher" in OBJECTIVES[self.objective].uses
+        return "teacher" in OBJECTIVES[self.objective].needs or self.beta > 0
 
     def _check_choices(self) -> None:
         for one in fields(self):
@@ -175,13 +186,31 @@ class UncertuneConfig(SFTConfig):
                 if not (self.uses_selection and self.rho_reference == "teacher"):
                     raise UserError(
                         f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
-                        "or set objective to distill, truncated_distill or masked_mle_distill"
+                        + (
+                            "or set beta, the weight of the divergence from it"
+                            if self.objective == "policy_gradient"
+                            else "or set objective to distill, truncated_distill or masked_mle_distill"
+                        )
                     )
         if self.objective != "truncated_distill":
             for name in self._changed(TRUNCATION_FIELDS):
                 raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+
+    def _check_policy(self) -> None:
+        for name in POLICY_FIELDS:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} must be at least 0, got {value}")
+        if self.objective != "policy_gradient":
+            for name in self._changed(POLICY_FIELDS):
+                raise UserError(f"{name} has no effect with objective={self.objective!r}: it is policy_gradient's")
+        elif self.teacher == "auto":
+            raise UserError(
+                "teacher='auto' would be trained to imitate the sampled answers, the bad ones too: with "
+                "objective='policy_gradient' give the model that they were sampled from, a folder or a hub id"
+            )
 
     def _check_probe(self) -> None:
         if self.probe_steps is not None and self.probe_steps < 1:

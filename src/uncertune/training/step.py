@@ -18,6 +18,9 @@ from uncertune.errors import UserError
 from uncertune.selection import random_scores, select, threshold
 from uncertune.training.batch import Documents
 
+POLICY_MEASURES = ("importance_ratio", "clipped_fraction", "kl")
+"""Sums over tokens that a step of ``policy_gradient`` adds to its record; their means are logged."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -138,6 +141,7 @@ class StepRecord:
         if "entropy" in sums:
             out["entropy"] = sums["entropy"] / tokens
             out["mean_token_accuracy"] = sums["correct"] / tokens
+        out |= {name: sums[name] / tokens for name in POLICY_MEASURES if name in sums}
         if "selected" in sums:
             out["loss_selected"] = sums["loss_selected"] / denominator
             out["loss_unselected"] = sums["loss_unselected"] / denominator

@@ -24,10 +24,10 @@ from uncertune.fused import (
     linear_weighted_nll_with_stats,
     score_tokens,
 )
-from uncertune.models import OutputHead, attach_head, resolve_model, verify_head
+from uncertune.models import OutputHead, attach_head, output_head, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
 from uncertune.teachers.adapter import Teacher, frozen_rows, load_teacher
-from uncertune.training import checkpoints, dataset
+from uncertune.training import checkpoints, dataset, policy
 from uncertune.training.batch import (
     SELECTED,
     SIDE_COLUMNS,
@@ -38,6 +38,7 @@ from uncertune.training.batch import (
     documents,
     response_mask,
 )
+from uncertune.training.columns import check_vocabulary
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.runlog import RunLog
 from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
@@ -91,6 +92,7 @@ class UncertuneTrainer(SFTTrainer):
             raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
         attach_head(self.model)
         verify_head(self.model)
+        check_vocabulary(train_dataset, output_head(self.model).weight.shape[0])
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self._check_distributed()
@@ -312,8 +314,10 @@ class UncertuneTrainer(SFTTrainer):
             scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
                 scored, selected = self._select_inside(hidden, head, tokens, beside_T, record)
+            elif policy.has_ratio(tokens):
+                scored = score_tokens(hidden, head.weight, tokens.labels, keep=True, **head.options)
             stats = None if scored is None else scored.stats
-            targets = self._targets(tokens, selected, teacher)
+            targets = self._targets(tokens, selected, teacher, stats)
             options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
             if stats is None and not record.has_stats:
                 options["rounded"] = self.args.objective == "mle"
@@ -321,6 +325,8 @@ class UncertuneTrainer(SFTTrainer):
             else:
                 loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
             outcome.update(stats=stats, selected=selected)
+            if stats is not None and self.args.objective == "policy_gradient":
+                record.add(**policy.measures(self.args, tokens, stats, teacher))
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
         outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
@@ -372,13 +378,12 @@ class UncertuneTrainer(SFTTrainer):
         record.note(chosen, everywhere=everywhere)
         return scored, chosen.masks[0]
 
-    def _targets(self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None) -> Targets:
+    def _targets(
+        self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None, stats: TokenStats | None
+    ) -> Targets:
         side = tokens.side
         given: dict[str, Any] = {"selected": selected, "teacher": teacher}
-        for name in ("advantages", "oracle"):
-            if name in OBJECTIVES[self.args.objective].uses:
-                ids = side.get(f"{name}_ids")
-                given[name] = side[name] if ids is None else (ids, side[name])
+        given |= policy.side_information(self.args, tokens, stats)
         if self.args.objective == "truncated_distill":
             given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
         targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
@@ -398,12 +403,12 @@ class UncertuneTrainer(SFTTrainer):
                 hidden, head.weight, plain, tokens.labels, rounded=True, **head.options
             )
             values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
-            if self.args.objective != "mle":
+            if self.args.objective != "mle" and policy.has_columns(self.args, tokens):
                 selected = None
                 if self.args.uses_selection:
                     scores = None if self._rule.metric == "random" else self._metric(stats, beside_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
-                targets = self._targets(tokens, selected, teacher)
+                targets = self._targets(tokens, selected, teacher, stats)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
             return {"loss": loss_T}
 
