@@ -33,9 +33,14 @@ def write_atomically(path: str | Path, text: str) -> None:
         raise
 
 
+def folder_of(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
 def mark_complete(output_dir: str | Path, step: int) -> None:
     """Rename the last file of checkpoint ``step`` into place."""
-    folder = Path(output_dir) / f"checkpoint-{step}"
+    folder = folder_of(output_dir, step)
     for file in folder.iterdir():
         _to_disk(file)
     write_atomically(folder / MARKER, json.dumps({"step": step}))
