@@ -21,7 +21,7 @@ from uncertune.training.checkpoints import write_atomically
 from uncertune.training.step import Rule, choose
 
 DECAY = 0.8
-"""Weight of the past in the moving average: it looks back over about 1 / (1 − 0.8) = 5 steps."""
+"""Weight of the past in the moving average, which so looks back over about 1 / (1 − 0.8) = 5 steps."""
 
 STATE = "running_threshold.json"
 
@@ -31,28 +31,33 @@ class RunningThreshold:
     """``value``: the moving average of exact thresholds, or None before the first step; the same on every rank."""
 
     rule: Rule
+    decay: float = DECAY
     value: float | None = None
     _scores: list[Tensor | None] = field(default_factory=list)
     _documents: list[Documents] = field(default_factory=list)
     _masks: list[Tensor] = field(default_factory=list)
 
+    def mask(self, scores: Tensor, document: Tensor) -> Tensor:
+        """(T,) bool: the tokens whose score, or whose document's mean score, is at least ``value``."""
+        assert self.value is not None
+        if float(self.rule.fraction) == 1:
+            return torch.ones_like(scores, dtype=torch.bool)
+        if self.rule.level == "document":
+            means, index = document_means(scores, document)
+            scores = means[index]
+        return scores.double() >= self.value
+
     def choose(self, scores: Tensor, documents: Documents) -> Tensor:
         """The mask (T,) of one micro-batch, whose scores are kept until ``finish``."""
-        assert self.value is not None
         scores = scores.detach().cpu()
-        compared = scores.double()
-        if self.rule.level == "document" and scores.numel():
-            means, index = document_means(scores, documents.index.cpu())
-            compared = means[index]
-        everything = float(self.rule.fraction) == 1
-        mask = torch.ones_like(compared, dtype=torch.bool) if everything else compared >= self.value
+        mask = self.mask(scores, documents.index.cpu())
         self._scores.append(scores)
         self._documents.append(documents)
         self._masks.append(mask)
         return mask.to(documents.index.device)
 
     def finish(self, step: int) -> dict[str, float]:
-        """Move on to the next step; how many of this rank's tokens both masks, and any of them, selected."""
+        """Move on to the next step; how many of this rank's tokens both masks, and either of them, selected."""
         exact = choose(self.rule, step, self._scores, self._documents)
         pairs = [(mask, one.cpu()) for mask, one in zip(self._masks, exact.masks, strict=True)]
         self._scores, self._documents, self._masks = [], [], []
@@ -65,7 +70,7 @@ class RunningThreshold:
     def update(self, threshold: float) -> None:
         """Take in the exact threshold of a step; NaN, that of a step without tokens, says nothing."""
         if not math.isnan(threshold):
-            self.value = threshold if self.value is None else DECAY * self.value + (1 - DECAY) * threshold
+            self.value = threshold if self.value is None else self.decay * self.value + (1 - self.decay) * threshold
 
     def save(self, folder: str | Path) -> None:
         write_atomically(Path(folder) / STATE, json.dumps({"threshold": self.value}))
