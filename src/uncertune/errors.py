@@ -12,8 +12,8 @@ class NotFiniteError(UserError):
     """A loss, score or gradient that is nan or infinite: the line names the step and the micro-batch."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM: the line says what was saved; ``signal`` is its number."""
+class InterruptedRun(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended a run: the line says what was saved; ``signal`` is its number."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from uncertune.errors import NotFiniteError, UserError
@@ -166,14 +167,23 @@ class UncertuneTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place."""
-        self.run_log.flush()
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save and self.args.selection_scope == "running":
-            self._running.save(checkpoints.folder_of(self.args.output_dir, self.state.global_step))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.mark_complete(self.args.output_dir, self.state.global_step)
+        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place, and only then
+        may older ones go."""
+        args, step = self.args, self.state.global_step
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with checkpoints.nothing_half_written(args.output_dir, step):
+                self.run_log.flush()
+                super()._save_checkpoint(model, trial)
+                if args.should_save and args.selection_scope == "running":
+                    self._running.save(checkpoints.folder_of(args.output_dir, step))
+                self.accelerator.wait_for_everyone()
+                if args.should_save:
+                    checkpoints.mark_complete(args.output_dir, step)
+        finally:
+            args.save_total_limit = limit
+        if args.should_save:
+            rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
