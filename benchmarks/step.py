@@ -30,7 +30,15 @@ from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.data.sources import load
 from uncertune.models import resolve_model
 
-ARMS = ("sft", "mle", "masked_mle", "masked_mle_distill")
+# name → our configuration; the first is TRL's own trainer
+ARMS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "mle": {"objective": "mle"},
+    "masked_mle": {"objective": "masked_mle"},
+    "masked_mle_running": {"objective": "masked_mle", "selection_scope": "running"},
+    "masked_mle_document": {"objective": "masked_mle", "selection_level": "document"},
+    "masked_mle_distill": {"objective": "masked_mle_distill"},
+}
 SEED_OF_TEACHER = 7
 
 
@@ -89,7 +97,7 @@ def trainer_of(arm: str, setting: Setting, steps: int) -> tuple[Any, Steps]:
     if arm == "sft":
         trainer = SFTTrainer(_model(setting), SFTConfig(**fields), processing_class=_tokenizer(setting), **common)
     else:
-        args = UncertuneConfig(objective=arm, save_selection=False, **fields)
+        args = UncertuneConfig(save_selection=False, **ARMS[arm], **fields)
         teacher = _teacher(setting) if "distill" in arm else None
         trainer = UncertuneTrainer(
             _model(setting), args, processing_class=_tokenizer(setting), teacher=teacher, **common

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
-from uncertune.errors import UserError
+from uncertune.errors import InterruptedRun, UserError
 
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
@@ -107,7 +111,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and status 2, an interrupt is status 130."""
+    """Run a command; a user's mistake is one line on stderr and status 2, a signal is 128 and its number."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -129,12 +133,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"uncertune: error: {error}", file=sys.stderr)
         return 2
+    except InterruptedRun as stopped:
+        print(f"uncertune: {stopped}; go on with:\n  {_again(arguments)}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
-        print(
-            "uncertune: interrupted; the same command, without --overwrite, goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(f"uncertune: interrupted; start again with:\n  {_again(arguments)}", file=sys.stderr)
         return 130
+
+
+def _again(arguments: list[str]) -> str:
+    """The command that goes on where this one stopped: the same, but that it never deletes what is there."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] == "--overwrite":
+            words.pop()
+            if not word.startswith("-"):
+                continue  # its value
+        words.append(word)
+    words = [word for word in words if not word.startswith("--overwrite")]
+    files = [after for word, after in pairwise(words) if word == "--config"]
+    if any(re.search(r"^overwrite:", Path(file).read_text(encoding="utf-8"), re.MULTILINE) for file in files):
+        words += ["--overwrite", "false"]
+    return shlex.join(["uncertune", *words])
 
 
 def _help() -> None:

@@ -44,7 +44,8 @@ class UncertuneConfig(SFTConfig):
         (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
     selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
     selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
-    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``.
+    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``; ``running``
+        compares with a threshold carried over from earlier steps, without a pass over the micro-batches first.
     teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
         fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
     teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
@@ -71,7 +72,7 @@ class UncertuneConfig(SFTConfig):
         default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
     )
     selection_level: str = _choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
-    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole optimizer step, or each micro-batch.")
+    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
     teacher: str | None = field(
         default=None,
         metadata={"help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first)."},
@@ -162,8 +163,13 @@ class UncertuneConfig(SFTConfig):
             raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no spread")
         if not 0 < self.bald_rate < 1:
             raise UserError(f"bald_rate must be in (0, 1), got {self.bald_rate}")
-        if self.selection_scope == "running":
-            raise UserError("selection_scope='running' is not available yet; use batch or microbatch")
+        if self.selection_scope == "running" and self.selection_metric == "random":
+            raise UserError("selection_scope='running' has no use with metric random, which needs no pass: use 'batch'")
+        if self.selection_scope == "running" and self.normalize_by == "selected":
+            raise UserError(
+                "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "
+                "selection_scope='running' does not know: use normalize_by='all', or scope 'batch'"
+            )
         if self.selection_metric == "rho" and self.rho_reference is None:
             raise UserError("selection_metric='rho' needs rho_reference: a folder, a hub id, or 'teacher'")
         if self.selection_metric != "rho" and self.rho_reference is not None:

@@ -25,6 +25,7 @@ from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
 from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
 from uncertune.training.config import SELECTION_FIELDS, TEACHER_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+from uncertune.training.failures import explained
 from uncertune.training.folder import (
     RUN,
     SILENT,
@@ -40,6 +41,7 @@ from uncertune.training.folder import (
     plain,
 )
 from uncertune.training.probe import Probe
+from uncertune.training.stopping import Stop
 from uncertune.training.trainer import UncertuneTrainer
 
 
@@ -68,26 +70,30 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
 
     With ``teacher="auto"`` the reference is trained first, in ``stage1/``, or reused where that folder holds the same
     run. A folder that holds another run raises UserError and names the difference; ``overwrite`` deletes it instead.
+    SIGINT and SIGTERM finish and save the step under way, and raise InterruptedRun. A full disk, and a loss that is no
+    number, raise UserError and leave the last good checkpoint.
     """
     _check(job)
     check_usable(job.folder, _sources(job))
-    with held(job.folder) if job.config.process_index == 0 else contextlib.nullcontext():
-        return _stages(job, job.folder if overwrite else None)
+    stop = Stop()
+    with held(job.folder) if job.config.process_index == 0 else contextlib.nullcontext(), stop.listening():
+        return _stages(job, job.folder if overwrite else None, stop)
 
 
-def _stages(job: Job, anew: Path | None) -> Path:
+def _stages(job: Job, anew: Path | None, stop: Stop) -> Path:
     if anew is None:
         check_same(job.folder, _settings(job, job.config.teacher))
     if job.config.teacher != "auto":
-        return _train(job, anew)
+        return _train(job, anew, stop)
     stage1 = stage_1_of(job)
     print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
     check_usable(stage1.folder)
-    _train(stage1, anew)
+    _train(stage1, anew, stop)
+    stop.check_between("stage 1, which is complete")
     print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
     config = copy.copy(job.config)
     config.teacher = str(stage1.folder)
-    return _train(replace(job, config=config))
+    return _train(replace(job, config=config), None, stop)
 
 
 def _check(job: Job) -> None:
@@ -126,7 +132,7 @@ def stage_1_of(job: Job) -> Job:
     return replace(job, config=config, resolved=resolved)
 
 
-def _train(job: Job, anew: Path | None = None) -> Path:
+def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
     """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
     settings = _settings(job, job.config.teacher)
     trainer = UncertuneTrainer(
@@ -140,6 +146,7 @@ def _train(job: Job, anew: Path | None = None) -> Path:
         callbacks=list(job.callbacks),
     )
     trainer.add_callback(Probe(trainer))
+    trainer.add_callback(stop)
     identity = {
         **settings,
         "data": fingerprint_data(trainer.train_dataset),
@@ -150,25 +157,32 @@ def _train(job: Job, anew: Path | None = None) -> Path:
         if is_complete(job.folder):
             print(f"{job.folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
             return job.folder
-    if trainer.accelerator.is_main_process:
-        if anew is not None:
-            clear(anew)
-        _begin(job, identity, job.resolved or trainer.args.to_dict())
+    with explained(job.folder):
+        if trainer.accelerator.is_main_process:
+            if anew is not None:
+                clear(anew)
+            _begin(job, identity, job.resolved or trainer.args.to_dict())
+        trainer.accelerator.wait_for_everyone()
+        _to_the_end(job, trainer, stop)
+        if trainer.accelerator.is_main_process:
+            write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()
+    return job.folder
+
+
+def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
+    """Train from the last complete checkpoint on, and save the result."""
     checkpoint = latest_complete(job.folder)
     if checkpoint is not None:
         print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step == 0:
         raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
+    stop.check(trainer)
     trainer.save_model(str(job.folder))
-    if trainer.accelerator.is_main_process:
-        write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.free_memory()
-    del trainer
-    gc.collect()
-    return job.folder
 
 
 def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:

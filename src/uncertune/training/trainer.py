@@ -6,15 +6,17 @@ the fused loss inside the model's forward (so that DDP and FSDP hooks fire), and
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from uncertune.errors import UserError
+from uncertune.errors import NotFiniteError, UserError
 from uncertune.fused import (
     Scored,
     TokenStats,
@@ -29,20 +31,27 @@ from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLi
 from uncertune.teachers.adapter import Teacher, frozen_rows, load_teacher
 from uncertune.training import checkpoints, dataset, policy
 from uncertune.training.batch import (
+    ROW_LENGTHS,
     SELECTED,
     SIDE_COLUMNS,
     Documents,
     SideColumnCollator,
     Tokens,
+    document_hashes,
     document_rows,
     documents,
+    mask_repeats,
     response_mask,
 )
 from uncertune.training.columns import check_vocabulary
 from uncertune.training.config import UncertuneConfig
+from uncertune.training.kept import keep_selected, skipped
 from uncertune.training.runlog import RunLog
-from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
+from uncertune.training.running import RunningThreshold
+from uncertune.training.step import Chosen, Rule, StepRecord, choose, has_dropout, sum_over_ranks
 from uncertune.uncertainty import mc_dropout, token_uncertainty
+
+_NOT_THE_MODELS = ("labels", SELECTED, ROW_LENGTHS, *SIDE_COLUMNS)
 
 
 class UncertuneTrainer(SFTTrainer):
@@ -103,6 +112,7 @@ class UncertuneTrainer(SFTTrainer):
         self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
         self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
+        self._running = RunningThreshold(self._rule)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
@@ -159,12 +169,28 @@ class UncertuneTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place."""
-        self.run_log.flush()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.mark_complete(self.args.output_dir, self.state.global_step)
+        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place, and only then
+        may older ones go."""
+        args, step = self.args, self.state.global_step
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with checkpoints.nothing_half_written(args.output_dir, step):
+                self.run_log.flush()
+                super()._save_checkpoint(model, trial)
+                if args.should_save and args.selection_scope == "running":
+                    self._running.save(checkpoints.folder_of(args.output_dir, step))
+                self.accelerator.wait_for_everyone()
+                if args.should_save:
+                    checkpoints.mark_complete(args.output_dir, step)
+        finally:
+            args.save_total_limit = limit
+        if args.should_save:
+            rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.selection_scope == "running":
+            self._running.load(checkpoint)
 
     def _check_distributed(self) -> None:
         parallel = self.accelerator.parallelism_config  # set by an accelerate file, it is not in args
@@ -205,20 +231,56 @@ class UncertuneTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of a step, its token count over all ranks and, where needed, its masks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(self._without_repeats(epoch_iterator), num_batches, device)
         tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
-        self._step = StepRecord(int(sum_over_ranks({"tokens": tokens})["tokens"]), len(batches))
-        if batches and self.args.uses_selection and self._needs_own_pass(len(batches)):
-            self._select_before(batches, self._step)
-        return batches, torch.tensor(max(self._step.tokens, 1), device=device)
+        tokens = int(sum_over_ranks({"tokens": tokens})["tokens"])
+        if self.state.global_step == 0:
+            self._running.value = None
+        exactly = self.args.selection_scope != "running" or self._running.value is None
+        self._step = record = StepRecord(self.state.global_step, tokens, len(batches), exactly)
+        record.add(inputs=sum(_input_tokens(batch) for batch in batches))
+        if batches and self.args.uses_selection and self._needs_own_pass(record):
+            batches = self._select_before(batches, record)
+        return batches, torch.tensor(max(tokens, 1), device=device)
 
-    def _needs_own_pass(self, micro_batches: int) -> bool:
+    def _without_repeats(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Training batches whose rows that fill up an epoch's last one have no response tokens."""
+        ranks, whole = self.accelerator.num_processes, self._train_batch_size
+        whole *= 1 if self.args.accelerator_config.split_batches else ranks
+        for batch in batches:
+            if (
+                ranks > 1
+                and self.accelerator.gradient_state.end_of_dataloader
+                and hasattr(self.train_dataset, "__len__")
+            ):
+                mask_repeats(batch, self.accelerator.process_index, len(self.train_dataset) % whole or whole)
+            yield batch
+
+    @property
+    def _everywhere(self) -> bool:
+        """Whether all micro-batches of all ranks are ranked together."""
+        return self.args.selection_scope != "microbatch"
+
+    def _drops(self, record: StepRecord) -> bool:
+        """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
+        over all tokens, and DeepSpeed counts micro-batches itself."""
+        args = self.args
+        can = args.selection_level == "document" and args.objective == "masked_mle" and args.selection_fraction < 1
+        return can and record.exact and not (self.aux_loss_enabled or self.is_deepspeed_enabled)
+
+    def _needs_own_pass(self, record: StepRecord) -> bool:
         """Whether the masks must be known before the training forward, or can be found in it."""
-        inside = micro_batches == 1 or self.args.selection_scope == "microbatch"
+        if not record.exact:
+            return False
+        if self._drops(record) and self.args.selection_fraction <= 0.5:
+            return True
+        alone = self.args.selection_scope == "microbatch" and self.args.normalize_by == "all"
+        inside = record.micro_batches == 1 or alone
         return not inside or (self._dropout and self._rule.metric not in ("random", "bald"))
 
-    def _select_before(self, batches: list[Any], record: StepRecord) -> None:
-        """Score all micro-batches with dropout off, select, and store each one's mask in it."""
+    def _select_before(self, batches: list[Any], record: StepRecord) -> list[Any]:
+        """Score all micro-batches with dropout off, select, and store each one's mask in it; or leave out what is not
+        selected."""
         scores: list[Tensor | None] = []
         places: list[Documents] = []
         for batch in batches:
@@ -226,16 +288,44 @@ class UncertuneTrainer(SFTTrainer):
             places.append(tokens.documents)
             scores.append(None if self._rule.metric == "random" else self._scores(tokens, record))
         record.has_stats = self._rule.metric not in ("random", "bald")
-        step, everywhere = self.state.global_step, self.args.selection_scope == "batch"
-        if everywhere:
-            chosen = [choose(self._rule, step, scores, places)]
+        if self._everywhere:
+            chosen = [choose(self._rule, record.step, scores, places)]
         else:
             pairs = zip(scores, places, strict=True)
-            chosen = [choose(self._rule, step, [score], [place], everywhere=False) for score, place in pairs]
-        for one in chosen:
-            record.note(one, everywhere=everywhere)
-        for batch, mask in zip(batches, (mask for one in chosen for mask in one.masks), strict=True):
+            chosen = [choose(self._rule, record.step, [score], [place], everywhere=False) for score, place in pairs]
+        masks = [mask for one in chosen for mask in one.masks]
+        self._note(record, chosen, batches, masks)
+        for batch, mask in zip(batches, masks, strict=True):
             batch[SELECTED] = mask
+        if not self._drops(record):
+            return batches
+        kept = keep_selected(
+            batches,
+            masks,
+            self.data_collator,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            rows=self._train_batch_size,
+            flattened=self.data_collator.flattens,
+        )
+        if kept is None:
+            return batches
+        record.micro_batches = sum(not skipped(batch) for batch in kept)
+        return kept
+
+    def _note(self, record: StepRecord, chosen: list[Chosen], batches: list[Any], masks: list[Tensor]) -> None:
+        """Keep the outcome of selections, and write the masks of this rank's micro-batches to the selection log."""
+        record.thresholds += [one.threshold for one in chosen]
+        mine = sum(int(mask.sum()) for mask in masks)
+        record.add(selected=mine)
+        if self.args.normalize_by == "selected":
+            everywhere = self._everywhere and record.exact
+            record.selected += chosen[0].selected if everywhere else int(sum_over_ranks({"selected": mine})["selected"])
+        if self.args.selection_scope == "running" and record.exact:
+            self._running.update(chosen[0].threshold)
+        if self.args.save_selection:
+            for batch, mask in zip(batches, masks, strict=True):
+                self.run_log.add_selection(record.step + 1, batch, mask)
 
     def _scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
         """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
@@ -244,7 +334,7 @@ class UncertuneTrainer(SFTTrainer):
             assert beside_T is not None
             return beside_T
         stats = _stats(frozen_rows(self.model_wrapped, tokens.inputs, tokens.mask), tokens.labels)
-        record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
+        _add_stats(record, stats)
         return self._metric(stats, beside_T)
 
     def _beside(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
@@ -298,7 +388,7 @@ class UncertuneTrainer(SFTTrainer):
         loss = (self._training_loss if self.model.training else self._evaluation_loss)(model, dict(inputs))
         if not return_outputs:
             return loss
-        given = {k: v for k, v in inputs.items() if k not in (*SIDE_COLUMNS, SELECTED, "labels")}
+        given = {k: v for k, v in inputs.items() if k not in _NOT_THE_MODELS}
         with torch.no_grad():
             return loss, model(**given)
 
@@ -313,7 +403,7 @@ class UncertuneTrainer(SFTTrainer):
         def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
             scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
-                scored, selected = self._select_inside(hidden, head, tokens, beside_T, record)
+                scored, selected = self._select_inside(hidden, head, tokens, beside_T, record, batch)
             elif policy.has_ratio(tokens):
                 scored = score_tokens(hidden, head.weight, tokens.labels, keep=True, **head.options)
             stats = None if scored is None else scored.stats
@@ -330,15 +420,34 @@ class UncertuneTrainer(SFTTrainer):
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
         outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
-        self._record(record, batch, outputs["loss"].detach(), **outcome)
+        if outcome["stats"] is not None:
+            _add_stats(record, outcome["stats"])
+        rank = self.accelerator.process_index
+        record.add_loss(outputs["loss"].detach(), outcome["selected"], lambda: document_hashes(batch), rank)
         denominator = self._denominator(record)
         loss = outputs["loss"].sum() / denominator * self.accelerator.num_processes
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs["aux_loss"] / record.micro_batches
             self._metrics["train"]["aux_loss"].append(self._mean_over_ranks(outputs["aux_loss"].detach()))
         if record.complete:
+            if not record.exact:
+                record.add(**self._running.finish(record.step))
             self._log_step(record.finish(denominator))
         return loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; none for a micro-batch whose documents are not run."""
+        if skipped(inputs):
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Raises NotFiniteError before the optimizer would spoil the weights; the scaler of fp16 skips such a step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        value = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.accelerator.scaler is None and value is not None and not math.isfinite(float(value)):
+            raise NotFiniteError(f"step {self.state.global_step + 1}: the gradient is {float(value)}, the loss is not")
+        return norm
 
     def _denominator(self, record: StepRecord) -> int:
         """What the summed loss of a step is divided by; the step's selection must be known."""
@@ -347,7 +456,7 @@ class UncertuneTrainer(SFTTrainer):
     def _tokens(self, batch: dict[str, Any]) -> Tokens:
         """The response tokens of a micro-batch, and what is left of it for the model."""
         mask = response_mask(batch["labels"])
-        inputs = {k: v for k, v in batch.items() if k not in ("labels", SELECTED, *SIDE_COLUMNS)}
+        inputs = {k: v for k, v in batch.items() if k not in _NOT_THE_MODELS}
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
@@ -365,17 +474,27 @@ class UncertuneTrainer(SFTTrainer):
         return linear_top_k(rows.hidden, rows.head, self.args.teacher_top_k, **rows.options)
 
     def _select_inside(
-        self, hidden: Tensor, head: OutputHead, tokens: Tokens, beside_T: Tensor | None, record: StepRecord
+        self,
+        hidden: Tensor,
+        head: OutputHead,
+        tokens: Tokens,
+        beside_T: Tensor | None,
+        record: StepRecord,
+        batch: dict[str, Any],
     ) -> tuple[Scored | None, Tensor]:
-        """Select from the hidden states of the training forward itself (one pass, no active dropout)."""
+        """Select from the hidden states of the training forward itself, without a pass of its own."""
         scored, scores = None, None
         if self._rule.metric != "random":
             most = self.args.objective != "masked_mle" or self.args.selection_fraction > 0.5
             scored = score_tokens(hidden, head.weight, tokens.labels, keep=most, **head.options)
             scores = self._metric(scored.stats, beside_T)
-        everywhere = self.args.selection_scope == "batch"
-        chosen = choose(self._rule, self.state.global_step, [scores], [tokens.documents], everywhere=everywhere)
-        record.note(chosen, everywhere=everywhere)
+        if record.exact:
+            chosen = choose(self._rule, record.step, [scores], [tokens.documents], everywhere=self._everywhere)
+        else:
+            assert scores is not None
+            mask = self._running.choose(scores, tokens.documents)
+            chosen = Chosen([mask], self._running.value or 0.0, int(mask.sum()))
+        self._note(record, [chosen], [batch], chosen.masks)
         return scored, chosen.masks[0]
 
     def _targets(
@@ -427,26 +546,6 @@ class UncertuneTrainer(SFTTrainer):
 
     # ---- records
 
-    def _record(
-        self,
-        record: StepRecord,
-        batch: dict[str, Any],
-        loss_T: Tensor,
-        stats: TokenStats | None,
-        selected: Tensor | None,
-    ) -> None:
-        """Add a micro-batch to the step's record, and its mask to the selection log."""
-        record.done += 1
-        record.add(loss=float(loss_T.sum()), inputs=_input_tokens(batch))
-        if stats is not None:
-            record.add(entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()))
-        if selected is None:
-            return
-        parts = torch.where(selected, loss_T, 0).sum(), torch.where(selected, 0, loss_T).sum()
-        record.add(selected=float(selected.sum()), loss_selected=float(parts[0]), loss_unselected=float(parts[1]))
-        if self.args.save_selection:
-            self.run_log.add_selection(self.state.global_step + 1, batch, selected)
-
     def _log_step(self, metrics: dict[str, float]) -> None:
         self._total_train_tokens += int(metrics.pop("inputs"))
         for name, value in metrics.items():
@@ -461,6 +560,12 @@ class UncertuneTrainer(SFTTrainer):
 
 def _stats(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:
     return linear_token_stats(rows.hidden, rows.head, labels_T, **rows.options)
+
+
+def _add_stats(record: StepRecord, stats: TokenStats) -> None:
+    record.add(
+        entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()), scored=float(stats.entropy.numel())
+    )
 
 
 def _input_tokens(batch: dict[str, Any]) -> int:
