@@ -25,6 +25,9 @@ SELECTION_FIELDS = (
 )
 BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
+CACHES = ("none", "hidden", "topk")
+FILLS = ("ahead", "first_epoch")
+CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
 TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
 
 
@@ -46,7 +49,14 @@ class UncertuneConfig(SFTConfig):
     teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
         fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
     teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
-    rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
+    teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its last
+        hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only), its
+        ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+    teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
+    teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same time.
+    rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of the
+        data that no stage trains on, trained first. Its losses are computed once and kept in ``teacher_cache_dir``
+        (of streams: computed in every step).
     bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
         the cost of a forward pass without gradient.
     normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
@@ -73,8 +83,14 @@ class UncertuneConfig(SFTConfig):
     )
     teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
     teacher_truncation: str = _choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
+    teacher_cache: str = _choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
+    teacher_cache_fill: str = _choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cache, which runs may share; default: in output_dir."}
+    )
     rho_reference: str | None = field(
-        default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
+        default=None,
+        metadata={"help": "Holdout reference of the rho metric: folder or hub id, 'teacher', or 'auto'."},
     )
     bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
     bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
@@ -154,11 +170,9 @@ class UncertuneConfig(SFTConfig):
         if self.selection_scope == "running":
             raise UserError("selection_scope='running' is not available yet; use batch or microbatch")
         if self.selection_metric == "rho" and self.rho_reference is None:
-            raise UserError("selection_metric='rho' needs rho_reference: a folder, a hub id, or 'teacher'")
+            raise UserError("selection_metric='rho' needs rho_reference: 'auto', a folder, a hub id, or 'teacher'")
         if self.selection_metric != "rho" and self.rho_reference is not None:
             raise UserError(f"rho_reference has no effect with selection_metric={self.selection_metric!r}: remove it")
-        if self.rho_reference == "auto":
-            raise UserError("rho_reference='auto' is not available yet; give a folder, a hub id, or 'teacher'")
         if self.normalize_by == "selected" and self.objective != "masked_mle":
             raise UserError(
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
@@ -182,6 +196,22 @@ class UncertuneConfig(SFTConfig):
                 raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        scored = self.uses_selection and self.selection_metric == "rho"
+        for name in self._changed(CACHE_FIELDS):
+            if not self.uses_teacher and not (scored and name == "teacher_cache_dir"):
+                raise UserError(
+                    f"{name} has no effect with objective={self.objective!r}, which has no teacher: remove it"
+                )
+            if self.teacher_cache == "none" and not (scored and name == "teacher_cache_dir"):
+                raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
+        if self.teacher_cache == "topk" and self.objective != "truncated_distill":
+            raise UserError(
+                f"teacher_cache='topk' holds a truncated teacher, and objective={self.objective!r} asks for all of "
+                "p_ref: use teacher_cache='hidden', or objective truncated_distill"
+            )
 
     def _check_probe(self) -> None:
         if self.probe_steps is not None and self.probe_steps < 1:
@@ -206,5 +236,7 @@ _OWN_CHOICES = (
     "selection_level",
     "selection_scope",
     "teacher_truncation",
+    "teacher_cache",
+    "teacher_cache_fill",
     "normalize_by",
 )

@@ -57,7 +57,7 @@ def choose(
         (None if score is None else score.detach().cpu(), document.index.cpu(), document.position.cpu())
         for score, document in zip(scores, documents, strict=True)
     ]
-    ranks = _all_ranks(mine) if everywhere else [mine]
+    ranks = all_ranks(mine) if everywhere else [mine]
     rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
     pieces, offset, lengths, own = [], 0, [], []
     for micro in range(max(len(parts) for parts in ranks)):
@@ -87,7 +87,7 @@ def choose(
     )
 
 
-def _all_ranks(mine: Any) -> list[Any]:
+def all_ranks(mine: Any) -> list[Any]:
     """Every rank's object, in rank order."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return [mine]
@@ -98,7 +98,7 @@ def _all_ranks(mine: Any) -> list[Any]:
 
 def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     """Each value summed over all ranks."""
-    ranks = _all_ranks(values)
+    ranks = all_ranks(values)
     return {name: sum(rank[name] for rank in ranks) for name in values}
 
 

@@ -26,7 +26,7 @@ from uncertune.fused import (
 )
 from uncertune.models import OutputHead, attach_head, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
-from uncertune.teachers.adapter import Teacher, frozen_rows, load_teacher
+from uncertune.teachers.adapter import ModelTeacher, Teacher, frozen_rows, load_teacher
 from uncertune.training import checkpoints, dataset
 from uncertune.training.batch import (
     SELECTED,
@@ -38,6 +38,7 @@ from uncertune.training.batch import (
     documents,
     response_mask,
 )
+from uncertune.training.caching import CachedHidden, open_caches
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.runlog import RunLog
 from uncertune.training.step import Rule, StepRecord, choose, has_dropout, sum_over_ranks
@@ -96,14 +97,14 @@ class UncertuneTrainer(SFTTrainer):
         self._check_distributed()
         # before a reference brings dropout of its own; NEFTune's noise is another
         self._dropout = has_dropout(self.model) or bool(args.neftune_noise_alpha)
-        self.teacher = self._load(reference, "reference")
-        same = args.rho_reference == "teacher"
-        self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
+        self.caches = open_caches(self, reference)
+        self._load_references(reference)
         self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
+        self.add_callback(self.caches)
 
     # ---- construction
 
@@ -126,6 +127,11 @@ class UncertuneTrainer(SFTTrainer):
             raise UserError(
                 "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` "
                 "do: call them, or give the trainer a path or a model"
+            )
+        if args.rho_reference == "auto":
+            raise UserError(
+                "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
+                "train` do: call them, or give a path"
             )
         if args.uses_teacher and teacher is None:
             raise UserError(
@@ -159,6 +165,7 @@ class UncertuneTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place."""
         self.run_log.flush()
+        self.caches.flush()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -184,6 +191,55 @@ class UncertuneTrainer(SFTTrainer):
             pass
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
 
+    def _load_references(self, teacher: str | nn.Module | None) -> None:
+        """Teacher and holdout reference, unless a cache already holds all that they would say."""
+        cached, rho = self.caches.teacher, self.caches.rho
+        same = self.args.rho_reference == "teacher"
+        asked = (cached is None and self.args.uses_teacher) or (cached is not None and cached.lacks)
+        wanted = rho.lacks if rho is not None else self.args.rho_reference is not None
+        self.teacher = self._load(teacher, "reference") if asked or (same and wanted) else None
+        self.rho_reference = self.teacher if same else None
+        if wanted and not same:
+            self.rho_reference = self._load(self.args.rho_reference, "rho_reference")
+        for one, live in ((cached, self.teacher), (rho, self.rho_reference)):
+            if one is not None and one.lacks:
+                one.live = live
+                one.announce()
+
+    def _release_references(self) -> None:
+        """Let go of models whose answers are all on disk now."""
+        kept: list[Any] = [one.live for one in self.caches.all if one.live is not None]
+        if self.caches.teacher is None and self.args.uses_teacher:
+            kept.append(self.teacher)
+        if self.caches.rho is None:
+            kept.append(self.rho_reference)
+        for name in ("teacher", "rho_reference"):
+            one = getattr(self, name)
+            if one is not None and not any(one is other for other in kept):
+                setattr(self, name, None)
+                if isinstance(one, ModelTeacher):
+                    models = self.accelerator._models
+                    models[:] = [model for model in models if model is not one.model]
+
+    def fill_teacher_cache(self) -> None:
+        """Compute what the caches lack, and nothing else; training then starts without the teacher.
+
+        Under ``accelerate launch`` the ranks share the work. Raises UserError where nothing is cached, and with FSDP or
+        DeepSpeed, which shard the model only when training begins.
+        """
+        if not self.caches.all:
+            raise UserError("there is no cache to fill: set teacher_cache to hidden or topk")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(
+                "the teacher cache cannot be filled by itself with FSDP or DeepSpeed: train, which fills it first, or "
+                "launch without them"
+            )
+        self._ready_caches(self.model)
+
+    def _ready_caches(self, model: nn.Module) -> None:
+        if self.caches.ready(model):
+            self._release_references()
+
     def _load(self, source: str | nn.Module | None, name: str) -> Teacher | None:
         if source is None:
             return None
@@ -203,6 +259,7 @@ class UncertuneTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of a step, its token count over all ranks and, where needed, its masks."""
+        self._ready_caches(self.model_wrapped)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
         self._step = StepRecord(int(sum_over_ranks({"tokens": tokens})["tokens"]), len(batches))
@@ -254,6 +311,8 @@ class UncertuneTrainer(SFTTrainer):
             return self._epistemic(tokens)
         if self._rule.metric != "rho":
             return None
+        if self.caches.rho is not None:
+            return self.caches.rho.columns(model, tokens)["loss"]
         assert self.rho_reference is not None
         return _stats(self.rho_reference.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
 
@@ -313,7 +372,7 @@ class UncertuneTrainer(SFTTrainer):
             if self.args.uses_selection and selected is None:
                 scored, selected = self._select_inside(hidden, head, tokens, beside_T, record)
             stats = None if scored is None else scored.stats
-            targets = self._targets(tokens, selected, teacher)
+            targets = self._targets(tokens, selected, teacher, head)
             options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
             if stats is None and not record.has_stats:
                 options["rounded"] = self.args.objective == "mle"
@@ -348,15 +407,21 @@ class UncertuneTrainer(SFTTrainer):
         side = {name: batch[name][:, 1:][mask] for name in SIDE_COLUMNS if name in batch}
         return Tokens(inputs, mask, batch["labels"][:, 1:][mask], side, documents(batch))
 
-    def _teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | None:
+    def _teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | CachedHidden | None:
         """p_ref of the response tokens; run before the student's forward, so that its adapter is on in the backward."""
         if not self.args.uses_teacher:
             return None
+        if self.caches.teacher is not None:
+            return self._truncated(self.caches.teacher.rows(model, tokens))
         assert self.teacher is not None
-        rows = self.teacher.rows(model, tokens.inputs, tokens.mask)
-        if self.args.objective != "truncated_distill":
-            return rows
-        return linear_top_k(rows.hidden, rows.head, self.args.teacher_top_k, **rows.options)
+        return self._truncated(self.teacher.rows(model, tokens.inputs, tokens.mask))
+
+    def _truncated(self, teacher: TeacherLike | CachedHidden | None) -> TeacherLike | CachedHidden | None:
+        """The form of p_ref that the objective asks for."""
+        if self.args.objective != "truncated_distill" or not isinstance(teacher, FactoredTeacher):
+            return teacher
+        with torch.autocast(teacher.hidden.device.type, enabled=False):
+            return linear_top_k(teacher.hidden, teacher.head, self.args.teacher_top_k, **teacher.options)
 
     def _select_inside(
         self, hidden: Tensor, head: OutputHead, tokens: Tokens, beside_T: Tensor | None, record: StepRecord
@@ -372,8 +437,12 @@ class UncertuneTrainer(SFTTrainer):
         record.note(chosen, everywhere=everywhere)
         return scored, chosen.masks[0]
 
-    def _targets(self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None) -> Targets:
+    def _targets(
+        self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | CachedHidden | None, head: OutputHead
+    ) -> Targets:
         side = tokens.side
+        if isinstance(teacher, CachedHidden):
+            teacher = self._truncated(teacher.bound(head))
         given: dict[str, Any] = {"selected": selected, "teacher": teacher}
         for name in ("advantages", "oracle"):
             if name in OBJECTIVES[self.args.objective].uses:
@@ -388,6 +457,7 @@ class UncertuneTrainer(SFTTrainer):
 
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
+        self._ready_caches(model)
         tokens = self._tokens(batch)
         teacher, beside_T = self._teacher_rows(model, tokens), self._beside(model, tokens)
         values: dict[str, Tensor] = {}
@@ -403,7 +473,7 @@ class UncertuneTrainer(SFTTrainer):
                 if self.args.uses_selection:
                     scores = None if self._rule.metric == "random" else self._metric(stats, beside_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
-                targets = self._targets(tokens, selected, teacher)
+                targets = self._targets(tokens, selected, teacher, head)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
             return {"loss": loss_T}
 
