@@ -70,7 +70,7 @@ class Shards:
 
     def refresh(self, *, check: bool = False) -> None:
         """Take in what the manifest names and this process does not know yet; ``check`` reads all of it."""
-        manifest = self._manifest()
+        manifest = _manifest(self.folder)
         if manifest is None:
             return
         self._same(manifest)
@@ -118,16 +118,6 @@ class Shards:
             self._index.setdefault(f"{key:016x}", Place(columns, start, end))
         return True
 
-    def _manifest(self) -> dict[str, Any] | None:
-        path = self.folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            return manifest if {"format", "about", "fingerprints", "files"} <= set(manifest) else _no_cache(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError):
-            return _no_cache(path)
-
     def _same(self, manifest: Mapping[str, Any]) -> None:
         there = {"format": manifest["format"], **manifest["about"], **manifest["fingerprints"]}
         here = {"format": FORMAT, **self.about, **self.fingerprints}
@@ -146,7 +136,7 @@ class Shards:
         with _refusals(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                manifest = self._manifest()
+                manifest = _manifest(self.folder)
                 if manifest is None:
                     manifest = {"format": FORMAT, "about": self.about, "fingerprints": self.fingerprints, "files": {}}
                 self._same(manifest)
@@ -173,7 +163,7 @@ class Shards:
             written = _replaced(path, lambda temporary: save_file(whole, temporary))
             entry = {**about, **written}
             with self._locked():
-                manifest = self._manifest()
+                manifest = _manifest(self.folder)
                 assert manifest is not None, "begin() comes first"
                 manifest["files"][name] = entry
                 self._write_manifest(manifest)
@@ -203,6 +193,12 @@ class Shards:
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=1)
         _replaced(self.folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder says its numbers are; empty without one."""
+    manifest = _manifest(folder)
+    return {} if manifest is None else manifest["about"]
 
 
 def shard_name(keys: Sequence[str]) -> str:
@@ -250,5 +246,14 @@ def _refusals(folder: Path) -> Iterator[None]:
         raise UserError(f"teacher_cache_dir: {str(folder)!r} cannot be written ({reason}): choose another") from error
 
 
-def _no_cache(path: Path) -> Any:
-    raise UserError(f"teacher_cache_dir: {str(path)!r} is no manifest of a cache: delete its folder or choose another")
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        manifest = {}
+    if not isinstance(manifest, dict) or not {"format", "about", "fingerprints", "files"} <= set(manifest):
+        raise UserError(f"teacher_cache_dir: {str(path)!r} is no manifest of a cache: delete its folder")
+    return manifest

@@ -29,7 +29,7 @@ from uncertune.teachers.fingerprints import (
     text_fingerprint,
     tokenizer_fingerprint,
 )
-from uncertune.teachers.shards import HEAD, Shards
+from uncertune.teachers.shards import HEAD, Shards, described
 from uncertune.training.batch import IGNORED, Tokens, document_hash, document_texts, response_mask
 from uncertune.training.folder import TEACHER_CACHE, fingerprint_data
 from uncertune.training.step import all_ranks, sum_over_ranks
@@ -125,6 +125,10 @@ class Cached:
                 gather=all_ranks,
                 progress=lambda count: bar.update(count * self.trainer.accelerator.num_processes),
             )
+        while self.kind == "hidden" and sum_over_ranks({"lacks": not self.shards.has(HEAD)})["lacks"]:
+            self._compute(model, self.documents[:1])  # the first rank keeps the head, unless another run is at it
+            self.trainer.accelerator.wait_for_everyone()
+            self.shards.refresh()
 
     @property
     def per_token(self) -> int:
@@ -277,10 +281,12 @@ def open_caches(trainer: Any, teacher: str | nn.Module | None) -> Caches:
 
     def one(kind: Kind, source: str | nn.Module, name: str, as_it_goes: bool) -> Cached:
         about: dict[str, Any] = {"kind": kind}
+        top_k = args.teacher_top_k
         if kind == "topk":
-            about["top_k"] = args.teacher_top_k
+            stored = described(folder / name).get("top_k", top_k)
+            top_k = about["top_k"] = stored if stored > top_k else top_k  # more than is asked for serves too
         shards = Shards(folder / name, about, {"teacher": teacher_fingerprint(source, trainer.model), **common})
-        out = Cached(kind, shards, training + evaluation, args.teacher_top_k, as_it_goes, trainer)
+        out = Cached(kind, shards, training + evaluation, top_k, as_it_goes, trainer)
         out.lacks = bool(sum_over_ranks({"lacks": not out.complete})["lacks"])
         return out
 
