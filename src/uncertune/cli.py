@@ -27,12 +27,16 @@ def train(arguments: list[str]) -> int:
 
     from uncertune.report.training import write_run_page
     from uncertune.training.command import job_of
-    from uncertune.training.folder import STAGE_1
-    from uncertune.training.pipeline import run
+    from uncertune.training.folder import RHO, STAGE_1
+    from uncertune.training.pipeline import fill_caches, run
 
+    if given.data.fill_teacher_cache_only:
+        print(f"cache:  {fill_caches(job_of(given), overwrite=given.data.overwrite)}")
+        return 0
     folder = run(job_of(given), overwrite=given.data.overwrite)
-    if (folder / STAGE_1).is_dir():
-        write_run_page(folder / STAGE_1)
+    for stage in (STAGE_1, RHO):
+        if (folder / stage).is_dir():
+            write_run_page(folder / stage)
     page = write_run_page(folder)
     print(f"run:    {folder}\npage:   {page}")
     if (tokens := folder / "tokens.html").is_file():

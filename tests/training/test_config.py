@@ -84,7 +84,6 @@ REFUSED_FIELDS = [
     ({**MASKED, "selection_scope": "running", "selection_metric": "random"}, "selection_scope", "random", "batch"),
     ({**MASKED, "selection_scope": "running", "normalize_by": "selected"}, "normalize_by", "running", "all"),
     ({**MASKED, "selection_metric": "rho"}, "rho_reference", "rho"),
-    ({**MASKED, "selection_metric": "rho", "rho_reference": "auto"}, "rho_reference", "auto"),
     ({**MASKED, "rho_reference": "x"}, "rho_reference", "selection_metric", "loss"),
     ({"selection_fraction": 0.5}, "selection_fraction", "0.5", "mle"),
     ({"selection_metric": "entropy"}, "selection_metric", "entropy", "mle"),
@@ -97,6 +96,13 @@ REFUSED_FIELDS = [
     ({"teacher_top_k": 5}, "teacher_top_k", "truncated_distill"),
     ({**BOTH, "teacher_truncation": "tail"}, "teacher_truncation", "truncated_distill"),
     ({**BOTH, "normalize_by": "selected"}, "normalize_by", "masked_mle_distill"),
+    ({**BOTH, "teacher_cache": "logits"}, "teacher_cache", "logits", "hidden"),
+    ({**BOTH, "teacher_cache": "topk"}, "teacher_cache", "topk", "hidden"),
+    ({"objective": "distill", "teacher_cache": "topk"}, "teacher_cache", "topk", "truncated_distill"),
+    ({"teacher_cache": "hidden"}, "teacher_cache", "mle"),
+    ({**BOTH, "teacher_cache_dir": "x"}, "teacher_cache_dir", "none"),
+    ({**MASKED, "teacher_cache_dir": "x"}, "teacher_cache_dir", "masked_mle"),
+    ({**BOTH, "teacher_cache_fill": "first_epoch"}, "teacher_cache_fill", "none"),
     ({"loss_type": "dft"}, "loss_type", "dft"),
     ({"label_smoothing_factor": 0.1}, "label_smoothing_factor", "0.1"),
     ({**MASKED, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
@@ -118,6 +124,9 @@ ACCEPTED_FIELDS = [
     {**MASKED, "selection_metric": "rho", "rho_reference": "teacher", "teacher": "x"},
     {**TRUNCATED, "teacher_top_k": 5, "teacher_truncation": "renormalized"},
     {**BOTH, "teacher": "auto"},
+    {**MASKED, "selection_metric": "rho", "rho_reference": "auto", "teacher_cache_dir": "x"},
+    {**BOTH, "teacher_cache": "hidden", "teacher_cache_dir": "x", "teacher_cache_fill": "first_epoch"},
+    {**TRUNCATED, "teacher_cache": "topk"},
 ]
 
 

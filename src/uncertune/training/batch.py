@@ -57,14 +57,19 @@ def documents(batch: Mapping[str, Any]) -> Documents:
     return Documents(torch.cat([label_T[:1] * 0, changes.cumsum(0)]), place_T.long())
 
 
+def document_texts(batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Input ids and labels, (L,) each, of every document of a batch that has response tokens."""
+    labels, ids = batch["labels"].cpu(), batch["input_ids"].cpu()
+    return [(ids[row, span], labels[row, span]) for row, span in document_spans(batch)]
+
+
 def document_hashes(batch: Mapping[str, Any]) -> list[str]:
     """A hash of the input ids and labels of each document that has response tokens, 16 hex digits.
 
     The first label of a document never counts (no hidden state predicts it), so shuffling, packing and padding leave
     the hash as it is.
     """
-    labels, ids = batch["labels"].cpu(), batch["input_ids"].cpu()
-    return [document_hash(ids[row, span], labels[row, span]) for row, span in document_spans(batch)]
+    return [document_hash(*text) for text in document_texts(batch)]
 
 
 def document_spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
@@ -118,15 +123,24 @@ class Tokens:
     side: dict[str, Tensor]
     documents: Documents
 
+    @property
+    def hashes(self) -> list[str]:
+        """``document_hashes`` of the micro-batch."""
+        return document_hashes({**self.inputs, "labels": self.spread()})
+
+    def spread(self) -> Tensor:
+        """The labels in their places (B, L)."""
+        labels = torch.full_like(self.inputs["input_ids"], IGNORED)
+        labels[:, 1:][self.mask] = self.labels
+        return labels
+
 
 def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
     """The documents of a micro-batch one a row: input ids, labels and attention mask, (documents, L) each.
 
     Response tokens keep their order. Padded batches come back as they are; flattened ones are cut at their documents.
     """
-    ids = tokens.inputs["input_ids"]
-    labels = torch.full_like(ids, IGNORED)
-    labels[:, 1:][tokens.mask] = tokens.labels
+    ids, labels = tokens.inputs["input_ids"], tokens.spread()
     if "attention_mask" in tokens.inputs:
         return ids, labels, tokens.inputs["attention_mask"]
     if "position_ids" not in tokens.inputs:

@@ -25,6 +25,9 @@ SELECTION_FIELDS = (
 )
 BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
+CACHES = ("none", "hidden", "topk")
+FILLS = ("ahead", "first_epoch")
+CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
 TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
 CLIP_FIELDS = ("epsilon", "epsilon_high")
 POLICY_FIELDS = (*CLIP_FIELDS, "beta")
@@ -52,7 +55,14 @@ class UncertuneConfig(SFTConfig):
     epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped to
         [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
     beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
-    rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
+    teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its last
+        hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only), its
+        ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+    teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
+    teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same time.
+    rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of the
+        data that no stage trains on, trained first. Its losses are computed once and kept in ``teacher_cache_dir``
+        (of streams: computed in every step).
     bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
         the cost of a forward pass without gradient.
     normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
@@ -84,8 +94,14 @@ class UncertuneConfig(SFTConfig):
     beta: float = field(
         default=0.0, metadata={"help": "Weight of KL(teacher || model) in policy_gradient; 0: no teacher."}
     )
+    teacher_cache: str = _choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
+    teacher_cache_fill: str = _choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cache, which runs may share; default: in output_dir."}
+    )
     rho_reference: str | None = field(
-        default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
+        default=None,
+        metadata={"help": "Holdout reference of the rho metric: folder or hub id, 'teacher', or 'auto'."},
     )
     bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
     bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
@@ -171,11 +187,9 @@ class UncertuneConfig(SFTConfig):
                 "selection_scope='running' does not know: use normalize_by='all', or scope 'batch'"
             )
         if self.selection_metric == "rho" and self.rho_reference is None:
-            raise UserError("selection_metric='rho' needs rho_reference: a folder, a hub id, or 'teacher'")
+            raise UserError("selection_metric='rho' needs rho_reference: 'auto', a folder, a hub id, or 'teacher'")
         if self.selection_metric != "rho" and self.rho_reference is not None:
             raise UserError(f"rho_reference has no effect with selection_metric={self.selection_metric!r}: remove it")
-        if self.rho_reference == "auto":
-            raise UserError("rho_reference='auto' is not available yet; give a folder, a hub id, or 'teacher'")
         if self.normalize_by == "selected" and self.objective != "masked_mle":
             raise UserError(
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
@@ -203,6 +217,22 @@ class UncertuneConfig(SFTConfig):
                 raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        scored = self.uses_selection and self.selection_metric == "rho"
+        for name in self._changed(CACHE_FIELDS):
+            if not self.uses_teacher and not (scored and name == "teacher_cache_dir"):
+                raise UserError(
+                    f"{name} has no effect with objective={self.objective!r}, which has no teacher: remove it"
+                )
+            if self.teacher_cache == "none" and not (scored and name == "teacher_cache_dir"):
+                raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
+        if self.teacher_cache == "topk" and self.objective != "truncated_distill":
+            raise UserError(
+                f"teacher_cache='topk' holds a truncated teacher, and objective={self.objective!r} asks for all of "
+                "p_ref: use teacher_cache='hidden', or objective truncated_distill"
+            )
 
     def _check_policy(self) -> None:
         for name in POLICY_FIELDS:
@@ -241,5 +271,7 @@ _OWN_CHOICES = (
     "selection_level",
     "selection_scope",
     "teacher_truncation",
+    "teacher_cache",
+    "teacher_cache_fill",
     "normalize_by",
 )

@@ -28,7 +28,7 @@ from uncertune.fused import (
 )
 from uncertune.models import OutputHead, attach_head, output_head, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
-from uncertune.teachers.adapter import Teacher, frozen_rows, load_teacher
+from uncertune.teachers.adapter import ModelTeacher, Teacher, frozen_rows, load_teacher
 from uncertune.training import checkpoints, dataset, policy
 from uncertune.training.batch import (
     ROW_LENGTHS,
@@ -43,6 +43,7 @@ from uncertune.training.batch import (
     mask_repeats,
     response_mask,
 )
+from uncertune.training.caching import CachedHidden, open_caches
 from uncertune.training.columns import check_vocabulary
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.kept import keep_selected, skipped
@@ -107,15 +108,15 @@ class UncertuneTrainer(SFTTrainer):
         self._check_distributed()
         # before a reference brings dropout of its own; NEFTune's noise is another
         self._dropout = has_dropout(self.model) or bool(args.neftune_noise_alpha)
-        self.teacher = self._load(reference, "reference")
-        same = args.rho_reference == "teacher"
-        self.rho_reference = self.teacher if same else self._load(args.rho_reference, "rho_reference")
+        self.caches = open_caches(self, reference)
+        self._load_references(reference)
         self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self._running = RunningThreshold(self._rule)
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
+        self.add_callback(self.caches)
 
     # ---- construction
 
@@ -138,6 +139,11 @@ class UncertuneTrainer(SFTTrainer):
             raise UserError(
                 "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` "
                 "do: call them, or give the trainer a path or a model"
+            )
+        if args.rho_reference == "auto":
+            raise UserError(
+                "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
+                "train` do: call them, or give a path"
             )
         if args.uses_teacher and teacher is None:
             raise UserError(
@@ -176,6 +182,7 @@ class UncertuneTrainer(SFTTrainer):
         try:
             with checkpoints.nothing_half_written(args.output_dir, step):
                 self.run_log.flush()
+                self.caches.flush()
                 super()._save_checkpoint(model, trial)
                 if args.should_save and args.selection_scope == "running":
                     self._running.save(checkpoints.folder_of(args.output_dir, step))
@@ -212,6 +219,55 @@ class UncertuneTrainer(SFTTrainer):
             pass
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
 
+    def _load_references(self, teacher: str | nn.Module | None) -> None:
+        """Teacher and holdout reference, unless a cache already holds all that they would say."""
+        cached, rho = self.caches.teacher, self.caches.rho
+        same = self.args.rho_reference == "teacher"
+        asked = (cached is None and self.args.uses_teacher) or (cached is not None and cached.lacks)
+        wanted = rho.lacks if rho is not None else self.args.rho_reference is not None
+        self.teacher = self._load(teacher, "reference") if asked or (same and wanted) else None
+        self.rho_reference = self.teacher if same else None
+        if wanted and not same:
+            self.rho_reference = self._load(self.args.rho_reference, "rho_reference")
+        for one, live in ((cached, self.teacher), (rho, self.rho_reference)):
+            if one is not None and one.lacks:
+                one.live = live
+                one.announce()
+
+    def _release_references(self) -> None:
+        """Let go of models whose answers are all on disk now."""
+        kept: list[Any] = [one.live for one in self.caches.all if one.live is not None]
+        if self.caches.teacher is None and self.args.uses_teacher:
+            kept.append(self.teacher)
+        if self.caches.rho is None:
+            kept.append(self.rho_reference)
+        for name in ("teacher", "rho_reference"):
+            one = getattr(self, name)
+            if one is not None and not any(one is other for other in kept):
+                setattr(self, name, None)
+                if isinstance(one, ModelTeacher):
+                    models = self.accelerator._models
+                    models[:] = [model for model in models if model is not one.model]
+
+    def fill_teacher_cache(self) -> None:
+        """Compute what the caches lack, and nothing else; training then starts without the teacher.
+
+        Under ``accelerate launch`` the ranks share the work. Raises UserError where nothing is cached, and with FSDP or
+        DeepSpeed, which shard the model only when training begins.
+        """
+        if not self.caches.all:
+            raise UserError("there is no cache to fill: set teacher_cache to hidden or topk")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(
+                "the teacher cache cannot be filled by itself with FSDP or DeepSpeed: train, which fills it first, or "
+                "launch without them"
+            )
+        self._ready_caches(self.model)
+
+    def _ready_caches(self, model: nn.Module) -> None:
+        if self.caches.ready(model):
+            self._release_references()
+
     def _load(self, source: str | nn.Module | None, name: str) -> Teacher | None:
         if source is None:
             return None
@@ -231,6 +287,7 @@ class UncertuneTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of a step, its token count over all ranks and, where needed, its masks."""
+        self._ready_caches(self.model_wrapped)
         batches, _ = super().get_batch_samples(self._without_repeats(epoch_iterator), num_batches, device)
         tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
         tokens = int(sum_over_ranks({"tokens": tokens})["tokens"])
@@ -346,6 +403,8 @@ class UncertuneTrainer(SFTTrainer):
             return self._epistemic(tokens)
         if self._rule.metric != "rho":
             return None
+        if self.caches.rho is not None:
+            return self.caches.rho.columns(model, tokens)["loss"]
         assert self.rho_reference is not None
         return _stats(self.rho_reference.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
 
@@ -407,7 +466,8 @@ class UncertuneTrainer(SFTTrainer):
             elif policy.has_ratio(tokens):
                 scored = score_tokens(hidden, head.weight, tokens.labels, keep=True, **head.options)
             stats = None if scored is None else scored.stats
-            targets = self._targets(tokens, selected, teacher, stats)
+            reference = self._bound(teacher, head)
+            targets = self._targets(tokens, selected, reference, stats)
             options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
             if stats is None and not record.has_stats:
                 options["rounded"] = self.args.objective == "mle"
@@ -416,7 +476,7 @@ class UncertuneTrainer(SFTTrainer):
                 loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
             outcome.update(stats=stats, selected=selected)
             if stats is not None and self.args.objective == "policy_gradient":
-                record.add(**policy.measures(self.args, tokens, stats, teacher))
+                record.add(**policy.measures(self.args, tokens, stats, reference))
             return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
 
         outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
@@ -463,15 +523,29 @@ class UncertuneTrainer(SFTTrainer):
         side = {name: batch[name][:, 1:][mask] for name in SIDE_COLUMNS if name in batch}
         return Tokens(inputs, mask, batch["labels"][:, 1:][mask], side, documents(batch))
 
-    def _teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | None:
+    def _teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | CachedHidden | None:
         """p_ref of the response tokens; run before the student's forward, so that its adapter is on in the backward."""
         if not self.args.uses_teacher:
             return None
+        if self.caches.teacher is not None:
+            return self._truncated(self.caches.teacher.rows(model, tokens))
         assert self.teacher is not None
-        rows = self.teacher.rows(model, tokens.inputs, tokens.mask)
-        if self.args.objective != "truncated_distill":
-            return rows
-        return linear_top_k(rows.hidden, rows.head, self.args.teacher_top_k, **rows.options)
+        return self._truncated(self.teacher.rows(model, tokens.inputs, tokens.mask))
+
+    def _truncated(self, teacher: TeacherLike | CachedHidden | None) -> TeacherLike | CachedHidden | None:
+        """The form of p_ref that the objective asks for."""
+        if self.args.objective != "truncated_distill" or not isinstance(teacher, FactoredTeacher):
+            return teacher
+        with torch.autocast(teacher.hidden.device.type, enabled=False):
+            return linear_top_k(teacher.hidden, teacher.head, self.args.teacher_top_k, **teacher.options)
+
+    def _bound(self, teacher: TeacherLike | CachedHidden | None, head: OutputHead) -> TeacherLike | None:
+        """p_ref, where the cache holds hidden states alone through the head of the student's forward."""
+        if not isinstance(teacher, CachedHidden):
+            return teacher
+        bound = self._truncated(teacher.bound(head))
+        assert not isinstance(bound, CachedHidden)
+        return bound
 
     def _select_inside(
         self,
@@ -512,6 +586,7 @@ class UncertuneTrainer(SFTTrainer):
 
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
+        self._ready_caches(model)
         tokens = self._tokens(batch)
         teacher, beside_T = self._teacher_rows(model, tokens), self._beside(model, tokens)
         values: dict[str, Tensor] = {}
@@ -527,7 +602,7 @@ class UncertuneTrainer(SFTTrainer):
                 if self.args.uses_selection:
                     scores = None if self._rule.metric == "random" else self._metric(stats, beside_T)
                     selected = choose(self._rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
-                targets = self._targets(tokens, selected, teacher, stats)
+                targets = self._targets(tokens, selected, self._bound(teacher, head), stats)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
             return {"loss": loss_T}
 
