@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
+from uncertune.models import whole
 from uncertune.training.runlog import read_metrics
 
 VOCABULARY = 259
@@ -70,7 +72,8 @@ class _Keep(TrainerCallback):
         self.gradients: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        parameters = model.named_parameters()
+        self.gradients.append({n: whole(p.grad).clone() for n, p in parameters if p.grad is not None})
 
 
 def settings(folder: Path, **fields: Any) -> UncertuneConfig:
@@ -101,9 +104,10 @@ def run(
     lora: dict[str, Any] | bool = True,
     teacher: Any = None,
     model: Any = None,
+    prepare: Callable[[UncertuneTrainer], None] | None = None,
     **fields: Any,
 ) -> Step:
-    """Train a tiny model for the steps asked for, and return what the last one did."""
+    """Train a tiny model for the steps asked for, and return what the last one did; ``prepare`` is called before."""
     model = tiny_model(kind, VOCABULARY, dtype) if model is None else model
     options = {**LORA, **(lora if isinstance(lora, dict) else {})}
     keep = _Keep()
@@ -118,6 +122,8 @@ def run(
     )
     if dtype == torch.float64:
         trainer.model.double()
+    if prepare is not None:
+        prepare(trainer)
     trainer.train()
     table = folder / "selection.parquet"
     masks = {}

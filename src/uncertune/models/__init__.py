@@ -7,7 +7,7 @@ identity   a fingerprint of the base model
 """
 
 from uncertune.models.adapters import active_adapter, unwrapped
-from uncertune.models.head import OutputHead, attach_head, attached_head, causal_lm, output_head, verify_head
+from uncertune.models.head import OutputHead, attach_head, attached_head, causal_lm, output_head, verify_head, whole
 from uncertune.models.identity import fingerprint
 from uncertune.models.names import cache_folder, resolve_model
 
@@ -23,4 +23,5 @@ __all__ = [
     "resolve_model",
     "unwrapped",
     "verify_head",
+    "whole",
 ]

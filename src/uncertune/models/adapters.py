@@ -19,14 +19,21 @@ def unwrapped(model: nn.Module) -> Any:
 
 @contextlib.contextmanager
 def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Another adapter switched on, frozen; the student's own is restored, trainable as before."""
+    """Another adapter switched on, then the one before again. What is trainable stays so: use it without gradient."""
     peft_model = unwrapped(model)
     before = peft_model.active_adapter
-    trainable = {id(parameter) for parameter in peft_model.parameters() if parameter.requires_grad}
-    peft_model.set_adapter(name, inference_mode=True)
+    _switch(peft_model, name)
     try:
         yield
     finally:
-        peft_model.set_adapter(before, inference_mode=True)
-        for parameter in peft_model.parameters():
-            parameter.requires_grad_(id(parameter) in trainable)
+        _switch(peft_model, before)
+
+
+def _switch(peft_model: Any, name: str) -> None:
+    """PEFT freezes every adapter here, and each parameter's ``requires_grad`` is given back at once: FSDP2 copies it
+    to what it gathers in a forward pass, and what is gathered then keeps it."""
+    parameters = list(peft_model.parameters())
+    trainable = [parameter.requires_grad for parameter in parameters]
+    peft_model.set_adapter(name, inference_mode=True)
+    for parameter, flag in zip(parameters, trainable, strict=True):
+        parameter.requires_grad_(flag)

@@ -29,7 +29,7 @@ from uncertune.fused import (
 from uncertune.models import OutputHead, attach_head, output_head, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, frozen_rows, load_teacher
-from uncertune.training import checkpoints, dataset, policy
+from uncertune.training import checkpoints, dataset, devices, policy
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -105,7 +105,7 @@ class UncertuneTrainer(SFTTrainer):
         check_vocabulary(train_dataset, output_head(self.model).weight.shape[0])
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
-        self._check_distributed()
+        devices.check(self.accelerator, average_tokens=args.average_tokens_across_devices)
         # before a reference brings dropout of its own; NEFTune's noise is another
         self._dropout = has_dropout(self.model) or bool(args.neftune_noise_alpha)
         self.caches = open_caches(self, reference)
@@ -199,16 +199,6 @@ class UncertuneTrainer(SFTTrainer):
         if checkpoint is not None and self.args.selection_scope == "running":
             self._running.load(checkpoint)
 
-    def _check_distributed(self) -> None:
-        parallel = self.accelerator.parallelism_config  # set by an accelerate file, it is not in args
-        for size in ("cp_size", "sp_size", "tp_size"):
-            if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
-                raise UserError(f"{size} > 1 is not supported: use data parallelism (DDP or FSDP)")
-        if self.accelerator.num_processes > 1 and not self.args.average_tokens_across_devices:
-            raise UserError(
-                "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
-            )
-
     def _check_bald(self) -> None:
         """Refuse metric ``bald`` where dropout cannot be sampled."""
         if not (self.args.uses_selection and self.args.selection_metric == "bald"):
@@ -277,8 +267,8 @@ class UncertuneTrainer(SFTTrainer):
             name += "_"
         with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
             teacher = load_teacher(source, student, name=name, tokenizer=self._tokenizer, dtype=dtype)
-        if hasattr(teacher, "model"):
-            self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
+        if isinstance(teacher, ModelTeacher):
+            teacher = ModelTeacher(devices.prepare_reference(teacher.model, self.accelerator))
         return teacher
 
     # ---- the optimizer step
@@ -458,6 +448,7 @@ class UncertuneTrainer(SFTTrainer):
         teacher = self._teacher_rows(model, tokens)
         beside_T = None if SELECTED in batch else self._beside(model, tokens)
         outcome: dict[str, Any] = {}
+        exact: list[Tensor] = []
 
         def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
             scored, selected = None, batch.get(SELECTED)
@@ -474,26 +465,27 @@ class UncertuneTrainer(SFTTrainer):
                 loss_T, stats = linear_weighted_nll_with_stats(hidden, head.weight, targets, tokens.labels, **options)
             else:
                 loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
-            outcome.update(stats=stats, selected=selected)
+            outcome.update(loss_T=loss_T.detach(), stats=stats, selected=selected)
             if stats is not None and self.args.objective == "policy_gradient":
                 record.add(**policy.measures(self.args, tokens, stats, reference))
-            return {"loss": loss_T} if aux_loss is None else {"loss": loss_T, "aux_loss": aux_loss}
+            loss = loss_T.sum() / self._denominator(record) * self.accelerator.num_processes
+            if self.aux_loss_enabled:
+                assert aux_loss is not None
+                self._metrics["train"]["aux_loss"].append(self._mean_over_ranks(aux_loss.detach()))
+                loss = loss + self.router_aux_loss_coef * aux_loss / record.micro_batches
+            exact.append(loss.detach())
+            return {"loss": loss}
 
-        outputs = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
+        loss = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)["loss"]
         if outcome["stats"] is not None:
             _add_stats(record, outcome["stats"])
         rank = self.accelerator.process_index
-        record.add_loss(outputs["loss"].detach(), outcome["selected"], lambda: document_hashes(batch), rank)
-        denominator = self._denominator(record)
-        loss = outputs["loss"].sum() / denominator * self.accelerator.num_processes
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs["aux_loss"] / record.micro_batches
-            self._metrics["train"]["aux_loss"].append(self._mean_over_ranks(outputs["aux_loss"].detach()))
+        record.add_loss(outcome["loss_T"], outcome["selected"], lambda: document_hashes(batch), rank)
         if record.complete:
             if not record.exact:
                 record.add(**self._running.finish(record.step))
-            self._log_step(record.finish(denominator))
-        return loss
+            self._log_step(record.finish(self._denominator(record)))
+        return loss + (exact[0] - loss).detach()  # FSDP2 has rounded what left its forward to half precision
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; none for a micro-batch whose documents are not run."""
