@@ -60,6 +60,30 @@ def score(arguments: list[str]) -> int:
     return 0
 
 
+def evaluate(arguments: list[str]) -> int:
+    """a model and its adapters on lm-eval's tasks and on token-level measures, as one table"""
+    from uncertune.evaluation.options import parse_evaluate
+
+    options = parse_evaluate(arguments)
+
+    from uncertune.evaluation.command import evaluate as run_evaluate
+
+    run_evaluate(options)
+    return 0
+
+
+def generate(arguments: list[str]) -> int:
+    """answers of a model and its adapters to the same prompts, one line each"""
+    from uncertune.evaluation.options import parse_generate
+
+    options = parse_generate(arguments)
+
+    from uncertune.evaluation.answers import generate as run_generate
+
+    run_generate(options)
+    return 0
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -72,7 +96,14 @@ def study(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": demo, "train": train, "score": score, "study": study}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "train": train,
+    "score": score,
+    "evaluate": evaluate,
+    "generate": generate,
+    "study": study,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
