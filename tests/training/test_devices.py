@@ -1,4 +1,4 @@
-"""A step on two ranks has the mask, the loss and the gradient that one process finds: DDP as accelerate makes it, and FSDP2.
+"""Two ranks train as one process does: the same masks, losses and gradients, with DDP and with FSDP2.
 
 accelerate ignores its FSDP plugin on a CPU without a word, so here ``fully_shard`` is applied by hand, in the layout of
 accelerate and in one with more shards, and the parameters are asserted to be shards.
