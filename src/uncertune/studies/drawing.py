@@ -14,6 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":")
 MARKERS = "osD^v"
 _CHARACTERS = 13  # of a title, an inch
+_CROSSES = 10  # points of a trail, at most
 
 
 def draw(stem: Path, drawing: Drawing) -> None:
@@ -92,18 +93,24 @@ def _log_axis(axes: Any, which: str) -> None:
 
 
 def _trails(axes: Any, plane: Plane) -> None:
+    """A cross of intervals at each point; of a long trail only a line and its end."""
     for index, trail in enumerate(plane.trails):
         x, y = trail.estimates()
         colour = COLOURS[index % len(COLOURS)]
         at = [one.value for one in x], [one.value for one in y]
+        long = len(trail.labels) > _CROSSES
+        crosses = {
+            f"{name}err": [[one.value - one.low for one in values], [one.high - one.value for one in values]]
+            for name, values in (("x", x), ("y", y))
+        }
         axes.errorbar(
             *at,
-            xerr=[[one.value - one.low for one in x], [one.high - one.value for one in x]],
-            yerr=[[one.value - one.low for one in y], [one.high - one.value for one in y]],
+            **({} if long else crosses),
             fmt="-" + MARKERS[index // len(COLOURS) % len(MARKERS)],
+            markevery=[-1] if long else None,
             color=colour,
             markersize=4,
-            linewidth=1.0,
+            linewidth=1.2,
             elinewidth=0.6,
             label=trail.name,
         )

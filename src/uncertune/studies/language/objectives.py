@@ -27,7 +27,11 @@ def objectives(world: World, progress: Progress) -> Answer:
         results[arm.name] = measures(world, trained(world, arm))
     progress("objectives", len(arms), len(arms))
     drawings = (
-        Drawing("frontier", "What each objective learned and what it lost, against MLE (0, 0).", (_frontier(results),)),
+        Drawing(
+            "frontier",
+            "What each objective learned and lost, against MLE at 0; q is the share of tokens.",
+            _frontiers(results),
+        ),
         Drawing("fraction", "How many tokens to select, by loss (q = 1 is MLE).", _fractions(results)),
         Drawing("metric", "Which tokens to select: 25 %, by metric and level, against MLE.", _metrics(results)),
     )
@@ -69,19 +73,20 @@ def _kinds(results: Results) -> Grid:
     return Grid("KL in distribution by kind of word", "objective", ("template", "content", "fact"), rows)
 
 
-def _frontier(results: Results) -> Plane:
+def _frontiers(results: Results) -> tuple[Plane, ...]:
     def trail(name: str, arms: list[str], labels: tuple[str, ...]) -> Trail:
         x, y = (np.stack([gain(results, arm, where) for arm in arms], 1) for where in ("in", "out"))
         return Trail(name, x, y, labels)
 
     fractions = tuple(f"q {fraction:g}" for fraction in FRACTIONS[:-1])
-    trails = [
+    masked, both = (
         trail(NAMES[one], [Arm(one, fraction=q).name for q in FRACTIONS[:-1]], fractions)
         for one in ("masked_mle", "masked_mle_distill")
-    ]
-    trails += [trail(NAMES[arm.objective], [arm.name], ("",)) for arm in (DISTILL, ORACLE)]
-    trails += [trail(arm.name, [arm.name], ("",)) for arm in table() if arm.weights and arm.objective == "mle"]
-    return Plane("by loss, tokens", "gain in distribution (nats)", "gain out of distribution (nats)", tuple(trails))
+    )
+    weighted = [arm for arm in table() if arm.weights and arm.objective == "mle"]
+    alone = [trail(arm.name, [arm.name], ("",)) for arm in (DISTILL, ORACLE, *weighted)]
+    axes = "gain in distribution (nats)", "gain out of distribution (nats)"
+    return Plane("masks alone", *axes, (masked,)), Plane("with distillation, and no mask", *axes, (both, *alone))
 
 
 def _fractions(results: Results) -> tuple[Panel, ...]:
