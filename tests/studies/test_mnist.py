@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 
 from uncertune.errors import UserError
-from uncertune.studies import digits as digits_room
 from uncertune.studies import mnist
 from uncertune.studies.digits import FILES, Digits, load
 from uncertune.studies.mnist import losses, network, parts_of

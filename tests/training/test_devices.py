@@ -91,8 +91,8 @@ def save_adapters(folder: Path) -> None:
 
 
 def shard_by_hand(trainer: Any) -> None:
-    """Each layer a shard of its own that stays gathered until its backward, and the rest, embedding and head, another; a
-    reference model likewise."""
+    """Each layer a shard of its own that stays gathered until its backward, and the rest, embedding and head, another;
+    a reference model likewise."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -106,7 +106,7 @@ def shard_by_hand(trainer: Any) -> None:
 
 
 def shard_as_accelerate(trainer: Any) -> None:
-    """accelerate's own function, with the plugin that its configuration file makes; the head is a shard with the norm."""
+    """accelerate's own function, with the plugin that its configuration file makes; head and norm are one shard."""
     from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
 
     plugin = FullyShardedDataParallelPlugin(
