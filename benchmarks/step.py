@@ -2,8 +2,9 @@
 
 Forward, teacher, selection, backward and optimizer, data loading included. All trainers live in this process and take
 turns of a few steps each; the first step of a turn does not count. Peak memory comes from a process of its own per arm.
-LoRA on every linear layer without dropout, or ``--full``; the teacher of the distilling arm is another adapter (with
-``--full`` another model) that runs live.
+LoRA on every linear layer without dropout, or ``--full``; the teacher of the distilling arms is another adapter (with
+``--full`` another model): it runs live, or (``+hidden``, ``+topk``) its answers are read from a cache that was filled
+before, and it is not loaded.
 """
 
 from __future__ import annotations
@@ -30,8 +31,19 @@ from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.data.sources import load
 from uncertune.models import resolve_model
 
-ARMS = ("sft", "mle", "masked_mle", "masked_mle_distill")
+# name → our configuration; the first is TRL's own trainer
+ARMS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "mle": {"objective": "mle"},
+    "masked_mle": {"objective": "masked_mle"},
+    "masked_mle_running": {"objective": "masked_mle", "selection_scope": "running"},
+    "masked_mle_document": {"objective": "masked_mle", "selection_level": "document"},
+    "masked_mle_distill": {"objective": "masked_mle_distill"},
+    "masked_mle_distill+hidden": {"objective": "masked_mle_distill", "teacher_cache": "hidden"},
+    "truncated_distill+topk": {"objective": "truncated_distill", "teacher_cache": "topk"},
+}
 SEED_OF_TEACHER = 7
+STEPS_OF_MEMORY = 3
 
 
 @dataclass(frozen=True)
@@ -89,11 +101,15 @@ def trainer_of(arm: str, setting: Setting, steps: int) -> tuple[Any, Steps]:
     if arm == "sft":
         trainer = SFTTrainer(_model(setting), SFTConfig(**fields), processing_class=_tokenizer(setting), **common)
     else:
-        args = UncertuneConfig(objective=arm, save_selection=False, **fields)
+        cache = {"teacher_cache_dir": f"{setting.folder}/cache-{rows}"} if "teacher_cache" in ARMS[arm] else {}
+        args = UncertuneConfig(save_selection=False, **ARMS[arm], **cache, **fields)
         teacher = _teacher(setting) if "distill" in arm else None
         trainer = UncertuneTrainer(
             _model(setting), args, processing_class=_tokenizer(setting), teacher=teacher, **common
         )
+        if any(one.lacks for one in trainer.caches.all):  # the arm is what comes after
+            trainer.fill_teacher_cache()
+            return trainer_of(arm, setting, steps)
     clock = Steps()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
@@ -144,6 +160,9 @@ def _teacher(setting: Setting) -> Any:
 
 def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[dict]:
     """One row an arm: median milliseconds a step, ratio to TRL's, peak memory."""
+    for arm in arms:
+        if "+" in arm:
+            trainer_of(arm, setting, STEPS_OF_MEMORY)  # fills the cache that the other process finds
     peaks = {arm: _peak_apart(arm, setting) for arm in arms}
     trainers = {arm: trainer_of(arm, setting, steps + 1) for arm in arms}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -182,7 +201,7 @@ def _peak_apart(arm: str, setting: Setting) -> dict[str, float]:
 
 
 def memory_of(arm: str, setting: Setting) -> dict[str, float]:
-    trainer, _ = trainer_of(arm, setting, 3)
+    trainer, _ = trainer_of(arm, setting, STEPS_OF_MEMORY)
     on_gpu = setting.device == "cuda"
     held = torch.cuda.memory_allocated() / 2**20 if on_gpu else measure.resident_kib("VmRSS") / 1024
     added = measure.peak_mebibytes(trainer.train, setting.device)

@@ -73,6 +73,15 @@ CASES: dict[str, Case] = {
     "policy_gradient/dense": lambda dtype, n: OBJECTIVES["policy_gradient"](
         labels(n), advantages=torch.randn(n, V, dtype=dtype)
     ),
+    "policy_gradient/with a reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
+        labels(n), advantages=torch.randn(n, dtype=dtype), teacher=factored(dtype, n), beta=0.3
+    ),
+    "policy_gradient/dense with a dense reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
+        labels(n), advantages=torch.randn(n, V, dtype=dtype), teacher=probabilities(dtype, n), beta=0.3
+    ),
+    "policy_gradient/sparse with a sparse reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
+        labels(n), advantages=signed(dtype, n), teacher=sparse(dtype, n), beta=0.3
+    ),
     "oracle/dense": lambda dtype, n: OBJECTIVES["oracle"](labels(n), oracle=probabilities(dtype, n)),
     "oracle/sparse": lambda dtype, n: OBJECTIVES["oracle"](labels(n), oracle=sparse(dtype, n)),
     "token weights": lambda dtype, n: OBJECTIVES["masked_mle_distill"](

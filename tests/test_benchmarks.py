@@ -96,5 +96,5 @@ def test_steps_of_every_arm(tmp_path):
     argv = ["--batch_size", "2", "--rounds", "1", "--steps", "1", "--output_dir", str(tmp_path)]
     step.main(argv)
     rows = read(tmp_path / "step-cpu.csv")
-    assert [row["contestant"] for row in rows] == ["TRL sft"] + [f"uncertune {arm}" for arm in step.ARMS[1:]]
+    assert [row["contestant"] for row in rows] == ["TRL sft"] + [f"uncertune {arm}" for arm in list(step.ARMS)[1:]]
     assert all(float(row["ms"]) > 0 and float(row["peak_MiB"]) > 500 for row in rows)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
-from uncertune.errors import UserError
+from uncertune.errors import InterruptedRun, UserError
 
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
@@ -23,12 +27,16 @@ def train(arguments: list[str]) -> int:
 
     from uncertune.report.training import write_run_page
     from uncertune.training.command import job_of
-    from uncertune.training.folder import STAGE_1
-    from uncertune.training.pipeline import run
+    from uncertune.training.folder import RHO, STAGE_1
+    from uncertune.training.pipeline import fill_caches, run
 
+    if given.data.fill_teacher_cache_only:
+        print(f"cache:  {fill_caches(job_of(given), overwrite=given.data.overwrite)}")
+        return 0
     folder = run(job_of(given), overwrite=given.data.overwrite)
-    if (folder / STAGE_1).is_dir():
-        write_run_page(folder / STAGE_1)
+    for stage in (STAGE_1, RHO):
+        if (folder / stage).is_dir():
+            write_run_page(folder / stage)
     page = write_run_page(folder)
     print(f"run:    {folder}\npage:   {page}")
     if (tokens := folder / "tokens.html").is_file():
@@ -69,6 +77,30 @@ def score(arguments: list[str]) -> int:
     return 0
 
 
+def evaluate(arguments: list[str]) -> int:
+    """a model and its adapters on lm-eval's tasks and on token-level measures, as one table"""
+    from uncertune.evaluation.options import parse_evaluate
+
+    options = parse_evaluate(arguments)
+
+    from uncertune.evaluation.command import evaluate as run_evaluate
+
+    run_evaluate(options)
+    return 0
+
+
+def generate(arguments: list[str]) -> int:
+    """answers of a model and its adapters to the same prompts, one line each"""
+    from uncertune.evaluation.options import parse_generate
+
+    options = parse_generate(arguments)
+
+    from uncertune.evaluation.answers import generate as run_generate
+
+    run_generate(options)
+    return 0
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -86,12 +118,14 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "merge": merge,
     "score": score,
+    "evaluate": evaluate,
+    "generate": generate,
     "study": study,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and status 2, an interrupt is status 130."""
+    """Run a command; a user's mistake is one line on stderr and status 2, a signal is 128 and its number."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -113,12 +147,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"uncertune: error: {error}", file=sys.stderr)
         return 2
+    except InterruptedRun as stopped:
+        print(f"uncertune: {stopped}; go on with:\n  {_again(arguments)}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
-        print(
-            "uncertune: interrupted; the same command, without --overwrite, goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(f"uncertune: interrupted; start again with:\n  {_again(arguments)}", file=sys.stderr)
         return 130
+
+
+def _again(arguments: list[str]) -> str:
+    """The command that goes on where this one stopped: the same, but that it never deletes what is there."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1] == "--overwrite":
+            words.pop()
+            if not word.startswith("-"):
+                continue  # its value
+        words.append(word)
+    words = [word for word in words if not word.startswith("--overwrite")]
+    files = [after for word, after in pairwise(words) if word == "--config"]
+    if any(re.search(r"^overwrite:", Path(file).read_text(encoding="utf-8"), re.MULTILINE) for file in files):
+        words += ["--overwrite", "false"]
+    return shlex.join(["uncertune", *words])
 
 
 def _help() -> None:

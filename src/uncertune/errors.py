@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""What ends a command early: a mistake the user can mend, a number that is none, a signal."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,15 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+class NotFiniteError(UserError):
+    """A loss, score or gradient that is nan or infinite: the line names the step and the micro-batch."""
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended a run: the line says what was saved; ``signal`` is its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

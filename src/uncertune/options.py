@@ -1,7 +1,7 @@
 """Options of a command from one frozen dataclass: flags, a YAML file under them, mistakes in one line.
 
 Without a heavy import: ``--help`` answers at once. A field's type is bool (a flag without a value), int, float or str,
-or one of these and None (not given).
+or one of these and None (not given); the one given without a flag may be a tuple of str.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def parser(
     types_of = _types(kind)
     for one in fields(kind):
         default = None if one.default is MISSING else one.default
-        if one.name == positional:
+        if one.name == positional and types_of[one.name] is tuple:
+            out.add_argument(one.name, nargs="*", default=default, help=help[one.name])
+        elif one.name == positional:
             out.add_argument(one.name, nargs="?", default=default, help=help[one.name])
         elif types_of[one.name] is bool:
             out.add_argument(f"--{one.name}", action="store_true", help=help[one.name])
@@ -58,8 +60,8 @@ def parse(kind: type[T], command: argparse.ArgumentParser, arguments: list[str])
     known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = _read(path, kind) if path is not None else {}
     command.set_defaults(**values)
-    parsed = {name: value for name, value in vars(command.parse_args(arguments)).items() if name in known}
-    return kind(**parsed)
+    parsed = {name: value for name, value in vars(command.parse_intermixed_args(arguments)).items() if name in known}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()})
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
@@ -75,7 +77,7 @@ def _types(kind: type) -> dict[str, type]:
     out = {}
     for name, hint in typing.get_type_hints(kind).items():
         inner = [one for one in typing.get_args(hint) if one is not types.NoneType]
-        out[name] = inner[0] if isinstance(hint, types.UnionType) and inner else hint
+        out[name] = inner[0] if isinstance(hint, types.UnionType) and inner else typing.get_origin(hint) or hint
     return out
 
 
@@ -101,6 +103,8 @@ def _read(path: str, kind: type) -> dict[str, Any]:
 def _converted(name: str, value: Any, wanted: type) -> Any:
     if value is None or (wanted is bool and isinstance(value, bool)):
         return value
+    if wanted is tuple:
+        return tuple(str(one) for one in (value if isinstance(value, list) else [value]))
     if wanted is str and isinstance(value, list):
         return ",".join(str(one) for one in value)
     try:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from uncertune.data.sources import BUILTIN, load, masks_prompts
+from uncertune.data.sources import BUILTIN, evaluation_split, load, load_prompts, masks_prompts
 from uncertune.data.synthetic import check_answer, split_of
 from uncertune.errors import UserError
 
@@ -293,7 +293,7 @@ GOOD = b'{"question": "q", "answer": "a"}\n'
         ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], ("cannot be read",)),
         ("a.parquet", GOOD, ("cannot be read",)),
         ("a.csv", b"question,answer\nq,a,b\n", ("row 0", "more values")),
-        ("a.txt", b"hello", ("not a data file", ".jsonl")),
+        ("a.doc", b"hello", ("not a data file", ".jsonl")),
         ("a.jsonl", b'{"ask": "q", "reply": "a"}\n', ("ask, reply", "alpaca")),
         ("a.jsonl", GOOD + b'{"question": "q", "answer": 5}\n', ("row 1", "'answer'")),
         ("a.jsonl", b'{"text": "q", "n": 1}\n{"text": "q", "n": "x"}\n', ("do not agree",)),
@@ -336,3 +336,30 @@ def test_importing_the_package_is_cheap():
         "print([name for name in ('torch', 'datasets', 'transformers', 'trl', 'pyarrow') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- data to measure on ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "split", "count"), [("wikitext2", "test", 2185), ("mmlu_dev", "dev", 285)])
+def test_sets_to_measure_on(name, split, count, data_dir):
+    assert evaluation_split(name) == split
+    assert len(load(name, split=split, data_dir=data_dir)) == count
+    assert masks_prompts(name) == (name == "mmlu_dev")
+
+
+def test_prompts_of_sets_without_answers(data_dir):
+    assert len(load_prompts("alpaca_eval", data_dir=data_dir)) == 805
+    assert len(load_prompts("ifeval", data_dir=data_dir)) == 541
+    refused("'ifeval'", "'prompt' without 'completion'", name="ifeval", data_dir=data_dir)
+
+
+def test_prompts_of_conversations_end_before_the_last_answer(tmp_path, capsys):
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
+    rows = [{"messages": turns}, {"messages": turns[:3]}, {"messages": turns[:1]}]
+    assert load_prompts(write(tmp_path / "a.jsonl", rows)) == [turns[:3], turns[:1]]
+    assert "left out 1 of 3 prompts" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert load(str(tmp_path / "a.txt"))["text"] == ["one", "two"]
+    with pytest.raises(UserError, match="hold no messages"):
+        load_prompts(str(tmp_path / "a.txt"))

@@ -5,15 +5,8 @@ import itertools
 import pytest
 import torch
 
-from uncertune.studies.language import (
-    LENGTH,
-    TASKS,
-    VOCABULARY,
-    Language,
-    Transformer,
-    divergence,
-    entropy,
-)
+from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, Language, divergence, entropy
+from uncertune.studies.language.model import Transformer
 from uncertune.studies.stacked import Stacked
 
 
@@ -69,6 +62,16 @@ def test_a_shift_changes_only_its_tasks(language):
     assert same[:, 2:].all()
     assert 0.4 < same[:, :2, 1:].double().mean() < 0.6
     assert torch.equal(language.shifted(2, 0.0, torch.Generator().manual_seed(2)).table, language.table)
+
+
+def test_certainty_takes_chance_away(language):
+    certain = language.certain(2, 1.0)
+    assert float(entropy(certain.table[:, :2]).max()) == 0
+    assert torch.equal(certain.table[:, :2].argmax(-1), language.table[:, :2].argmax(-1))
+    assert torch.equal(certain.table[:, 2:], language.table[:, 2:])
+    half = language.certain(2, 0.5).table
+    assert torch.allclose(half.sum(-1), torch.ones((), dtype=torch.float64))
+    assert torch.allclose(half[:, :2].amax(-1), 0.5 + language.table[:, :2].amax(-1) / 2)
 
 
 def test_divergence_is_zero_for_the_truth_and_positive_otherwise(language):

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from uncertune.errors import UserError
 from uncertune.studies import mnist
-from uncertune.studies.mnist import Digits, load, losses, network, parts_of
+from uncertune.studies.digits import FILES, Digits, load
+from uncertune.studies.mnist import losses, network, parts_of
 from uncertune.studies.stacked import Stacked
 
 
@@ -20,7 +21,7 @@ def idx(array):
 
 def write_mnist(folder, count=40):
     generator = np.random.default_rng(0)
-    for name in mnist.FILES:
+    for name in FILES:
         array = generator.integers(0, 10, count) if "labels" in name else generator.integers(0, 256, (count, 28, 28))
         (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
 
@@ -63,7 +64,7 @@ def test_a_named_folder_without_mnist_is_refused(tmp_path):
 )
 def test_a_broken_file_is_named(tmp_path, content, says):
     write_mnist(tmp_path)
-    (tmp_path / f"{mnist.FILES[1]}.gz").write_bytes(gzip.compress(content))
+    (tmp_path / f"{FILES[1]}.gz").write_bytes(gzip.compress(content))
     with pytest.raises(UserError, match=says):
         load(str(tmp_path))
 

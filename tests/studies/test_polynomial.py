@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from uncertune.studies import polynomial
-from uncertune.studies.polynomial import COEFFICIENT_NOISE, LEARNING_RATE, epistemic_variance, powers, spearman
+from uncertune.studies.correlation import ranks, spearman
+from uncertune.studies.polynomial import COEFFICIENT_NOISE, LEARNING_RATE, epistemic_variance, powers
 
 
 def test_epistemic_variance_is_near_its_closed_form():
@@ -21,16 +22,19 @@ def test_epistemic_variance_is_near_its_closed_form():
 def test_spearman_is_scipys():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(2, 3, 20))
+    a[:, :9] = a[:, :9].round()  # ties
     found = spearman(torch.from_numpy(a), torch.from_numpy(b))
     assert found.tolist() == pytest.approx([stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)])
+    assert ranks(torch.tensor([3.0, 1.0, 3.0])).tolist() == [1.5, 0.0, 1.5]
+    assert spearman(torch.ones(4), torch.arange(4)).isnan()
 
 
 def test_the_drop_is_that_of_a_gradient_step(monkeypatch):
-    """One polynomial, one stage, by autograd; the correlation then has to be the same."""
+    """One polynomial, one stage, by autograd."""
     seen = {}
     monkeypatch.setattr(polynomial, "spearman", lambda value, drop: seen.setdefault("drop", drop).sum(-1))
     scales = torch.tensor([0.3], dtype=torch.float64)
-    polynomial.correlations(1, torch.Generator().manual_seed(3), scales)
+    found = polynomial.measured(1, torch.Generator().manual_seed(3), scales)
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape):
@@ -52,3 +56,6 @@ def test_the_drop_is_that_of_a_gradient_step(monkeypatch):
         (0.5 * (powers(x[datum]) @ w - y[datum]) ** 2).backward()
         drop = error(now) - error(now - LEARNING_RATE * w.grad)
         assert float(seen["drop"][0, 0, datum]) == pytest.approx(float(drop), abs=1e-12)
+    hurt = (seen["drop"][0, 0] < 0).double()
+    assert float(found["hurt all"]) == pytest.approx(float(hurt.mean()))
+    assert float(found["hurt aleatoric"]) == pytest.approx(float(hurt[sd.topk(5).indices].mean()))

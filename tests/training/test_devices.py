@@ -1,4 +1,4 @@
-"""A step on two ranks has the mask, the loss and the gradient that one process finds: DDP as accelerate makes it, and FSDP2.
+"""Two ranks train as one process does: the same masks, losses and gradients, with DDP and with FSDP2.
 
 accelerate ignores its FSDP plugin on a CPU without a word, so here ``fully_shard`` is applied by hand, in the layout of
 accelerate and in one with more shards, and the parameters are asserted to be shards.
@@ -91,8 +91,8 @@ def save_adapters(folder: Path) -> None:
 
 
 def shard_by_hand(trainer: Any) -> None:
-    """Each layer a shard of its own that stays gathered until its backward, and the rest, embedding and head, another; a
-    reference model likewise."""
+    """Each layer a shard of its own that stays gathered until its backward, and the rest, embedding and head, another;
+    a reference model likewise."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -106,7 +106,7 @@ def shard_by_hand(trainer: Any) -> None:
 
 
 def shard_as_accelerate(trainer: Any) -> None:
-    """accelerate's own function, with the plugin that its configuration file makes; the head is a shard with the norm."""
+    """accelerate's own function, with the plugin that its configuration file makes; head and norm are one shard."""
     from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
 
     plugin = FullyShardedDataParallelPlugin(

@@ -2,8 +2,8 @@
 
     left, right = two_processes(function, argument, folder)      # what each rank returned
 
-``function(argument)`` must be importable (a function of a test module) and return what ``torch.save`` can write. Starting
-takes some ten seconds, so let one call run all the cases of a module: return a list.
+``function(argument)`` must be importable (a function of a test module) and return what ``torch.save`` can write.
+Starting takes some ten seconds, so let one call run all the cases of a module: return a list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data files, row by row: JSON, JSON lines, CSV and Parquet, the text ones also gzipped.
+"""Data files, row by row: JSON, JSON lines, CSV, Parquet and plain text, all but Parquet also gzipped.
 
 Read here and not through ``datasets``: a broken file is then one line with the number of the line at fault, text that
 looks like a date stays text, and nothing is written to a cache.
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from uncertune.errors import UserError
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".jsonl.gz", ".json.gz", ".csv.gz", ".txt.gz")
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 
@@ -27,7 +27,8 @@ def extension(path: Path) -> str | None:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file, in order, lazily.
 
-    A ``.json`` file is an array of objects or JSON lines. CSV values are text.
+    A ``.json`` file is an array of objects or JSON lines. CSV values are text. Of a ``.txt`` file
+    every line that is not blank is a row of ``text``.
     Raises ``UserError`` that names the path: missing, an unknown extension, unreadable, not JSON (with the line),
     a row that is not an object.
     """
@@ -98,6 +99,13 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def _text(path: Path) -> Iterator[dict[str, Any]]:
+    with _open(path) as lines:
+        for line in lines:
+            if line.strip():
+                yield {"text": line.rstrip("\n")}
+
+
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
@@ -110,4 +118,4 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"data {str(path)!r}: cannot be read ({first_line(error)})") from error
 
 
-_READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+_READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet}

@@ -13,7 +13,7 @@ from uncertune.errors import UserError
 Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
-SIDE_COLUMNS = ("advantages", "advantages_ids", "oracle", "oracle_ids", "token_weight", "answer")
+SIDE_COLUMNS = ("advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids", "token_weight", "answer")
 """Columns that pass through a conversion (``answer`` unless it is the format's own source column)."""
 
 ROLES = {
@@ -25,7 +25,7 @@ ROLES = {
 
 
 def detect_format(column_names: Iterable[str], first_row: Row, text_field: str | None = None) -> str:
-    """Name the format of a data set: ``"trl"``, ``"alpaca"``, ``"gsm8k"`` or ``"sharegpt"``.
+    """Name the format of a data set: ``"trl"``, ``"alpaca"``, ``"gsm8k"``, ``"mmlu"`` or ``"sharegpt"``.
 
     ``first_row`` tells ShareGPT's ``conversations`` (``from``, ``value``) from chat messages under the same name.
     Alpaca's own three columns win over a ``text`` column beside them, which repeats them as one string, unless
@@ -44,6 +44,8 @@ def detect_format(column_names: Iterable[str], first_row: Row, text_field: str |
         return "trl" if isinstance(first, Mapping) and "role" in first else "sharegpt"
     if {"instruction", "output"} <= columns:
         return "alpaca"
+    if {"question", "choices", "answer"} <= columns:
+        return "mmlu"
     if {"question", "answer"} <= columns:
         return "gsm8k"
     if "text" in columns:
@@ -51,24 +53,46 @@ def detect_format(column_names: Iterable[str], first_row: Row, text_field: str |
     raise UserError(
         f"format: no known one fits the columns {', '.join(sorted(columns)) or '(none)'}; known are messages; "
         "prompt, completion; text; input_ids; instruction, input, output (alpaca); question, answer (gsm8k); "
-        "conversations (sharegpt)"
+        "question, choices, answer (mmlu); conversations (sharegpt)"
     )
 
 
 def convert(row: Row, format: str, index: int = 0) -> dict[str, Any] | None:
-    """One row of format ``"alpaca"``, ``"gsm8k"`` or ``"sharegpt"`` as a ``messages`` row with its side columns.
+    """One row of a format in ``CONVERTERS`` as a row of ``messages``, or of ``text``, with its side columns.
 
     None for a row with nothing to learn from (its answer is blank, or no assistant speaks): the caller counts those.
     Raises ``UserError`` for a missing column, a value that is not text, an unknown speaker, an unknown format.
     """
     if format not in CONVERTERS:
         raise UserError(f"format: {format!r} is not known; choose auto, trl, {', '.join(CONVERTERS)}")
-    messages_of, consumed = CONVERTERS[format]
-    messages = messages_of(row, index)
-    if messages is None:
+    content_of, consumed = CONVERTERS[format]
+    content = content_of(row, index)
+    if content is None:
         return None
     kept = {name: row[name] for name in SIDE_COLUMNS if name in row and name not in consumed}
-    return {"messages": messages, **kept}
+    return {"text" if isinstance(content, str) else "messages": content, **kept}
+
+
+def prompt_of(row: Row, index: int = 0) -> Messages:
+    """The conversation up to its last answer, which is left out: what a model is asked.
+
+    Of ``messages`` or ``conversations``, of a ``prompt`` (text or turns), or of a row that a format here reads.
+    Raises ``UserError`` where nothing is asked.
+    """
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
+    turns = row.get("messages") or row.get("conversations") or row.get("prompt")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+        turns = _question(row, index)
+    if not turns:
+        found = ", ".join(sorted(row))
+        raise UserError(f"row {index}: the columns {found} hold no messages, prompt, instruction or question")
+    asked = [{"role": str(turn["role"]), "content": turn.get("content") or ""} for turn in turns]
+    answered = [place for place, turn in enumerate(asked) if turn["role"] == "assistant"]
+    asked = asked[: answered[-1]] if answered and answered[-1] == len(asked) - 1 else asked
+    if not asked or asked[-1]["role"] == "assistant":
+        raise UserError(f"row {index}: the conversation asks nothing before its last answer")
+    return asked
 
 
 def check_row(row: Row, index: int = 0) -> None:
@@ -83,6 +107,8 @@ def check_row(row: Row, index: int = 0) -> None:
         _check_turns(row["conversations"], "conversations", index)
     elif "completion" in row:
         _check_completion(row, index)
+    elif "prompt" in row and not {"text", "input_ids"} & set(row):
+        raise UserError(f"row {index}: 'prompt' without 'completion', so there is nothing to learn from it")
     elif "text" in row and not isinstance(row["text"], str):
         raise UserError(f"row {index}: 'text' is {_kind(row['text'])}, not text")
 
@@ -123,15 +149,43 @@ def _check_completion(row: Row, index: int) -> None:
         raise UserError(f"row {index}: 'prompt' is {_kind(row['prompt'])}, not text or a list of turns")
 
 
+def _question(row: Row, index: int) -> Messages | None:
+    """The question of a row whose format has one; its answer may be blank or missing."""
+    if "instruction" in row:
+        return [{"role": "user", "content": _instruction(row, index)}]
+    if "question" in row and "choices" not in row:
+        return [{"role": "user", "content": _text(row, "question", index)}]
+    format = detect_format(row, row)
+    return None if format == "trl" else (convert(row, format, index) or {}).get("messages")
+
+
 def _alpaca(row: Row, index: int) -> Messages | None:
+    return _single_turn(_instruction(row, index), _text(row, "output", index))
+
+
+def _instruction(row: Row, index: int) -> str:
     question, context = _text(row, "instruction", index), _text(row, "input", index, needed=False)
-    if context.strip():
-        question = f"{question}\n\n{context}"
-    return _single_turn(question, _text(row, "output", index))
+    return f"{question}\n\n{context}" if context.strip() else question
 
 
 def _gsm8k(row: Row, index: int) -> Messages | None:
     return _single_turn(_text(row, "question", index), _text(row, "answer", index))
+
+
+def _mmlu(row: Row, index: int) -> Messages | None:
+    """The question and its choices by letter; the answer is a letter."""
+    question, choices, answer = _text(row, "question", index), row.get("choices"), row.get("answer")
+    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise UserError(f"row {index}: 'choices' must be a list and 'answer' the place of one of them, from 0")
+    letters = [chr(ord("A") + place) for place in range(len(choices))]
+    options = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
+    return _single_turn("\n".join([question.strip(), *options, "Answer:"]), letters[answer])
+
+
+def _wikitext(row: Row, index: int) -> str | None:
+    """A paragraph; headings and blank lines are left out."""
+    text = _text(row, "text", index).strip()
+    return None if not text or (text.startswith("=") and text.endswith("=")) else text
 
 
 def _sharegpt(row: Row, index: int) -> Messages | None:
@@ -177,9 +231,11 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-CONVERTERS: dict[str, tuple[Callable[[Row, int], Messages | None], frozenset[str]]] = {
+CONVERTERS: dict[str, tuple[Callable[[Row, int], Messages | str | None], frozenset[str]]] = {
     "alpaca": (_alpaca, frozenset({"instruction", "input", "output"})),
     "gsm8k": (_gsm8k, frozenset({"question", "answer"})),
     "sharegpt": (_sharegpt, frozenset({"conversations"})),
+    "mmlu": (_mmlu, frozenset({"question", "choices", "answer"})),
+    "wikitext": (_wikitext, frozenset({"text"})),
 }
 """Format to its converter and the source columns it uses up."""

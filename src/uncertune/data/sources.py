@@ -1,5 +1,6 @@
 """Where training rows come from: built-in names, files, folders and the hub, through one front door, ``load``."""
 
+import json
 import os
 import re
 import sys
@@ -41,14 +42,68 @@ BUILTIN = {
         hub_file="ShareGPT_V3_unfiltered_cleaned_split.json",
     ),
     "word_problems": BuiltIn("trl"),
+    "alpaca_eval": BuiltIn(
+        "alpaca", {"train": "alpaca_eval.jsonl.gz"}, "tatsu-lab/alpaca_eval", hub_file="alpaca_eval.json"
+    ),
+    "ifeval": BuiltIn("trl", {"train": "ifeval.jsonl.gz"}, "google/IFEval"),
+    "wikitext2": BuiltIn(
+        "wikitext",
+        {"test": "wikitext2_raw_test.txt.gz"},
+        "Salesforce/wikitext",
+        hub_config="wikitext-2-raw-v1",
+    ),
+    "mmlu_dev": BuiltIn("mmlu", {"dev": "mmlu_dev.jsonl.gz"}, "cais/mmlu", hub_config="all"),
 }
 FORMATS = ("auto", "trl", *formats.CONVERTERS)
 WORD_PROBLEM_ROWS = 1000
 
 
 def masks_prompts(name: str) -> bool:
-    """Whether a data set is a built-in one, all of which are conversations trained on the assistant's turns only."""
-    return name in BUILTIN
+    """Whether a data set is a built-in one of conversations, which are trained on the assistant's turns only."""
+    return name in BUILTIN and BUILTIN[name].format != "wikitext"
+
+
+def evaluation_split(name: str) -> str:
+    """The split of a data set to measure on: of a built-in one ``test``, else the first it has; otherwise ``test``."""
+    splits = synthetic.SPLITS if name == "word_problems" else tuple(BUILTIN[name].files) if name in BUILTIN else ()
+    return next(iter(splits), "test") if "test" not in splits else "test"
+
+
+def load_prompts(
+    name: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> list[formats.Messages]:
+    """What a model is asked, in the data's order: every conversation without its last answer; repetitions left out.
+
+    ``name``, ``config``, ``data_dir`` as ``load`` has them; ``split`` is ``evaluation_split(name)`` by default. Rows
+    need no answer. Raises ``UserError``, one line, as ``load`` does.
+    """
+    split = split or evaluation_split(name)
+    _check_arguments(name, split, "auto", max_samples)
+    out: dict[str, formats.Messages] = {}
+    seen = 0
+    for index, row in enumerate(_open(name, config, split, data_dir, max_samples, False, seed)):
+        try:
+            prompt = formats.prompt_of(row, index)
+        except UserError as error:
+            raise UserError(f"dataset {name!r}: {error}") from error
+        seen += 1
+        out.setdefault(json.dumps(prompt), prompt)
+        if len(out) == max_samples:
+            break
+    if not out:
+        raise UserError(f"dataset {name!r}: it has no rows")
+    if len(out) < seen:
+        print(
+            f"dataset {name!r}: left out {seen - len(out)} of {seen} prompts that repeat an earlier one",
+            file=sys.stderr,
+        )
+    return list(out.values())
 
 
 def load(
@@ -69,7 +124,7 @@ def load(
     through ``datasets.load_dataset``. A built-in name is read from ``data_dir``, else the folder in the environment
     variable ``UNCERTUNE_DATA``, where that has its file, and otherwise from the hub.
     ``config``: the hub's configuration; for ``word_problems`` the level, 1 to 3 (default: all three).
-    ``format``: ``auto`` (by the columns), ``trl``, ``alpaca``, ``gsm8k`` or ``sharegpt``.
+    ``format``: ``auto`` (by the columns), or one of ``FORMATS``.
     ``text_field``: a column of plain text to train on, where the data has it, whatever other columns say.
     ``max_samples``: the first so many rows, after conversion; rows behind them are not looked at.
     ``seed``: of generated data only; nothing is shuffled here.
@@ -142,7 +197,8 @@ def _converted(source: Iterable[formats.Row], format: str, limit: int | None, wh
         if given == limit:
             break
     if given < seen:
-        message = f"{where}: left out {seen - given} of {seen} rows, in which the assistant says nothing"
+        empty = "that are headings" if format == "wikitext" else "in which the assistant says nothing"
+        message = f"{where}: left out {seen - given} of {seen} rows, {empty}"
         print(message, file=sys.stderr)
 
 

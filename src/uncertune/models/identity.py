@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from uncertune.models.head import causal_lm, whole
@@ -23,11 +24,12 @@ _VOLATILE = frozenset(
 )
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, as_dtype: torch.dtype | None = None) -> str:
     """Sixteen hex digits of the base model: configuration, names and shapes of parameters, a sample of their values.
 
     Every parameter gives at least 64 values at equal strides (all of them if it has fewer). Adapters do not count: a
     model has the same fingerprint before and after PEFT wraps it. A changed value that is not sampled goes unseen.
+    ``as_dtype`` gives the fingerprint that the model would have after ``model.to(as_dtype)``.
     """
     lm = causal_lm(model)
     digest = hashlib.sha256(json.dumps(_settled(lm.config.to_dict()), sort_keys=True, default=str).encode())
@@ -35,7 +37,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in _base_parameters(lm):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         values = whole(parameter.detach()).reshape(-1)
-        samples.append(values[:: max(1, values.numel() // _SAMPLES)].float().cpu())
+        sample = values[:: max(1, values.numel() // _SAMPLES)]
+        samples.append(sample.to(as_dtype or sample.dtype).float().cpu())
     for sample in samples:
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,10 +1,12 @@
 """What each token is asked for: the weights ``w_t(x)`` of eq. 1, and the loss that consumes them."""
 
-from uncertune.objectives.catalogue import OBJECTIVES, Objective, clipped_advantage
+from uncertune.objectives.advantages import clip_binds, clipped_advantage, group_advantages
+from uncertune.objectives.catalogue import IGNORED, OBJECTIVES, Objective
 from uncertune.objectives.loss import weighted_nll
 from uncertune.objectives.targets import MAX_DENSE_VOCABULARY, FactoredTeacher, SparseTeacher, Targets, TeacherLike
 
 __all__ = [
+    "IGNORED",
     "MAX_DENSE_VOCABULARY",
     "OBJECTIVES",
     "FactoredTeacher",
@@ -12,6 +14,8 @@ __all__ = [
     "SparseTeacher",
     "Targets",
     "TeacherLike",
+    "clip_binds",
     "clipped_advantage",
+    "group_advantages",
     "weighted_nll",
 ]

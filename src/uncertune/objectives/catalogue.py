@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -128,50 +129,37 @@ def masked_mle_distill(labels: Tensor, *, selected: Tensor, teacher: TeacherLike
     """
     selected = _mask(selected, labels, "selected")
     hard = _labelled(labels, selected)
-    soft = _taught(labels, (labels != IGNORED) & ~selected, teacher)
-    return Targets(
-        ids=torch.cat([hard.ids, soft.ids], -1),
-        weights=torch.cat([hard.weights.to(soft.weights.dtype), soft.weights], -1),
-        teacher_weight=soft.teacher_weight,
-        teacher_hidden=soft.teacher_hidden,
-        teacher_head=soft.teacher_head,
-        teacher_bias=soft.teacher_bias,
-        teacher_softcap=soft.teacher_softcap,
-        teacher_scale=soft.teacher_scale,
-        dense=soft.dense,
-    )
+    return _together(hard, _taught(labels, (labels != IGNORED) & ~selected, teacher))
 
 
-@_objective(needs=("advantages",))
-def policy_gradient(labels: Tensor, *, advantages: Weights) -> Targets:
+@_objective(needs=("advantages",), options=("teacher", "beta"))
+def policy_gradient(
+    labels: Tensor, *, advantages: Weights, teacher: TeacherLike | None = None, beta: float = 0.0
+) -> Targets:
     """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed, detached.
 
-    ``advantages`` is (T,), of the sampled token y_t; (T, V), of every token; or ``(ids, advantages)``, both (T, K).
-    An importance ratio and its clip enter as a weight: ``clipped_advantage``. Dense A = p gives ``distill`` (App. B.1).
+    ``advantages`` is (T,), of the sampled token y_t; (T, V), of every token; or ``(ids, advantages)``, both (T, K),
+    whose row is the sampled token alone where no other is known. An importance ratio and its clip enter as a weight:
+    ``clipped_advantage``. Dense A = p gives ``distill`` (App. B.1).
+
+    ``beta`` > 0 adds ``beta · p_ref(x)``: the gradient of ``beta · KL(p_ref ‖ p)``, exact over the vocabulary. Over
+    tokens sampled from p, the gradient of GRPO's penalty (the estimator "k3") has this one as its expectation.
     """
-    if isinstance(advantages, Tensor) and advantages.dim() == 1:
-        if advantages.shape != labels.shape:
-            raise ValueError(f"advantages must be (T,) = {tuple(labels.shape)}, got {tuple(advantages.shape)}")
-        keep = labels != IGNORED
-        weights = torch.where(keep, advantages, torch.zeros_like(advantages))
-        return Targets(ids=labels.clamp(min=0)[:, None], weights=weights[:, None])
-    return _explicit(labels, advantages, "advantages")
+    if (teacher is None) != (beta == 0):
+        raise TypeError("policy_gradient takes teacher and beta > 0 together: beta weighs the divergence from teacher")
+    if beta < 0:
+        raise ValueError(f"beta must be at least 0, got {beta}")
+    targets = _advantages(labels, advantages)
+    if teacher is None:
+        return targets
+    taught = _taught(labels, labels != IGNORED, teacher)
+    return _together(targets, taught.scaled(torch.full_like(labels, beta, dtype=torch.float64)))
 
 
 @_objective(needs=("oracle",))
 def oracle(labels: Tensor, *, oracle: Weights) -> Targets:
     """S7, known label noise: ``w_t(x) = p_oracle(x)``, given (T, V) or as ``(ids, probs)``, both (T, K)."""
     return _explicit(labels, oracle, "oracle")
-
-
-def clipped_advantage(advantages: Tensor, log_ratio: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
-    """The weight whose eq. 1 gradient is that of PPO's clipped surrogate ``min(r A, clip(r, 1 − low, 1 + high) A)``.
-
-    That is ``r · A`` where the clip does not bind and 0 where it does; r = exp(log_ratio), both (T,), detached.
-    """
-    ratio = log_ratio.detach().exp()
-    binds = torch.where(advantages >= 0, ratio > 1 + high, ratio < 1 - low)
-    return torch.where(binds, torch.zeros_like(ratio), ratio * advantages.detach())
 
 
 def _mask(mask: Tensor, labels: Tensor, name: str) -> Tensor:
@@ -210,6 +198,26 @@ def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
         teacher_bias=teacher.bias,
         teacher_softcap=teacher.softcap,
         teacher_scale=teacher.scale,
+    )
+
+
+def _advantages(labels: Tensor, advantages: Weights) -> Targets:
+    if not isinstance(advantages, Tensor) or advantages.dim() != 1:
+        return _explicit(labels, advantages, "advantages")
+    if advantages.shape != labels.shape:
+        raise ValueError(f"advantages must be (T,) = {tuple(labels.shape)}, got {tuple(advantages.shape)}")
+    weights = torch.where(labels != IGNORED, advantages, torch.zeros_like(advantages))
+    return Targets(ids=labels.clamp(min=0)[:, None], weights=weights[:, None])
+
+
+def _together(first: Targets, taught: Targets) -> Targets:
+    """The sum of two sets of weights, of which the first has no teacher."""
+    dense = [part.dense for part in (first, taught) if part.dense is not None]
+    return replace(
+        taught,
+        ids=torch.cat([first.ids, taught.ids], -1),
+        weights=torch.cat([first.weights.to(taught.weights.dtype), taught.weights], -1),
+        dense=sum(dense[1:], dense[0]) if dense else None,
     )
 
 

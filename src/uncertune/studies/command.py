@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from uncertune.studies import mnist, polynomial, post_training, subset
+from uncertune.errors import UserError
+from uncertune.studies import mnist, polynomial, subset
+from uncertune.studies.language import study as language
 from uncertune.studies.options import StudyOptions
-from uncertune.studies.study import Runner, Study, write
+from uncertune.studies.study import Runner, Study
+from uncertune.studies.writing import PAGE, shown, write
 
 STUDIES: dict[str, Runner] = {
     "polynomial": polynomial.run,
     "subset": subset.run,
     "mnist": mnist.run,
-    "language": post_training.run,
+    "language": language.run,
 }
 
 
@@ -24,11 +28,12 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._what = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self._bar is None or self._bar.desc != f"{what}: ":
+        if self._bar is None or self._what != what:
             self.close()
-            self._bar = tqdm(total=total, desc=what, dynamic_ncols=True)
+            self._bar, self._what = tqdm(total=total, desc=what, dynamic_ncols=True), what
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -38,15 +43,24 @@ class _Bar:
 
 def study(options: StudyOptions) -> Study:
     """Run the study of that name and write it to ``output_dir``."""
+    folder = Path(str(options.output_dir))
+    _check_writable(folder)
     bar = _Bar()
     start = time.monotonic()
     try:
         done = STUDIES[str(options.name)](options.count, options.seed, options.small, options.data, bar)
     finally:
         bar.close()
-    folder = Path(str(options.output_dir))
     write(done, folder, options.command)
-    for finding in done.findings:
-        print(f"{finding.outcome:>9}  {finding.claim}: {finding.says}: {finding.effect}")
-    print(f"page: {folder / 'report.html'} ({time.monotonic() - start:.0f} s)")
+    for finding in done.answer.findings:
+        print(f"{finding.outcome:>9}  {finding.claim}: {finding.says}: {shown(finding.effect)}")
+    print(f"page: {folder / PAGE} ({time.monotonic() - start:.0f} s)")
     return done
+
+
+def _check_writable(folder: Path) -> None:
+    """Before minutes of work, not after. Nothing is made yet."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "is no folder" if not there.is_dir() else "cannot be written to"
+        raise UserError(f"output_dir: {there} {what}: name another, for example --output_dir studies/NAME")

@@ -9,12 +9,15 @@ Shape legend: ``S`` seeds (polynomials), ``G`` stages, ``N`` training data, ``P`
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from uncertune.intervals import over_seeds
-from uncertune.studies.study import Drawing, Finding, Line, Panel, Progress, Study
+from uncertune.studies.correlation import spearman
+from uncertune.studies.study import Answer, Array, Drawing, Finding, Line, Panel, Progress, Study
 
 DEGREE = 5
 DATA = 20
@@ -25,6 +28,7 @@ DRAWS = 1000
 LEARNING_RATE = 0.01
 STAGES = 25
 QUANTITIES = ("epistemic", "aleatoric", "loss")
+TOP = DATA // 4
 _AT_ONCE = 50  # seeds, so that the draws of predictions stay small
 
 
@@ -44,8 +48,9 @@ def epistemic_variance(features: Tensor, generator: torch.Generator, draws: int 
     return torch.einsum("srp,snp->snr", shaken_SRP, features).var(-1)
 
 
-def correlations(seeds: int, generator: torch.Generator, scales_G: Tensor) -> dict[str, Tensor]:
-    """Spearman correlations (S, G) of each quantity with the drop of the validation error."""
+def measured(seeds: int, generator: torch.Generator, scales_G: Tensor) -> dict[str, Tensor]:
+    """By stage, (S, G): Spearman's correlation of each quantity with the drop of the validation error, over the data;
+    and ``hurt``: how many of the steps raise that error, of all and of the quarter with the highest uncertainty."""
     true_SP = torch.randn(seeds, DEGREE + 1, generator=generator, dtype=torch.float64)
     x_SN = 2 * torch.rand(seeds, DATA, generator=generator, dtype=torch.float64) - 1
     features_SNP = powers(x_SN)
@@ -53,27 +58,29 @@ def correlations(seeds: int, generator: torch.Generator, scales_G: Tensor) -> di
     noise_SN = sd_SN * torch.randn(seeds, DATA, generator=generator, dtype=torch.float64)
     y_SN = torch.einsum("snp,sp->sn", features_SNP, true_SP) + noise_SN
     epistemic_SN = epistemic_variance(features_SNP, generator)
-    validation_VP = powers(torch.linspace(-1, 1, VALIDATION, dtype=torch.float64))
-    second_PP = validation_VP.T @ validation_VP / VALIDATION
-
     displaced_SGP = scales_G[:, None] * torch.randn(
         seeds, len(scales_G), DEGREE + 1, generator=generator, dtype=torch.float64
     )
     now_SGP = true_SP[:, None] + displaced_SGP
     residual_SGN = torch.einsum("snp,sgp->sgn", features_SNP, now_SGP) - y_SN[:, None]
-    # the step on a datum: the gradient of half its squared error
+    drop_SGN = drops(displaced_SGP, residual_SGN, features_SNP)
+    given = {"epistemic": epistemic_SN[:, None], "aleatoric": sd_SN[:, None], "loss": residual_SGN.square()}
+    out = {name: spearman(value, drop_SGN) for name, value in given.items()}
+    hurt_SGN = (drop_SGN < 0).double()
+    for name in ("epistemic", "aleatoric"):
+        top_SGT = given[name].argsort(-1, descending=True)[..., :TOP].expand(-1, len(scales_G), -1)
+        out[f"hurt {name}"] = hurt_SGN.gather(-1, top_SGT).mean(-1)
+    return out | {"hurt all": hurt_SGN.mean(-1)}
+
+
+def drops(displaced_SGP: Tensor, residual_SGN: Tensor, features_SNP: Tensor) -> Tensor:
+    """(S, G, N): how much one gradient step on each datum by itself lowers the mean squared error on the validation
+    data. The step is that of half the datum's squared error."""
+    validation_VP = powers(torch.linspace(-1, 1, VALIDATION, dtype=torch.float64))
+    second_PP = validation_VP.T @ validation_VP / VALIDATION
     after_SGNP = displaced_SGP[:, :, None] - LEARNING_RATE * residual_SGN[..., None] * features_SNP[:, None]
     before_SG1 = torch.einsum("sgp,pq,sgq->sg", displaced_SGP, second_PP, displaced_SGP)[..., None]
-    drop_SGN = before_SG1 - torch.einsum("sgnp,pq,sgnq->sgn", after_SGNP, second_PP, after_SGNP)
-    given = {"epistemic": epistemic_SN[:, None], "aleatoric": sd_SN[:, None], "loss": residual_SGN.square()}
-    return {name: spearman(value.expand_as(drop_SGN), drop_SGN) for name, value in given.items()}
-
-
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's correlation over the last dimension, of values without ties."""
-    ranks = [value.argsort(-1).argsort(-1).double() for value in (a, b)]
-    x, y = (rank - rank.mean(-1, keepdim=True) for rank in ranks)
-    return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    return before_SG1 - torch.einsum("sgnp,pq,sgnq->sgn", after_SGNP, second_PP, after_SGNP)
 
 
 def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress) -> Study:
@@ -83,44 +90,12 @@ def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress
     parts: list[dict[str, Tensor]] = []
     for start in range(0, seeds, _AT_ONCE):
         progress("polynomials", start, seeds)
-        parts.append(correlations(min(_AT_ONCE, seeds - start), generator, scales_G))
+        parts.append(measured(min(_AT_ONCE, seeds - start), generator, scales_G))
     progress("polynomials", seeds, seeds)
-    found = {name: torch.cat([part[name] for part in parts]).numpy() for name in QUANTITIES}
+    found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     scales = [float(scale) for scale in scales_G]
-    lines = tuple(Line(name, scales, found[name]) for name in QUANTITIES)
-    far, near = -1, 0
-    findings = (
-        Finding(
-            "C2",
-            "far from the optimum, high-epistemic data help most",
-            "correlation of epistemic uncertainty with the drop of the validation error, displacement 1",
-            over_seeds(found["epistemic"][:, far]),
-            "above",
-        ),
-        Finding(
-            "C2",
-            "far from the optimum, epistemic uncertainty matters more than aleatoric",
-            "difference of the sizes of the two correlations, displacement 1",
-            over_seeds(np.abs(found["epistemic"][:, far]) - np.abs(found["aleatoric"][:, far])),
-            "above",
-        ),
-        Finding(
-            "C2",
-            "near the optimum, high-epistemic data can hurt",
-            "correlation of epistemic uncertainty with the drop, displacement 0.001",
-            over_seeds(found["epistemic"][:, near]),
-            "below",
-        ),
-        Finding(
-            "C2",
-            "near the optimum, high-aleatoric data hurt",
-            "correlation of aleatoric uncertainty with the drop, displacement 0.001",
-            over_seeds(found["aleatoric"][:, near]),
-            "below",
-        ),
-    )
     rows = tuple(
-        {"seed": index, "displacement": scale, **{name: float(found[name][index, stage]) for name in QUANTITIES}}
+        {"seed": index, "displacement": scale, **{name: float(values[index, stage]) for name, values in found.items()}}
         for index in range(seeds)
         for stage, scale in enumerate(scales)
     )
@@ -130,13 +105,50 @@ def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress
         "A polynomial of degree 5, 20 data with known noise. Far from the optimum the data to train on are those the "
         "model is uncertain about; near it, those with little noise (Fig. 2C, C.1.1).",
         {"polynomials": str(seeds), "stages": str(len(scales)), "seed": str(seed)},
-        findings,
-        (
-            Drawing(
-                "fig2c",
-                "Which uncertainty says what helps: Spearman correlation with the drop of the validation error.",
-                (Panel("Fig. 2C", "displacement of the coefficients", "correlation", lines, log_x=True),),
-            ),
-        ),
-        rows,
+        Answer(_findings(found), (), (_drawing(scales, found),), rows),
     )
+
+
+def _drawing(scales: list[float], found: dict[str, Array]) -> Drawing:
+    label = "displacement of the coefficients"
+    lines = tuple(Line(name, scales, found[name]) for name in QUANTITIES)
+    names = {"hurt epistemic": "most epistemic quarter", "hurt aleatoric": "most aleatoric quarter", "hurt all": "all"}
+    hurt = tuple(Line(shown, scales, found[name]) for name, shown in names.items())
+    return Drawing(
+        "fig2c",
+        "Which uncertainty says what helps, from near the optimum (left) to far from it (right).",
+        (
+            Panel("Fig. 2C", label, "correlation with the drop of validation error", lines, log_x=True),
+            Panel("steps that hurt", label, "share that raises the validation error", hurt, log_x=True),
+        ),
+    )
+
+
+def _findings(found: dict[str, Array]) -> tuple[Finding, ...]:
+    far, near = -1, 0
+    at_far, at_near = "displacement 1", "displacement 0.001"
+
+    def finding(says: str, test: str, values: Array, side: Literal["above", "below"], level: float = 0.0) -> Finding:
+        return Finding("C2", says, test, over_seeds(values), side, level)
+
+    ratio = "correlation with the drop of the validation error"
+    return (
+        finding("far from the optimum, high-epistemic data help most",
+                f"{ratio}: epistemic, {at_far}", found["epistemic"][:, far], "above"),
+        finding("far from the optimum, epistemic uncertainty matters more than aleatoric",
+                f"difference of the sizes of the two correlations, {at_far}",
+                np.abs(found["epistemic"][:, far]) - np.abs(found["aleatoric"][:, far]), "above"),
+        finding("near the optimum, high-epistemic data can hurt",
+                f"{ratio}: epistemic, {at_near}", found["epistemic"][:, near], "below"),
+        finding("near the optimum, most steps on high-epistemic data hurt",
+                f"share of steps on the most epistemic quarter that raise the validation error, {at_near}",
+                found["hurt epistemic"][:, near], "above", 0.5),
+        finding("near the optimum, high-aleatoric data hurt",
+                f"{ratio}: aleatoric, {at_near}", found["aleatoric"][:, near], "below"),
+        finding("near the optimum, most steps on high-aleatoric data hurt",
+                f"share of steps on the most aleatoric quarter that raise the validation error, {at_near}",
+                found["hurt aleatoric"][:, near], "above", 0.5),
+        finding("near the optimum, aleatoric uncertainty matters more than epistemic",
+                f"difference of the sizes of the two correlations, {at_near}",
+                np.abs(found["aleatoric"][:, near]) - np.abs(found["epistemic"][:, near]), "above"),
+    )  # fmt: skip

@@ -12,6 +12,7 @@ Shape legend: ``S`` seeds, ``N`` data, ``D`` parameters, ``C`` subsets of K of N
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from uncertune.intervals import Estimate, over_seeds
 from uncertune.selection import select
-from uncertune.studies.study import Drawing, Finding, Line, Panel, Progress, Study
+from uncertune.studies.study import Answer, Array, Drawing, Finding, Line, Panel, Progress, Row, Study
 
 N, K = 16, 4
 HELD_OUT = 200
 NOISE = 0.1
+NEAR = 0.8
+"""What share of the optimum's advantage over random counts as near it."""
+KINDS = ("correlated", "independent", "whitened")
 METHODS = ("full gradient", "top-K residual", "exhaustive optimum", "random")
 
 
@@ -44,15 +48,15 @@ def subsets(n: int, k: int) -> Tensor:
     return torch.zeros(len(chosen), n, dtype=torch.float64).scatter_(1, chosen, 1.0)
 
 
-def exhaustive_optimum(gram_SNN: Tensor, residual_SN: Tensor, rate: float, subsets_CN: Tensor) -> Tensor:
+def exhaustive_optimum(gram_SNN: Tensor, residual_SN: Tensor, rate_S: Tensor, subsets_CN: Tensor) -> Tensor:
     """The indicator (S, N) of the subset whose gradient step leaves the least training loss (eq. 5).
 
     ½‖ε − λ G I_S ε‖² = ½‖ε‖² − λ 1_Sᵀ(ε ∘ Gε) + ½λ² 1_Sᵀ (diag(ε) G² diag(ε)) 1_S, a quadratic form in 1_S.
     """
     linear_SN = residual_SN * torch.einsum("snm,sm->sn", gram_SNN, residual_SN)
     quadratic_SNN = residual_SN[:, :, None] * (gram_SNN @ gram_SNN) * residual_SN[:, None, :]
-    loss_SC = 0.5 * rate**2 * torch.einsum("cn,snm,cm->sc", subsets_CN, quadratic_SNN, subsets_CN)
-    loss_SC -= rate * linear_SN @ subsets_CN.T
+    square_SC = ((subsets_CN @ quadratic_SNN) * subsets_CN).sum(-1)
+    loss_SC = 0.5 * rate_S[:, None] * square_SC - linear_SN @ subsets_CN.T  # over λ
     return subsets_CN[loss_SC.argmin(1)]
 
 
@@ -63,9 +67,10 @@ def top_k(residual_SN: Tensor, k: int) -> Tensor:
 
 
 def problems(seeds: int, kind: str, generator: torch.Generator) -> Problem:
-    """Random systems. ``whitened``: Z Zᵀ = I, more parameters than data; ``independent``: normal entries;
-    ``correlated``: data that resemble their neighbours (correlation 0.8 between one and the next)."""
-    dimension = 2 * N if kind == "whitened" else N // 2
+    """Random systems. ``whitened``: Z Zᵀ = I, as many parameters as data; ``independent``: normal entries, half as
+    many parameters; ``correlated``: the same, but data resemble their neighbours (correlation 0.8 from one to the
+    next)."""
+    dimension = N if kind == "whitened" else N // 2
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -84,78 +89,82 @@ def problems(seeds: int, kind: str, generator: torch.Generator) -> Problem:
     return Problem(z_SND, d_SN, held_SHD, d_SH)
 
 
-def descend(problem: Problem, method: str, steps: int, generator: torch.Generator) -> Tensor:
-    """Held-out loss (S, steps + 1) of gradient descent from zero with the data that ``method`` chooses at each step."""
-    z, held = problem.z_SND, problem.held_SHD
+def descend(
+    problem: Problem, method: str, steps: int, generator: torch.Generator, after: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Held-out loss (S, steps + 1) of gradient descent from zero with the data that ``method`` chooses at each step.
+
+    The rate of a system is ½ / ‖Z Zᵀ‖. ``after`` is called after a step.
+    """
+    z = problem.z_SND
     gram = z @ z.transpose(1, 2)
-    rate = 0.5 / float(torch.linalg.matrix_norm(gram, 2).max())
+    rate_S = 0.5 / torch.linalg.matrix_norm(gram, 2)
     choices = subsets(N, K)
     w_SD = z.new_zeros(z.shape[0], z.shape[2])
-    losses = []
-    for step in range(steps + 1):
-        losses.append(0.5 * (torch.einsum("shd,sd->sh", held, w_SD) - problem.d_SH).square().mean(1))
+    losses = [_held_out(problem, w_SD)]
+    for _ in range(steps):
         residual = torch.einsum("snd,sd->sn", z, w_SD) - problem.d_SN
-        if step == steps:
-            break
         if method == "full gradient":
             mask = torch.ones_like(residual)
         elif method == "top-K residual":
             mask = top_k(residual, K)
         elif method == "exhaustive optimum":
-            mask = exhaustive_optimum(gram, residual, rate, choices)
+            mask = exhaustive_optimum(gram, residual, rate_S, choices)
         else:
             draw = torch.randint(len(choices), (len(residual),), generator=generator)
             mask = choices[draw]
-        w_SD = w_SD - rate * torch.einsum("snd,sn->sd", z, mask * residual)
+        w_SD = w_SD - rate_S[:, None] * torch.einsum("snd,sn->sd", z, mask * residual)
+        losses.append(_held_out(problem, w_SD))
+        after()
     return torch.stack(losses, 1)
+
+
+def _held_out(problem: Problem, w_SD: Tensor) -> Tensor:
+    return 0.5 * (torch.einsum("shd,sd->sh", problem.held_SHD, w_SD) - problem.d_SH).square().mean(1)
 
 
 def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress) -> Study:
     """Fig. 11 over ``seeds`` random systems of each kind."""
     steps = 60 if small else 200
-    kinds = ("correlated", "independent", "whitened")
-    findings: list[Finding] = []
-    drawings: list[Drawing] = []
-    rows: list[dict[str, float | str]] = []
-    for number, kind in enumerate(kinds):
+    total = len(KINDS) * len(METHODS) * steps
+    done = itertools.count(1)
+    answers = []
+    for number, kind in enumerate(KINDS):
         generator = torch.Generator().manual_seed(seed + number)
         problem = problems(seeds, kind, generator)
-        found: dict[str, np.ndarray] = {}
-        for index, method in enumerate(METHODS):
-            progress(f"{kind}: {method}", number * len(METHODS) + index, len(kinds) * len(METHODS))
-            found[method] = descend(problem, method, steps, generator).numpy()
-        findings += _findings(kind, found)
-        by_step = tuple(Line(method, range(steps + 1), found[method]) for method in METHODS)
-        by_datum = tuple(
-            Line(method, _data(method, steps)[: _shown(method, steps)], found[method][:, : _shown(method, steps)])
+        found = {
+            method: descend(problem, method, steps, generator, lambda: progress("steps", next(done), total)).numpy()
             for method in METHODS
-        )
-        drawings.append(
-            Drawing(
-                f"fig11-{kind}",
-                f"Training on {K} of {N} data a step, {kind} data.",
-                (
-                    Panel("by step", "step", "held-out loss", by_step, log_y=True),
-                    Panel("by datum", "data trained on", "held-out loss", by_datum, log_y=True),
-                ),
-            )
-        )
-        rows += [
-            {"kind": kind, "method": method, "seed": s, "step": step, "held_out_loss": float(found[method][s, step])}
-            for method in METHODS
-            for s in range(seeds)
-            for step in range(0, steps + 1, 10)
+        }
+        rows: list[Row] = [
+            {"kind": kind, "seed": one, "step": step, **{method: float(found[method][one, step]) for method in METHODS}}
+            for one in range(seeds)
+            for step in range(steps + 1)
         ]
-    progress("systems", 1, 1)
+        answers.append(Answer(_findings(kind, found), (), (_drawing(kind, found, steps),), tuple(rows)))
     return Study(
         "subset",
         "Which data to step on, in least squares",
         f"Gradient descent on Zw = d with {K} of {N} data a step. Choosing those of largest residual is exactly the "
         "greedy optimum where the data are whitened, and is compared with it elsewhere (Fig. 11, C.1).",
         {"systems of each kind": str(seeds), "steps": str(steps), "N": str(N), "K": str(K), "seed": str(seed)},
-        tuple(findings),
-        tuple(drawings),
-        tuple(rows),
+        Answer.joined(answers),
+    )
+
+
+def _drawing(kind: str, found: dict[str, Array], steps: int) -> Drawing:
+    by_step = tuple(Line(method, range(steps + 1), found[method]) for method in METHODS)
+    by_datum = tuple(
+        Line(method, _data(method, steps)[: _shown(method, steps)], found[method][:, : _shown(method, steps)])
+        for method in METHODS
+    )
+    return Drawing(
+        f"fig11-{kind}",
+        f"Training on {K} of {N} data a step, {kind} data.",
+        (
+            Panel("Fig. 11, by step", "step", "held-out loss", by_step, log_y=True),
+            Panel("by datum", "data trained on", "held-out loss", by_datum, log_y=True),
+        ),
     )
 
 
@@ -168,40 +177,31 @@ def _shown(method: str, steps: int) -> int:
     return steps * K // N + 1 if method == "full gradient" else steps + 1
 
 
-def _findings(kind: str, found: dict[str, np.ndarray]) -> list[Finding]:
+def _findings(kind: str, found: dict[str, Array]) -> tuple[Finding, ...]:
     """C7, on the mean over steps of the logarithm of the held-out loss: the area under the curve as drawn."""
     log = {method: np.log(values) for method, values in found.items()}
-    area = {method: values.mean(1) for method, values in log.items()}
-    top, best, chance = (area[method] for method in METHODS[1:])
+    top, best, chance = (log[method].mean(1) for method in METHODS[1:])
     points = _shown("full gradient", found["random"].shape[1] - 1)
-    at_same_data = log["top-K residual"][:, :: N // K][:, :points].mean(1)
-    return [
-        Finding(
-            "C7",
-            f"{kind}: top-K residual beats random",
-            "log held-out loss, mean over steps: top-K minus random",
-            over_seeds(top - chance),
-            "below",
-        ),
-        Finding(
-            "C7",
-            f"{kind}: top-K residual comes near the exhaustive optimum",
-            "share of the optimum's advantage over random that top-K has, minus one half",
-            _share(chance - top, chance - best),
-            "above",
-        ),
-        Finding(
-            "C7",
-            f"{kind}: per datum trained on, top-K residual beats the full gradient",
-            "log held-out loss at the same number of data: top-K minus full",
-            over_seeds(at_same_data - log["full gradient"][:, :points].mean(1)),
-            "below",
-        ),
-    ]
+    full = log["full gradient"][:, :points].mean(1)
+    same_data = {method: log[method][:, :: N // K][:, :points].mean(1) for method in METHODS[1:]}
+    by_step, by_datum = "log held-out loss, mean over steps", "log held-out loss at the same number of data"
+    return (
+        Finding("C7", f"{kind}: top-K residual beats random", f"{by_step}: random minus top-K",
+                over_seeds(chance - top), "above"),
+        Finding("C7", f"{kind}: top-K residual comes near the exhaustive optimum",
+                "share that top-K has of the optimum's advantage over random", _share(chance - top, chance - best),
+                "above", NEAR),
+        Finding("C7", f"{kind}: per datum trained on, top-K residual beats the full gradient",
+                f"{by_datum}: full minus top-K", over_seeds(full - same_data["top-K residual"]), "above"),
+        Finding("C7", f"{kind}: per datum trained on, the exhaustive optimum beats the full gradient",
+                f"{by_datum}: full minus optimum", over_seeds(full - same_data["exhaustive optimum"]), "above"),
+        Finding("C7", f"{kind}: per datum trained on, top-K residual beats random",
+                f"{by_datum}: random minus top-K", over_seeds(same_data["random"] - same_data["top-K residual"]),
+                "above"),
+    )  # fmt: skip
 
 
-def _share(top: np.ndarray, best: np.ndarray) -> Estimate:
-    """mean(top) / mean(best) − ½, by the delta method over seeds."""
+def _share(top: Array, best: Array) -> Estimate:
+    """mean(top) / mean(best), its interval by the delta method over seeds."""
     ratio = top.mean() / best.mean()
-    linear = (top - ratio * best) / best.mean()
-    return over_seeds(linear + ratio - 0.5)
+    return over_seeds((top - ratio * best) / best.mean() + ratio)

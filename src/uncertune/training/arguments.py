@@ -42,6 +42,9 @@ class DataArguments(ScriptArguments):
     overwrite: bool = field(
         default=False, metadata={"help": "Start anew in output_dir, deleting the run it holds, instead of resuming."}
     )
+    fill_teacher_cache_only: bool = field(
+        default=False, metadata={"help": "Train the references where they are auto, fill the caches, and stop there."}
+    )
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Arguments:
         for group in (self.data, self.model, self.mixture):
             out |= dataclasses.asdict(group)
         out |= self.training.to_dict()
-        hidden = {"hub_token", "push_to_hub_token", "overwrite"}
+        hidden = {"hub_token", "push_to_hub_token", "overwrite", "fill_teacher_cache_only"}
         return {name: plain(value) for name, value in out.items() if name not in hidden and name in FIELDS}
 
 

@@ -33,12 +33,30 @@ def write_atomically(path: str | Path, text: str) -> None:
         raise
 
 
+def folder_of(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
 def mark_complete(output_dir: str | Path, step: int) -> None:
     """Rename the last file of checkpoint ``step`` into place."""
-    folder = Path(output_dir) / f"checkpoint-{step}"
-    for file in folder.iterdir():
-        _to_disk(file)
+    folder = folder_of(output_dir, step)
+    for path in folder.rglob("*"):
+        _to_disk(path)
     write_atomically(folder / MARKER, json.dumps({"step": step}))
+    _to_disk(folder)
+
+
+@contextlib.contextmanager
+def nothing_half_written(output_dir: str | Path, step: int) -> Iterator[None]:
+    """Delete checkpoint ``step`` where writing it fails, whose disk space the others may need."""
+    try:
+        yield
+    except Exception:
+        folder = folder_of(output_dir, step)
+        if not (folder / MARKER).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def latest_complete(output_dir: str | Path) -> Path | None:
@@ -66,12 +84,11 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    if path.is_file():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

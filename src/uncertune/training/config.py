@@ -25,7 +25,12 @@ SELECTION_FIELDS = (
 )
 BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
+CACHES = ("none", "hidden", "topk")
+FILLS = ("ahead", "first_epoch")
+CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
 TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
+CLIP_FIELDS = ("epsilon", "epsilon_high")
+POLICY_FIELDS = (*CLIP_FIELDS, "beta")
 
 
 def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
@@ -42,11 +47,22 @@ class UncertuneConfig(SFTConfig):
         (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
     selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
     selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
-    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``.
+    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``; ``running``
+        compares with a threshold carried over from earlier steps, without a pass over the micro-batches first.
     teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
         fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
     teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
-    rho_reference: the holdout reference of ``rho``: a folder or hub id, or ``teacher``.
+    epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped to
+        [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
+    beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
+    teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its last
+        hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only), its
+        ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+    teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
+    teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same time.
+    rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of the
+        data that no stage trains on, trained first. Its losses are computed once and kept in ``teacher_cache_dir``
+        (of streams: computed in every step).
     bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
         the cost of a forward pass without gradient.
     normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
@@ -66,15 +82,26 @@ class UncertuneConfig(SFTConfig):
         default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
     )
     selection_level: str = _choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
-    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole optimizer step, or each micro-batch.")
+    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
     teacher: str | None = field(
         default=None,
         metadata={"help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first)."},
     )
     teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
     teacher_truncation: str = _choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
+    epsilon: float = field(default=0.2, metadata={"help": "Clip of policy_gradient's importance ratio, below 1."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Clip above 1; unset: epsilon."})
+    beta: float = field(
+        default=0.0, metadata={"help": "Weight of KL(teacher || model) in policy_gradient; 0: no teacher."}
+    )
+    teacher_cache: str = _choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
+    teacher_cache_fill: str = _choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cache, which runs may share; default: in output_dir."}
+    )
     rho_reference: str | None = field(
-        default=None, metadata={"help": "Holdout reference of the rho metric: folder or hub id, or 'teacher'."}
+        default=None,
+        metadata={"help": "Holdout reference of the rho metric: folder or hub id, 'teacher', or 'auto'."},
     )
     bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
     bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
@@ -102,6 +129,7 @@ class UncertuneConfig(SFTConfig):
         self._check_choices()
         self._check_selection()
         self._check_teacher()
+        self._check_policy()
         self._check_probe()
         self._check_unsupported()
 
@@ -117,7 +145,7 @@ class UncertuneConfig(SFTConfig):
     @property
     def uses_teacher(self) -> bool:
         """Whether the objective needs p_ref."""
-        return "teacher" in OBJECTIVES[self.objective].uses
+        return "teacher" in OBJECTIVES[self.objective].needs or self.beta > 0
 
     def _check_choices(self) -> None:
         for one in fields(self):
@@ -151,14 +179,17 @@ class UncertuneConfig(SFTConfig):
             raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no spread")
         if not 0 < self.bald_rate < 1:
             raise UserError(f"bald_rate must be in (0, 1), got {self.bald_rate}")
-        if self.selection_scope == "running":
-            raise UserError("selection_scope='running' is not available yet; use batch or microbatch")
+        if self.selection_scope == "running" and self.selection_metric == "random":
+            raise UserError("selection_scope='running' has no use with metric random, which needs no pass: use 'batch'")
+        if self.selection_scope == "running" and self.normalize_by == "selected":
+            raise UserError(
+                "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "
+                "selection_scope='running' does not know: use normalize_by='all', or scope 'batch'"
+            )
         if self.selection_metric == "rho" and self.rho_reference is None:
-            raise UserError("selection_metric='rho' needs rho_reference: a folder, a hub id, or 'teacher'")
+            raise UserError("selection_metric='rho' needs rho_reference: 'auto', a folder, a hub id, or 'teacher'")
         if self.selection_metric != "rho" and self.rho_reference is not None:
             raise UserError(f"rho_reference has no effect with selection_metric={self.selection_metric!r}: remove it")
-        if self.rho_reference == "auto":
-            raise UserError("rho_reference='auto' is not available yet; give a folder, a hub id, or 'teacher'")
         if self.normalize_by == "selected" and self.objective != "masked_mle":
             raise UserError(
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
@@ -175,13 +206,47 @@ class UncertuneConfig(SFTConfig):
                 if not (self.uses_selection and self.rho_reference == "teacher"):
                     raise UserError(
                         f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
-                        "or set objective to distill, truncated_distill or masked_mle_distill"
+                        + (
+                            "or set beta, the weight of the divergence from it"
+                            if self.objective == "policy_gradient"
+                            else "or set objective to distill, truncated_distill or masked_mle_distill"
+                        )
                     )
         if self.objective != "truncated_distill":
             for name in self._changed(TRUNCATION_FIELDS):
                 raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        scored = self.uses_selection and self.selection_metric == "rho"
+        for name in self._changed(CACHE_FIELDS):
+            if not self.uses_teacher and not (scored and name == "teacher_cache_dir"):
+                raise UserError(
+                    f"{name} has no effect with objective={self.objective!r}, which has no teacher: remove it"
+                )
+            if self.teacher_cache == "none" and not (scored and name == "teacher_cache_dir"):
+                raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
+        if self.teacher_cache == "topk" and self.objective != "truncated_distill":
+            raise UserError(
+                f"teacher_cache='topk' holds a truncated teacher, and objective={self.objective!r} asks for all of "
+                "p_ref: use teacher_cache='hidden', or objective truncated_distill"
+            )
+
+    def _check_policy(self) -> None:
+        for name in POLICY_FIELDS:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} must be at least 0, got {value}")
+        if self.objective != "policy_gradient":
+            for name in self._changed(POLICY_FIELDS):
+                raise UserError(f"{name} has no effect with objective={self.objective!r}: it is policy_gradient's")
+        elif self.teacher == "auto":
+            raise UserError(
+                "teacher='auto' would be trained to imitate the sampled answers, the bad ones too: with "
+                "objective='policy_gradient' give the model that they were sampled from, a folder or a hub id"
+            )
 
     def _check_probe(self) -> None:
         if self.probe_steps is not None and self.probe_steps < 1:
@@ -206,5 +271,7 @@ _OWN_CHOICES = (
     "selection_level",
     "selection_scope",
     "teacher_truncation",
+    "teacher_cache",
+    "teacher_cache_fill",
     "normalize_by",
 )

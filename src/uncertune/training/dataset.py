@@ -14,11 +14,14 @@ from trl import pack_dataset
 
 from uncertune.data.templates import training_template
 from uncertune.errors import UserError
-from uncertune.objectives import OBJECTIVES
-from uncertune.training.batch import IGNORED, SIDE_COLUMNS
+from uncertune.objectives import IGNORED
+from uncertune.training import columns
+from uncertune.training.batch import SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
 
 PEEKED_ROWS = 100
+TRAIN = "train"
+"""TRL's name of the training data; evaluation data have other names."""
 
 
 def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneConfig:
@@ -87,18 +90,20 @@ def prepare(
     response tokens, and for side columns that are missing, unused or of another length than the labels.
     """
     if not isinstance(rows, Dataset):
-        _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=True)
+        names = rows.column_names or list(next(iter(rows)))
+        columns.check_names(args, names, training=name == TRAIN, streaming=True)
         rows = trl_prepare(rows, processing_class, args, packing, formatting_func, name)
         if not any(_answered(row["labels"]) for row in rows.take(PEEKED_ROWS)):
             raise _nothing_left(name, f"the first {PEEKED_ROWS}")
         return rows
-    _check_side_columns(args, rows.column_names, streaming=False)
+    columns.check_names(args, rows.column_names, training=name == TRAIN)
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
     rows = trl_prepare(rows, processing_class, whole, False, formatting_func, name)
     side = tuple(column for column in SIDE_COLUMNS if column in rows.column_names)
     if side:
-        rows = rows.map(_lay_out, with_indices=True, fn_kwargs={"columns": side}, desc="Laying out side columns")
+        lay = {"function": columns.lay_out, "fn_kwargs": {"columns": side}, "desc": "Laying out side columns"}
+        rows = rows.map(with_indices=True, **lay)
     _count(rows, args, packing, name)
     if not side:
         return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
@@ -107,40 +112,13 @@ def prepare(
 
 def check_prepared(args: UncertuneConfig, rows: Any) -> None:
     """With ``skip_prepare_dataset`` nothing is laid out, so what the objective cannot use is refused here."""
-    if isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset") and rows is not None:
-        _check_side_columns(args, rows.column_names or list(next(iter(rows))), streaming=False)
-
-
-def _check_side_columns(args: UncertuneConfig, columns: list[str], *, streaming: bool) -> None:
-    uses = OBJECTIVES[args.objective].uses
-    for name in ("advantages", "oracle"):
-        if name in uses and name not in columns:
-            raise UserError(f"objective={args.objective!r} needs a column {name!r} in the data; it has {columns}")
-        if name not in uses and name in columns:
-            raise UserError(f"column {name!r} of the data is not used by objective={args.objective!r}: remove it")
-        if f"{name}_ids" in columns and name not in columns:
-            raise UserError(f"column '{name}_ids' of the data needs a column {name!r} beside it")
-    if streaming and any(name in columns for name in SIDE_COLUMNS):
-        raise UserError("side columns are not supported with dataset_streaming: load the data without streaming")
-
-
-def _lay_out(row: dict[str, Any], index: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """One entry per token: a number of the whole row is repeated, a list must be as long as the labels."""
-    length = len(row["labels"])
-    out = {}
-    for name in columns:
-        value = row[name]
-        if isinstance(value, int | float):
-            value = [value] * length
-        if not isinstance(value, list) or len(value) != length:
-            size = len(value) if isinstance(value, list) else value
-            raise UserError(
-                f"column {name!r} of row {index} must be a number or a list like the labels ({length} long): got {size}"
-            )
-        if name == "token_weight" and not all(isinstance(one, int | float) and one >= 0 for one in value):
-            raise UserError(f"column 'token_weight' of row {index} must hold numbers of at least 0")
-        out[name] = value
-    return out
+    if not (isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset")) or rows is None:
+        return
+    names = rows.column_names or list(next(iter(rows)))
+    streaming = not isinstance(rows, Dataset)
+    columns.check_names(args, names, training=True, streaming=streaming)
+    if side := [name for name in SIDE_COLUMNS if name in names]:
+        columns.check_laid_out(rows.select_columns(["labels", *side]), side)
 
 
 def _answered(labels: Sequence[int]) -> bool:
@@ -181,14 +159,14 @@ def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> No
         )
 
 
-def _cut_and_pack(rows: Dataset, args: UncertuneConfig, packing: bool, columns: tuple[str, ...]) -> Dataset:
+def _cut_and_pack(rows: Dataset, args: UncertuneConfig, packing: bool, names: tuple[str, ...]) -> Dataset:
     """TRL's truncation, filter, packing and shuffling, over more columns than two."""
-    rows = rows.select_columns(list(columns))
+    rows = rows.select_columns(list(names))
     if packing:
         rows = rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
         rows = pack_dataset(rows, args.max_length, args.packing_strategy)
     elif args.max_length is not None:
         span = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
-        rows = rows.map(lambda row: {name: row[name][span] for name in columns}, desc="Truncating")
+        rows = rows.map(lambda row: {name: row[name][span] for name in names}, desc="Truncating")
         rows = rows.filter(lambda row: any(label != IGNORED for label in row["labels"]), desc="Dropping masked rows")
     return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows

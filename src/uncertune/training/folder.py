@@ -24,9 +24,13 @@ from uncertune.training.checkpoints import checkpoints, latest_complete
 
 RUN = "run.json"
 STAGE_1 = "stage1"
+RHO = "rho_reference"
+TEACHER_CACHE = "teacher_cache"
+_BEFORE = (STAGE_1, RHO, TEACHER_CACHE)
+"""What is in the folder before the run itself has begun."""
 _OURS = (
     *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html", "tokens.html"),
-    *("selection.parquet", "selection", STAGE_1, "adapter_config.json", "training_args.bin"),
+    *("selection.parquet", "selection", *_BEFORE, "adapter_config.json", "training_args.bin"),
 )
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
@@ -60,6 +64,8 @@ SILENT = frozenset(
         "run_name",
         "save_selection",
         "teacher",
+        "teacher_cache_dir",
+        "teacher_cache_fill",
     )
 )
 SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
@@ -67,8 +73,9 @@ SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ba
 
 def clear(folder: Path) -> None:
     """Delete what a run left in its folder, and nothing else; a folder without a run stays as it is."""
-    if read(folder / STAGE_1):
-        shutil.rmtree(folder / STAGE_1)
+    for stage in (STAGE_1, RHO):
+        if read(folder / stage):
+            shutil.rmtree(folder / stage)
     if not read(folder):
         return
     for name in (*_OURS, *_WEIGHTS):
@@ -81,6 +88,12 @@ def clear(folder: Path) -> None:
         shard.unlink()
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
+
+
+def clear_caches(folder: Path) -> None:
+    """Delete the caches that a run keeps in its own folder."""
+    for manifest in (folder / TEACHER_CACHE).glob("*/manifest.json"):
+        shutil.rmtree(manifest.parent)
 
 
 def is_complete(folder: str | Path) -> bool:
@@ -140,9 +153,10 @@ def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
             )
     found = [name for name in (*_OURS, *_WEIGHTS) if (folder / name).exists()]
     found += [path.name for path in checkpoints(folder)]
-    if found and not read(folder) and found != [STAGE_1]:
+    foreign = [name for name in found if name not in _BEFORE]
+    if foreign and not read(folder):
         raise UserError(
-            f"output_dir {str(folder)!r} holds another run ({found[0]}) that this command did not start: choose "
+            f"output_dir {str(folder)!r} holds another run ({foreign[0]}) that this command did not start: choose "
             "another output_dir"
         )
     try:

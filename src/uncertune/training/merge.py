@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def _merged(run: Path, base: str, dtype: str) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=dtype, **where)
         if getattr(model, "is_quantized", False):
             raise UserError(f"base {base!r} is stored quantised: give the unquantised model as base")
-        model = PeftModel.from_pretrained(model, str(run)).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():  # of a trained head that was tied, which is seen to below
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            model = PeftModel.from_pretrained(model, str(run)).merge_and_unload(safe_merge=True)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:

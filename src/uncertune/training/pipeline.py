@@ -1,8 +1,8 @@
 """Stage 1 → stage 2: a run in a folder of its own, resumed where it stopped, with its teacher trained first.
 
 A run folder holds ``config.yaml`` (resolved), ``environment.json``, ``run.json`` (what the run is, and whether it is
-complete), ``metrics.jsonl``, ``probe.jsonl``, ``selection.parquet``, the adapter or model, and ``stage1/``, a run
-folder too, where ``teacher: auto`` trained its reference.
+complete), ``metrics.jsonl``, ``probe.jsonl``, ``selection.parquet``, the adapter or model, and two run folders more:
+``rho_reference/`` and ``stage1/``, where ``rho_reference: auto`` and ``teacher: auto`` trained theirs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import dataclasses
 import gc
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,34 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
 from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
-from uncertune.training.config import SELECTION_FIELDS, TEACHER_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+from uncertune.training.config import (
+    CACHE_FIELDS,
+    SELECTION_FIELDS,
+    TEACHER_FIELDS,
+    TRUNCATION_FIELDS,
+    UncertuneConfig,
+)
+from uncertune.training.failures import explained
 from uncertune.training.folder import (
+    RHO,
     RUN,
     SILENT,
     SILENT_PREFIXES,
     STAGE_1,
+    TEACHER_CACHE,
     check_same,
     check_usable,
     clear,
+    clear_caches,
     environment,
     fingerprint_data,
     held,
     is_complete,
     plain,
 )
+from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.probe import Probe
+from uncertune.training.stopping import Stop
 from uncertune.training.trainer import UncertuneTrainer
 
 
@@ -66,28 +79,72 @@ class Job:
 def run(job: Job, *, overwrite: bool = False) -> Path:
     """Train, or go on where the same run stopped, and return the run's folder.
 
-    With ``teacher="auto"`` the reference is trained first, in ``stage1/``, or reused where that folder holds the same
-    run. A folder that holds another run raises UserError and names the difference; ``overwrite`` deletes it instead.
+    With ``rho_reference="auto"`` a reference is trained first on a tenth of the data, in ``rho_reference/``, and the
+    rest is the data of all that follows. With ``teacher="auto"`` the teacher is then trained in ``stage1/``. Both are
+    reused where their folders hold the same runs. A folder that holds another run raises UserError and names the
+    difference; ``overwrite`` deletes it instead.
+    SIGINT and SIGTERM finish and save the step under way, and raise InterruptedRun. A full disk, and a loss that is no
+    number, raise UserError and leave the last good checkpoint.
     """
+    stop = Stop()
+    with _held(job, overwrite), stop.listening():
+        job, anew = _after_references(job, job.folder if overwrite else None, stop)
+        return _train(job, anew, stop)
+
+
+def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
+    """Train the references of ``run`` where they are auto, fill the caches, and return the caches' folder."""
+    with _held(job, overwrite):
+        stop = Stop()
+        with stop.listening():
+            job, anew = _after_references(job, job.folder if overwrite else None, stop)
+        trainer = _trainer(job)
+        if anew is not None and trainer.accelerator.is_main_process:
+            clear(anew)
+        trainer.fill_teacher_cache()
+        trainer.accelerator.wait_for_everyone()
+    return Path(job.config.teacher_cache_dir or job.folder / TEACHER_CACHE)
+
+
+@contextlib.contextmanager
+def _held(job: Job, overwrite: bool) -> Iterator[None]:
+    """Refuse what cannot be run, and keep the folder from other processes; caches in it go with ``overwrite``."""
     _check(job)
     check_usable(job.folder, _sources(job))
-    with held(job.folder) if job.config.process_index == 0 else contextlib.nullcontext():
-        return _stages(job, job.folder if overwrite else None)
+    main = job.config.process_index == 0
+    with held(job.folder) if main else contextlib.nullcontext():
+        with job.config.main_process_first():  # a trainer opens its caches when it is built
+            if overwrite and main:
+                clear_caches(job.folder)
+        yield
 
 
-def _stages(job: Job, anew: Path | None) -> Path:
+def _after_references(job: Job, anew: Path | None, stop: Stop) -> tuple[Job, Path | None]:
+    """The job with its references trained and named by their folders, and what is still to be emptied."""
     if anew is None:
         check_same(job.folder, _settings(job, job.config.teacher))
-    if job.config.teacher != "auto":
-        return _train(job, anew)
-    stage1 = stage_1_of(job)
-    print(f"stage 1: MLE reference in {stage1.folder}", file=sys.stderr)
-    check_usable(stage1.folder)
-    _train(stage1, anew)
-    print(f"stage 2: {job.config.objective} in {job.folder}", file=sys.stderr)
     config = copy.copy(job.config)
-    config.teacher = str(stage1.folder)
-    return _train(replace(job, config=config))
+    if config.rho_reference == "auto":
+        rest, holdout = held_out(job.train_dataset, config.seed)
+        print(f"rho_reference: auto holds out {len(holdout)} of {len(rest) + len(holdout)} rows", file=sys.stderr)
+        job = replace(job, train_dataset=rest)
+        config.rho_reference = str(
+            _stage(replace(_mle(job, RHO), train_dataset=holdout), "reference of rho", anew, stop)
+        )
+        anew = None
+    if config.teacher == "auto":
+        config.teacher = str(_stage(_mle(job, STAGE_1), "stage 1", anew, stop))
+        anew = None
+        print(f"stage 2: {config.objective} in {job.folder}", file=sys.stderr)
+    return replace(job, config=config), anew
+
+
+def _stage(job: Job, name: str, anew: Path | None, stop: Stop) -> Path:
+    print(f"{name}: MLE in {job.folder}", file=sys.stderr)
+    check_usable(job.folder)
+    folder = _train(job, anew, stop)
+    stop.check_between(f"{name}, which is complete")
+    return folder
 
 
 def _check(job: Job) -> None:
@@ -115,31 +172,31 @@ def _sources(job: Job) -> list[Any]:
 
 def stage_1_of(job: Job) -> Job:
     """The MLE run, on the same data from the same start, whose result is the teacher of ``job``."""
+    return _mle(job, STAGE_1)
+
+
+def _mle(job: Job, name: str) -> Job:
+    """``job`` as MLE in the folder ``name`` of its own; with ``max_steps`` rho's reference makes as many epochs."""
     config = copy.copy(job.config)
     defaults = {one.name: one.default for one in dataclasses.fields(UncertuneConfig)}
-    for name in (*SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS):
-        setattr(config, name, defaults[name])
-    config.objective, config.output_dir = "mle", str(job.folder / STAGE_1)
+    reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS, *CACHE_FIELDS)
+    for field_name in reset:
+        setattr(config, field_name, defaults[field_name])
+    config.objective, config.output_dir = "mle", str(job.folder / name)
     config.push_to_hub = False  # the result is stage 2's
-    names = ("objective", "output_dir", *SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS)
+    if name == RHO and config.max_steps > 0:
+        config.max_steps = math.ceil(config.max_steps * SHARE / (1 - SHARE))
+    names = ("objective", "output_dir", "max_steps", *reset)
     resolved = {**job.resolved, **{name: getattr(config, name) for name in names}} if job.resolved else {}
     return replace(job, config=config, resolved=resolved)
 
 
-def _train(job: Job, anew: Path | None = None) -> Path:
+def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
     """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
     settings = _settings(job, job.config.teacher)
-    trainer = UncertuneTrainer(
-        job.model,
-        copy.deepcopy(job.config),
-        train_dataset=job.train_dataset,
-        eval_dataset=job.eval_dataset,
-        peft_config=copy.deepcopy(job.peft_config),
-        quantization_config=job.quantization_config,
-        processing_class=job.processing_class,
-        callbacks=list(job.callbacks),
-    )
+    trainer = _trainer(job)
     trainer.add_callback(Probe(trainer))
+    trainer.add_callback(stop)
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
     trainer.card_settings |= named
     identity = {
@@ -152,21 +209,15 @@ def _train(job: Job, anew: Path | None = None) -> Path:
         if is_complete(job.folder):
             print(f"{job.folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
             return job.folder
-    if trainer.accelerator.is_main_process:
-        if anew is not None:
-            clear(anew)
-        _begin(job, identity, job.resolved or trainer.args.to_dict())
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = latest_complete(job.folder)
-    if checkpoint is not None:
-        print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.state.global_step == 0:
-        raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
-    trainer.save_model(str(job.folder))
-    trainer.create_model_card()  # over the one that PEFT writes
-    if trainer.accelerator.is_main_process:
-        write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
+    with explained(job.folder):
+        if trainer.accelerator.is_main_process:
+            if anew is not None:
+                clear(anew)
+            _begin(job, identity, job.resolved or trainer.args.to_dict())
+        trainer.accelerator.wait_for_everyone()
+        _to_the_end(job, trainer, stop)
+        if trainer.accelerator.is_main_process:
+            write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
@@ -174,12 +225,38 @@ def _train(job: Job, anew: Path | None = None) -> Path:
     return job.folder
 
 
+def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
+    """Train from the last complete checkpoint on, and save the result."""
+    checkpoint = latest_complete(job.folder)
+    if checkpoint is not None:
+        print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step == 0:
+        raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
+    stop.check(trainer)
+    trainer.save_model(str(job.folder))
+    trainer.create_model_card()  # over the one that PEFT writes
+
+
+def _trainer(job: Job) -> UncertuneTrainer:
+    return UncertuneTrainer(
+        job.model,
+        copy.deepcopy(job.config),
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        peft_config=copy.deepcopy(job.peft_config),
+        quantization_config=job.quantization_config,
+        processing_class=job.processing_class,
+        callbacks=list(job.callbacks),
+    )
+
+
 def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     """Clean the folder of what a crash left, and write down which run begins or goes on in it."""
     folder = job.folder
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    settings = plain({**resolved, "teacher": job.config.teacher})
+    settings = plain({**resolved, "teacher": job.config.teacher, "rho_reference": job.config.rho_reference})
     write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
@@ -209,7 +286,7 @@ def _reference(name: str | None, job: Job) -> Any:
     """What stands for a reference model: its content where it is a folder, so that moving it changes nothing."""
     if name is None or name in ("auto", "teacher"):
         return name
-    if Path(name).resolve() == (job.folder / STAGE_1).resolve():
+    if Path(name).resolve() in ((job.folder / STAGE_1).resolve(), (job.folder / RHO).resolve()):
         return "auto"
     path = Path(resolve_model(name))
     if not path.is_dir():

@@ -125,10 +125,11 @@ class RunLog(TrainerCallback):
         parts = sorted(self._parts_folder().glob("*.parquet"))
         if not parts:
             return
+        table = pa.concat_tables(pq.read_table(part, schema=SELECTION_SCHEMA) for part in parts)
+        # the same bytes, wherever the parts were cut
+        order = np.argsort(table["step"].to_numpy(), kind="stable")
         temporary = self.folder / f".{SELECTION}"
-        with pq.ParquetWriter(temporary, SELECTION_SCHEMA) as writer:
-            for part in parts:
-                writer.write_table(pq.read_table(part, schema=SELECTION_SCHEMA))
+        pq.write_table(table.take(pa.array(order)).combine_chunks(), temporary)
         temporary.replace(self.folder / SELECTION)
         shutil.rmtree(self._parts_folder())
 

@@ -6,7 +6,8 @@ in the order accumulation step, rank, row, position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from uncertune.errors import UserError
+from uncertune.errors import NotFiniteError
 from uncertune.selection import random_scores, select, threshold
 from uncertune.training.batch import Documents
+
+POLICY_MEASURES = ("importance_ratio", "clipped_fraction", "kl")
+"""Sums over tokens that a step of ``policy_gradient`` adds to its record; their means are logged."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def choose(
         (None if score is None else score.detach().cpu(), document.index.cpu(), document.position.cpu())
         for score, document in zip(scores, documents, strict=True)
     ]
-    ranks = _all_ranks(mine) if everywhere else [mine]
+    ranks = all_ranks(mine) if everywhere else [mine]
     rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
     pieces, offset, lengths, own = [], 0, [], []
     for micro in range(max(len(parts) for parts in ranks)):
@@ -65,6 +69,8 @@ def choose(
             if micro >= len(parts):
                 continue
             score, index, position = parts[micro]
+            if score is not None and bool(score.isnan().any()):
+                raise NotFiniteError(f"{place(step, micro, len(parts), source)}: the {rule.metric} of a token is nan")
             pieces.append((score, index + offset, position))
             offset += int(index[-1]) + 1 if index.numel() else 0
             lengths.append(index.numel())
@@ -72,12 +78,10 @@ def choose(
     document_S = torch.cat([index for _, index, _ in pieces])
     position_S = torch.cat([position for _, _, position in pieces])
     if rule.metric == "random":
-        place_S = torch.zeros_like(position_S) if rule.level == "document" else position_S
-        scores_S = random_scores(rule.seed, step, document_S, place_S)
+        drawn_S = torch.zeros_like(position_S) if rule.level == "document" else position_S
+        scores_S = random_scores(rule.seed, step, document_S, drawn_S)
     else:
         scores_S = torch.cat([score for score, _, _ in pieces if score is not None])
-    if bool(scores_S.isnan().any()):
-        raise UserError(f"step {step + 1}: the {rule.metric} of some token is not a number; lower learning_rate")
     mask_S, lowest = rule.choose(scores_S, document_S)
     masks = [mask for mask, is_own in zip(mask_S.split(lengths), own, strict=True) if is_own]
     return Chosen(
@@ -87,7 +91,13 @@ def choose(
     )
 
 
-def _all_ranks(mine: Any) -> list[Any]:
+def place(step: int, micro: int, micro_batches: int, rank: int) -> str:
+    """A micro-batch in words, for errors; all of them counted from 0."""
+    on = f" on rank {rank}" if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else ""
+    return f"step {step + 1}, micro-batch {micro + 1} of {micro_batches}{on}"
+
+
+def all_ranks(mine: Any) -> list[Any]:
     """Every rank's object, in rank order."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return [mine]
@@ -98,7 +108,7 @@ def _all_ranks(mine: Any) -> list[Any]:
 
 def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     """Each value summed over all ranks."""
-    ranks = _all_ranks(values)
+    ranks = all_ranks(values)
     return {name: sum(rank[name] for rank in ranks) for name in values}
 
 
@@ -106,9 +116,13 @@ def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
 class StepRecord:
     """What is known of the optimizer step under way; sums are over this rank's tokens until ``finish``."""
 
+    step: int
+    """Steps done before this one."""
     tokens: int
     """Response tokens of the step, over all ranks: the denominator."""
     micro_batches: int
+    exact: bool = True
+    """Selected among all tokens of its scope, and not by a threshold of earlier steps."""
     done: int = 0
     has_stats: bool = False
     """Whether entropy and accuracy are known already, from a scoring pass."""
@@ -116,33 +130,54 @@ class StepRecord:
     """Selected tokens of the step, over all ranks."""
     thresholds: list[float] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
-
-    def note(self, chosen: Chosen, *, everywhere: bool) -> None:
-        """Keep the outcome of one selection; ``everywhere``: it was over all ranks already."""
-        self.selected += chosen.selected if everywhere else int(sum_over_ranks({"n": chosen.selected})["n"])
-        self.thresholds.append(chosen.threshold)
+    failure: str | None = None
+    """Which of this rank's micro-batches had a loss that is no number, and which loss."""
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def add_loss(self, loss_T: Tensor, selected: Tensor | None, names: Callable[[], Sequence[str]], rank: int) -> None:
+        """Count a micro-batch as done, with its losses; ``names`` are asked for those of its documents."""
+        total = float(loss_T.sum())
+        self.add(loss=total)
+        if selected is not None:
+            parts = torch.where(selected, loss_T, 0).sum(), torch.where(selected, 0, loss_T).sum()
+            self.add(loss_selected=float(parts[0]), loss_unselected=float(parts[1]))
+        if not math.isfinite(total) and self.failure is None:
+            where = place(self.step, self.done, self.micro_batches, rank)
+            self.failure = f"{where} (documents {' '.join(names())}): the loss is {total}"
+        self.done += 1
 
     @property
     def complete(self) -> bool:
         return self.done == self.micro_batches
 
     def finish(self, denominator: float) -> dict[str, float]:
-        """The step's metrics: means over its tokens, each part of the loss, threshold and selected fraction."""
-        sums = sum_over_ranks(self.sums)
+        """The step's metrics: means over its tokens, each part of the loss, threshold and selected fraction.
+
+        Raises NotFiniteError, on every rank, where a loss on any of them was no finite number.
+        """
+        ranks = all_ranks((self.sums, self.thresholds, self.failure))
+        sums = {name: sum(one[name] for one, _, _ in ranks) for name in self.sums}
+        if not math.isfinite(sums["loss"]):
+            failures = [*(one for _, _, one in ranks), f"step {self.step + 1}: the sum of the losses overflows"]
+            raise NotFiniteError(next(one for one in failures if one))
         tokens = max(self.tokens, 1)
         out = {"loss": sums["loss"] / denominator, "inputs": sums["inputs"]}
         if "entropy" in sums:
-            out["entropy"] = sums["entropy"] / tokens
-            out["mean_token_accuracy"] = sums["correct"] / tokens
+            scored = max(sums["scored"], 1)
+            out["entropy"] = sums["entropy"] / scored
+            out["mean_token_accuracy"] = sums["correct"] / scored
+        out |= {name: sums[name] / tokens for name in POLICY_MEASURES if name in sums}
         if "selected" in sums:
             out["loss_selected"] = sums["loss_selected"] / denominator
             out["loss_unselected"] = sums["loss_unselected"] / denominator
             out["selected_fraction"] = sums["selected"] / tokens
-            out["selection_threshold"] = min(self.thresholds)
+            lowest = [one for _, thresholds, _ in ranks for one in thresholds if not math.isnan(one)]
+            out["selection_threshold"] = min(lowest, default=math.nan)
+        if "exact_or_running" in sums:
+            out["selection_overlap"] = sums["exact_and_running"] / max(sums["exact_or_running"], 1)
         return out
 
 

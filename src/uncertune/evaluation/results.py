@@ -1,0 +1,175 @@
+"""Results on disk, one file a model and task, and the table made of all of them.
+
+``OUT/LABEL/TASK.json`` says what was measured and how, ``OUT/LABEL/TASK.samples.jsonl`` has one line a document;
+``OUT/results.json`` and ``OUT/results.md`` are made anew from every such file, whichever command wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uncertune.errors import UserError
+from uncertune.report import Column, Table, to_markdown
+from uncertune.training.checkpoints import write_atomically
+
+SAMPLES = ".samples.jsonl"
+_SHARES = ("acc", "exact_match", "accuracy", "ece", "f1", "em")  # shown as percentages, also as parts of a name
+_DIGITS = {"kl": 4}
+_NAMES = {  # of lm-eval's metrics, shorter
+    "exact_match,strict-match": "strict",
+    "exact_match,flexible-extract": "flexible",
+    "prompt_level_strict_acc": "prompt, strict",
+    "prompt_level_loose_acc": "prompt, loose",
+    "inst_level_strict_acc": "instruction, strict",
+    "inst_level_loose_acc": "instruction, loose",
+    "kl": "KL from base",
+    "ece": "ECE",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one model's result on one task lies."""
+
+    folder: Path
+    label: str
+    task: str
+
+    @property
+    def stem(self) -> str:
+        return re.sub(r"[^\w.+=-]+", "-", self.task).strip("-.")
+
+    @property
+    def result(self) -> Path:
+        return self.folder / self.label / f"{self.stem}.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / self.label / f"{self.stem}{SAMPLES}"
+
+    def answers(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
+        """Where answers are kept as they come, by what they depend on."""
+        digest = hashlib.blake2b(json.dumps([weights, settings], sort_keys=True).encode(), digest_size=6)
+        return self.folder / self.label / f".{self.stem}.answers-{digest.hexdigest()}"
+
+    def forget_answers(self) -> None:
+        """Delete what unfinished runs kept; a result stands instead."""
+        for left in (self.folder / self.label).glob(f".{self.stem}.answers-*"):
+            left.unlink()
+
+
+def is_done(place: Place, weights: Mapping[str, Any], settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether the result is there already. Raises UserError where another result is, of other weights or settings."""
+    if not place.result.is_file() or overwrite:
+        return False
+    there = read(place.result)
+    if there is None:
+        raise UserError(f"output_dir: {str(place.result)!r} is not a result of this command: choose another folder")
+    for what, mine in (("weights", weights), ("settings", settings)):
+        for name, value in mine.items():
+            if there[what].get(name) != value:
+                raise UserError(
+                    f"output_dir {str(place.folder)!r} holds {place.task} of {place.label!r} with {what} {name} "
+                    f"{there[what].get(name)!r}, here it is {value!r}: choose another folder or label, or --overwrite"
+                )
+    return place.samples.is_file()
+
+
+def check_alike(place: Place, settings: Mapping[str, Any]) -> None:
+    """Refuse to put a result beside another model's that was measured in another way."""
+    for other in sorted(place.folder.glob(f"*/{place.stem}.json")):
+        there = read(other)
+        if there is None or there["label"] == place.label or there["task"] != place.task:
+            continue
+        for name, value in settings.items():
+            if there["settings"].get(name) != value:
+                raise UserError(
+                    f"output_dir {str(place.folder)!r} holds {place.task} of {there['label']!r} with {name} "
+                    f"{there['settings'].get(name)!r}, here it is {value!r}: one table needs one way to measure; "
+                    "choose another folder"
+                )
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A result, or None for any other JSON file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = ("task", "model", "label", "metrics", "settings", "weights")
+    return found if isinstance(found, dict) and all(name in found for name in needed) else None
+
+
+def write(place: Place, result: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> None:
+    """The samples first: a result stands only with them."""
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in samples)
+    write_atomically(place.samples, lines)
+    write_atomically(place.result, json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def collect(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every result in the folder; labels and tasks that are named come first, in that order, the others by name."""
+    found = [
+        one for path in sorted(folder.glob("*/*.json")) if (one := read(path)) and one["label"] == path.parent.name
+    ]
+    return sorted(found, key=lambda one: (_rank(one["label"], labels), _rank(one["task"], tasks)))
+
+
+def _rank(name: str, named: Sequence[str]) -> int:
+    return named.index(name) if name in named else len(named)
+
+
+def summarise(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = ()) -> Table:
+    """Write ``results.json`` and ``results.md``, and return the table."""
+    found = collect(folder, labels, tasks)
+    kept = ("task", "model", "label", "metrics", "stderr", "higher_is_better", "documents", "limit")
+    rows = [{name: one.get(name) for name in kept} for one in found]
+    write_atomically(folder / "results.json", json.dumps({"results": rows}, indent=1, ensure_ascii=False))
+    table = table_of(found)
+    write_atomically(folder / "results.md", f"{table.caption}\n\n{to_markdown(table)}\n")
+    return table
+
+
+def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
+    """Every model × every task; differences are to the bare base where it is among them."""
+    labels = list(dict.fromkeys(one["label"] for one in found))
+    rows: dict[str, dict[str, Any]] = {label: {"model": label} for label in labels}
+    columns: dict[str, Column] = {}
+    documents: dict[str, Any] = {}
+    for one in found:
+        documents[one["task"]] = one.get("documents")
+        for metric in _headline(one):
+            key = f"{one['task']} {metric}"
+            columns.setdefault(key, _column(key, one, metric))
+            rows[one["label"]][key] = one["metrics"][metric]
+    bases = [one["label"] for one in found if one["weights"].get("adapter") is None]
+    counts = ", ".join(f"{task} {count}" for task, count in documents.items())
+    return Table(
+        "Evaluation",
+        f"Documents: {counts}. Losses, entropies and KL(base ‖ model) in nats per response token.",
+        tuple(columns.values()),
+        tuple(rows.values()),
+        "model",
+        bases[0] if bases and len(labels) > 1 else None,
+    )
+
+
+def _headline(one: Mapping[str, Any]) -> list[str]:
+    """The metrics a table shows: of a group its own where it has some, never counts."""
+    names = [name for name in one["metrics"] if name != "tokens"]
+    return [name for name in names if "/" not in name] or names
+
+
+def _column(key: str, one: Mapping[str, Any], metric: str) -> Column:
+    better = one.get("higher_is_better", {}).get(metric)
+    direction = None if better is None else "higher" if better else "lower"
+    words = re.split(r"[,_/]", metric)
+    percent = any(word in _SHARES for word in words) or metric.startswith("exact_match")
+    digits = 1 if percent else _DIGITS.get(metric, 3)
+    return Column(key, f"{one['task']} {_NAMES.get(metric, metric)}", direction, digits, percent=percent)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Languages, their shifted versions, data and pretrained models of all seeds: the same for every arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from uncertune.studies.language.grammar import TASKS, Language
+from uncertune.studies.stacked import Stacked
+
+IN_TASKS = list(range(2))
+OUT_TASKS = list(range(2, TASKS))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One set-up. ``shift``, ``noise`` and ``certainty`` are shares, of rows, words and probability."""
+
+    seeds: int
+    seed: int
+    pretraining_steps: int = 3000
+    pretraining_batch: int = 32
+    pretraining_rate: float = 3e-3
+    texts: int = 128
+    batch: int = 32
+    epochs: int = 16
+    rate: float = 1e-3
+    shift: float = 0.5
+    noise: float = 0.02
+    certainty: float = 0.0
+    test_texts: int = 192
+    samples: int = 100
+
+
+SMALL: dict[str, Any] = {"pretraining_steps": 1000, "texts": 64, "epochs": 8, "samples": 20, "test_texts": 64}
+
+
+class World:
+    """``data`` (M, B, 1 + T) are texts of the shifted tasks, with noise; ``test_in`` and ``test_out`` have none.
+
+    ``teacher`` and ``rho_reference`` stay None until ``training`` makes them.
+    """
+
+    def __init__(self, setting: Setting, language: Language, base: Stacked) -> None:
+        self.setting = setting
+        self.language = language
+        self.base = base
+        generator = torch.Generator().manual_seed(setting.seed + 1)
+        shifted = language.shifted(len(IN_TASKS), setting.shift, generator)
+        self.shifted = shifted.certain(len(IN_TASKS), setting.certainty)
+        self.data = self.shifted.sample(IN_TASKS, setting.texts, generator, setting.noise)
+        self.holdout = self.shifted.sample(IN_TASKS, max(4, setting.texts // 10), generator, setting.noise)
+        self.test_in = self.shifted.sample(IN_TASKS, setting.test_texts, generator)
+        self.test_out = language.sample(OUT_TASKS, setting.test_texts, generator)
+        self.order = [torch.randperm(setting.texts, generator=generator) for _ in range(setting.epochs)]
+        self.teacher: Stacked | None = None
+        self.rho_reference: Stacked | None = None
+
+    def changed(self, **fields: Any) -> World:
+        """The same languages and pretrained models in another set-up."""
+        return World(replace(self.setting, **fields), self.language, self.base)

@@ -1,0 +1,259 @@
+"""Tensors of many documents on disk: checked when opened, written whole or not at all, shared by concurrent runs.
+
+A folder holds memory-mapped safetensors files (shards) and ``manifest.json``: what the numbers are (``about``), what
+they were made with (``fingerprints``), and each file's size and checksum. A file counts from the moment the manifest
+names it.
+
+Shape legend: ``N`` documents of a shard, ``T`` response tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from uncertune.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document's rows lie: the shard's columns, and the rows [start, end) in them."""
+
+    columns: dict[str, Tensor]
+    start: int
+    end: int
+
+
+class Shards:
+    """A folder of shards. Opening reads and checks, and writes nothing.
+
+    ``about`` and ``fingerprints`` must be those of the manifest, where there is one: UserError names what differs.
+    Files that are missing, cut short or changed are ``damaged``: their documents are not in the index, and ``begin``
+    removes them, so that they are written again.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.about = dict(about)
+        self.fingerprints = dict(fingerprints)
+        self.damaged: dict[str, Any] = {}
+        self._index: dict[str, Place] = {}
+        self._known: set[str] = set()
+        self._files: dict[str, Any] = {}
+        self.refresh(check=True)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    # ---- reading
+
+    def refresh(self, *, check: bool = False) -> None:
+        """Take in what the manifest names and this process does not know yet; ``check`` reads all of it."""
+        manifest = _manifest(self.folder)
+        if manifest is None:
+            return
+        self._same(manifest)
+        self._files = manifest["files"]
+        for name, entry in sorted(self._files.items()):
+            if name in self._known or self.damaged.get(name) == entry:
+                continue
+            if (check and not intact(self.folder / name, entry)) or not self._take_in(name):
+                self.damaged[name] = entry
+                continue
+            self._known.add(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there, named by the manifest and not damaged."""
+        return name in self._known
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a file."""
+        return self._files[name]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of one file, memory-mapped."""
+        with safe_open(self.folder / name, framework="pt") as file:
+            return {column: file.get_tensor(column) for column in file.keys()}  # noqa: SIM118
+
+    def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The rows of these documents, one after the other: each column (T, …). KeyError for an unknown document."""
+        places = [self._index[key] for key in keys]
+        return {name: torch.cat([at.columns[name][at.start : at.end] for at in places]) for name in places[0].columns}
+
+    def sample(self) -> dict[str, Tensor]:
+        """The columns of any one shard. StopIteration where there is none."""
+        return next(iter(self._index.values())).columns
+
+    def _take_in(self, name: str) -> bool:
+        """Enter a file's documents into the index; False where it cannot be read."""
+        try:
+            columns = self.tensors(name)
+        except (OSError, SafetensorError):
+            return False
+        if name == HEAD:
+            return True
+        keys, ends = columns.pop("keys").numpy().view(np.uint64), columns.pop("ends").tolist()
+        for key, start, end in zip(keys.tolist(), [0, *ends], ends, strict=False):
+            self._index.setdefault(f"{key:016x}", Place(columns, start, end))
+        return True
+
+    def _same(self, manifest: Mapping[str, Any]) -> None:
+        there = {"format": manifest["format"], **manifest["about"], **manifest["fingerprints"]}
+        here = {"format": FORMAT, **self.about, **self.fingerprints}
+        names = [name for name in here if there.get(name) != here[name]]
+        if names:
+            shown = ", ".join(f"{name} ({there.get(name)} there, {here[name]} here)" for name in names)
+            raise UserError(
+                f"teacher_cache_dir: {str(self.folder)!r} was made with another {shown}: choose another "
+                "teacher_cache_dir, or delete that folder"
+            )
+
+    # ---- writing
+
+    def begin(self) -> None:
+        """Make the folder and its manifest, and take damaged files out of it."""
+        with _refusals(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                manifest = _manifest(self.folder)
+                if manifest is None:
+                    manifest = {"format": FORMAT, "about": self.about, "fingerprints": self.fingerprints, "files": {}}
+                self._same(manifest)
+                for name, entry in self.damaged.items():
+                    if manifest["files"].get(name) == entry and not intact(self.folder / name, entry):
+                        del manifest["files"][name]
+                        (self.folder / name).unlink(missing_ok=True)
+                self.damaged = {}
+                self._write_manifest(manifest)
+
+    def write(self, keys: Sequence[str], counts: Sequence[int], columns: Mapping[str, Tensor]) -> None:
+        """Add documents: their rows lie one after the other in each column, ``counts`` of them each."""
+        numbers = np.array([int(key, 16) for key in keys], dtype=np.uint64)
+        ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
+        if any(len(column) != int(ends[-1]) for column in columns.values()):
+            raise ValueError(f"columns of {[len(c) for c in columns.values()]} rows for {int(ends[-1])} tokens")
+        self.write_file(shard_name(keys), {**columns, "keys": torch.from_numpy(numbers.view(np.int64)), "ends": ends})
+
+    def write_file(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
+        """Write a file under another name, rename it into place and enter it into the manifest, with ``about``."""
+        path = self.folder / name
+        whole = {column: tensor.detach().cpu().contiguous() for column, tensor in tensors.items()}
+        with _refusals(self.folder):
+            written = _replaced(path, lambda temporary: save_file(whole, temporary))
+            entry = {**about, **written}
+            with self._locked():
+                manifest = _manifest(self.folder)
+                assert manifest is not None, "begin() comes first"
+                manifest["files"][name] = entry
+                self._write_manifest(manifest)
+            self._files = manifest["files"]
+            if name not in self._known and self._take_in(name):
+                self._known.add(name)
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process alone may write that file; it loses the claim when it ends, however it ends."""
+        lock = FileLock(self.folder / f".{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if name in self._known:
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def _locked(self) -> contextlib.AbstractContextManager[Any]:
+        return FileLock(self.folder / ".lock")
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        text = json.dumps(manifest, indent=1)
+        _replaced(self.folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder says its numbers are; empty without one."""
+    manifest = _manifest(folder)
+    return {} if manifest is None else manifest["about"]
+
+
+def shard_name(keys: Sequence[str]) -> str:
+    """The name of the shard of these documents, in this order."""
+    return f"shard-{xxhash.xxh3_64_hexdigest(''.join(keys).encode())}.safetensors"
+
+
+def intact(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file has the size and checksum that the manifest gives it."""
+    try:
+        return path.stat().st_size == entry["bytes"] and checksum(path) == entry["checksum"]
+    except (OSError, KeyError):
+        return False
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file, 32 hex digits: against accidents, not against malice."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def _replaced(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
+    """Let ``write`` make a file, flush it to the disk and rename it to ``path``; its size and checksum."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    entry = {"bytes": temporary.stat().st_size, "checksum": checksum(temporary)}
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return entry
+
+
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """A disk that cannot be written, as a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError, NotImplementedError) as error:  # the last: a file system without locks
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"teacher_cache_dir: {str(folder)!r} cannot be written ({reason}): choose another") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        manifest = {}
+    if not isinstance(manifest, dict) or not {"format", "about", "fingerprints", "files"} <= set(manifest):
+        raise UserError(f"teacher_cache_dir: {str(path)!r} is no manifest of a cache: delete its folder")
+    return manifest

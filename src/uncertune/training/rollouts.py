@@ -1,0 +1,146 @@
+"""Answers sampled from a model, and the rows that ``policy_gradient`` learns from: off-policy, from stored samples.
+
+Answers are drawn at temperature 1 from the whole distribution, so that the probabilities written beside them are those
+they were drawn with, and the importance ratio of training is 1 where training begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from uncertune.fused import linear_token_stats
+from uncertune.models import attach_head
+from uncertune.objectives import IGNORED
+from uncertune.teachers.adapter import evaluating, frozen_rows
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer: the number of its prompt, the token ids of both, its text, and whether it came to an end."""
+
+    prompt: int
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+@torch.no_grad()
+def sample_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[dict[str, str]]],
+    *,
+    samples: int = 8,
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Answer]:
+    """``samples`` answers to each conversation, in its order; an answer's ids hold its end-of-turn token.
+
+    The same seed, model, prompts and ``batch_size`` give the same answers. The global random state is left alone.
+    """
+    from transformers import GenerationConfig
+
+    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    drawing = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends),
+    )
+    device = next(model.parameters()).device
+    numbers = sorted((n for n in range(len(ids)) for _ in range(samples)), key=lambda n: -len(ids[n]))
+    answers: list[Answer] = []
+    devices = [device] if device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices=devices), tqdm(total=len(numbers), desc="answers") as bar:
+        torch.manual_seed(seed)
+        for start in range(0, len(numbers), batch_size):
+            chosen = numbers[start : start + batch_size]
+            batch, mask = _padded([ids[n] for n in chosen], tokenizer.pad_token_id, device, left=True)
+            out = model.generate(input_ids=batch, attention_mask=mask, generation_config=drawing)
+            for n, row in zip(chosen, out[:, batch.shape[1] :].tolist(), strict=True):
+                answers.append(_answer(n, ids[n], row, ends, tokenizer))
+            bar.update(len(chosen))
+    return sorted(answers, key=lambda answer: answer.prompt)
+
+
+def _answer(number: int, prompt_ids: list[int], row: list[int], ends: set[int], tokenizer: Any) -> Answer:
+    end = next((place for place, token in enumerate(row) if token in ends), None)
+    ids = row if end is None else row[: end + 1]
+    return Answer(number, prompt_ids, ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), end is not None)
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: nn.Module, rows: Sequence[dict[str, list[int]]], *, pad: int, batch_size: int = 16
+) -> list[list[float | None]]:
+    """log p of every label of rows of ``input_ids`` and ``labels``, in nats, None where a label is no response token.
+
+    Dropout is off. Of the model that sampled the rows, this is their column ``old_log_probs``.
+    """
+    attach_head(model)
+    device = next(model.parameters()).device
+    found: list[list[float | None]] = [[] for _ in rows]
+    for chosen in _by_length(rows, batch_size):
+        ids, mask = _padded([rows[n]["input_ids"] for n in chosen], pad, device)
+        labels, _ = _padded([rows[n]["labels"] for n in chosen], IGNORED, device)
+        place = labels[:, 1:] != IGNORED
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        taken = frozen_rows(model, inputs, place)
+        loss_T = linear_token_stats(taken.hidden, taken.head, labels[:, 1:][place], **taken.options).loss.tolist()
+        values: Iterator[float] = iter(loss_T)
+        for n in chosen:
+            labelled = [False, *(label != IGNORED for label in rows[n]["labels"][1:])]
+            found[n] = [-next(values) if one else None for one in labelled]
+    return found
+
+
+def policy_rows(
+    model: nn.Module, answers: Sequence[Answer], advantages: Iterable[float], *, pad: int, batch_size: int = 16
+) -> list[dict[str, Any]]:
+    """Rows for ``policy_gradient``, one an answer: ``input_ids``, ``labels``, ``advantages``, ``old_log_probs``.
+
+    ``model`` is the one that the answers were sampled from; an answer's advantage holds for each of its tokens.
+    """
+    rows = [
+        {
+            "input_ids": answer.prompt_ids + answer.ids,
+            "labels": [IGNORED] * len(answer.prompt_ids) + answer.ids,
+        }
+        for answer in answers
+    ]
+    log_probs = token_log_probs(model, rows, pad=pad, batch_size=batch_size)
+    return [
+        {**row, "advantages": float(advantage), "old_log_probs": old}
+        for row, advantage, old in zip(rows, advantages, log_probs, strict=True)
+    ]
+
+
+def _by_length(rows: Sequence[dict[str, list[int]]], size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]["input_ids"]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _padded(rows: Sequence[list[int]], fill: int, device: Any, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of one length, and the mask of what is no padding, (B, L) each."""
+    length = max(len(row) for row in rows)
+
+    def laid(row: list[int], fill: int) -> list[int]:
+        padding = [fill] * (length - len(row))
+        return padding + row if left else row + padding
+
+    ids = torch.tensor([laid(row, fill) for row in rows], device=device)
+    return ids, torch.tensor([laid([1] * len(row), 0) for row in rows], device=device)

@@ -1,0 +1,82 @@
+"""``uncertune generate``: the answers, going on after an interruption, mistakes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tiny import save_tiny
+from uncertune.cli import main
+from uncertune.data.sources import load_prompts
+from uncertune.evaluation import answers
+from uncertune.evaluation.measures import generate as greedy
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("model") / "m", max_position_embeddings=2048))
+
+
+COMMAND = ["--prompts", "word_problems", "--limit", "7", "--max_new_tokens", "10", "--batch_size", "3"]
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_greedy_and_in_the_order_of_the_prompts(model, tmp_path):
+    assert main(["generate", model, *COMMAND, "--output_dir", str(tmp_path)]) == 0
+    found = read(tmp_path / "m.jsonl")
+    prompts = load_prompts("word_problems", max_samples=7)
+    assert [one["messages"] for one in found] == prompts
+    assert [one["id"] for one in found] == [answers.prompt_id(prompt) for prompt in prompts]
+    tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    assert [one["answer"] for one in found] == greedy(lm, tokenizer, prompts, max_new_tokens=10, batch_size=3)
+    assert all(one["tokens"] <= 10 and one["ended"] == (one["tokens"] < 10) for one in found)
+
+
+def test_sampled_answers_are_the_same_after_an_interruption(model, tmp_path, monkeypatch, capsys):
+    sampled = [*COMMAND, "--temperature", "0.9", "--seed", "3"]
+    assert main(["generate", model, *sampled, "--output_dir", str(tmp_path / "whole")]) == 0
+    one, done = answers.answer_batch, []
+
+    def stops(*args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return one(*args)
+
+    monkeypatch.setattr(answers, "answer_batch", stops)
+    torch.manual_seed(99)
+    cut = ["generate", model, *sampled, "--output_dir", str(tmp_path / "cut")]
+    assert main(cut) == 130
+    partial = tmp_path / "cut" / "m.partial.jsonl"
+    assert len(read(partial)) == 6
+    partial.write_text("\n".join(partial.read_text().splitlines()[:5]) + '\n{"id": "12')  # and a crash within a batch
+    monkeypatch.setattr(answers, "answer_batch", lambda *args: done.append(1) or one(*args))
+    assert main(cut) == 0
+    assert len(done) == 4, "one whole batch was kept"
+    assert read(tmp_path / "cut" / "m.jsonl") == read(tmp_path / "whole" / "m.jsonl")
+    assert not partial.exists()
+    assert main([*cut, "--temperature", "0.5"]) == 2
+    assert "with temperature 0.9, here it is 0.5" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "prompts": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+    "top_p": (["--top_p", "0.5"], "temperature 0 does not sample"),
+    "room": (["--max_new_tokens", "2048"], "do not fit"),
+    "folder": (["--output_dir", "{model}/config.json/x"], "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case, model, tmp_path, capsys):
+    words, says = MISTAKES[case]
+    words = [word.format(model=model) for word in words]
+    assert main(["generate", model, *COMMAND, "--output_dir", str(tmp_path / "out"), *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "uncertune: error:" in line]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert not list((tmp_path / "out").glob("*.jsonl"))

@@ -1,0 +1,25 @@
+"""The tables of the pages in docs are those of the files beside them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables import markdown
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "performance").glob("*.csv")), ids=lambda path: path.stem)
+def test_the_page_holds_the_table(path):
+    assert markdown(path) in (DOCS / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["alpaca", "gsm8k"])
+def test_the_page_of_uncertainty_holds_what_was_scored(name):
+    """``uncertune score`` wrote both files in one go; the page quotes the table, the rates come from a second run."""
+    page = (DOCS / "uncertainty.md").read_text()
+    assert (DOCS / "uncertainty" / f"{name}.md").read_text().strip() in page
+    rates = json.loads((DOCS / "uncertainty" / f"{name}-rates.json").read_text())["mean_epistemic_by_rate"]
+    for found in rates.values():
+        assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in page
