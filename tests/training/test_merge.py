@@ -27,6 +27,8 @@ KINDS = {
     "rslora": {"use_rslora": True},
     "trained head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "v_proj"]},
 }
+# PEFT says so of every head that is trained apart from its embedding, which is what one of the cases is about
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 IDS = torch.tensor([[40, 70, 9, 120, 33, 81]])
 
 
@@ -46,9 +48,11 @@ def job(folder, more, base, **fields):
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merge")
     base = save_tiny(folder / "base")
-    return base, run_job(
-        job(folder / "run", KINDS[request.param], base, objective="masked_mle_distill", teacher="auto")
-    )
+    more = KINDS[request.param]
+    with warnings.catch_warnings():
+        # peft: a head that was tied and is trained apart is hard to merge; here it is merged
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        return base, run_job(job(folder / "run", more, base, objective="masked_mle_distill", teacher="auto"))
 
 
 def test_two_stages_train_and_the_merged_model_has_their_logits(trained, tmp_path, capsys):
@@ -61,9 +65,7 @@ def test_two_stages_train_and_the_merged_model_has_their_logits(trained, tmp_pat
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
         before = plain(IDS).logits
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-            wanted = PeftModel.from_pretrained(plain, str(folder)).eval()(IDS).logits
+        wanted = PeftModel.from_pretrained(plain, str(folder)).eval()(IDS).logits
         found = merged.eval()(IDS).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert (wanted - before).abs().max() > 1e-4
@@ -184,7 +186,7 @@ def test_a_quantised_base_is_refused_where_it_cannot_be_trained(monkeypatch):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base_trains_in_two_stages(tmp_path, bits):
     pytest.importorskip("bitsandbytes")
-    base = save_tiny(tmp_path / "base", "qwen2")
+    base = save_tiny(tmp_path / "base", "qwen2", hidden_size=128, intermediate_size=128)  # blocks of 64
     config = tmp_path / "run.yaml"
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": "ab" * n, "completion": "cdef" * n}) + "\n" for n in range(2, 10)))

@@ -11,6 +11,14 @@ from huggingface_hub import ModelCardData
 CARD = "README.md"
 _TOKENS = {"loss": "training loss", "entropy": "training entropy", "mean_token_accuracy": "training token accuracy"}
 _SELECTION = ("selection_metric", "selection_fraction", "selection_level", "selection_scope", "normalize_by")
+_OPTIMIZER = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
 
 
 def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, adapter: bool) -> str:
@@ -18,7 +26,7 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
     base, data = settings.get("model_name_or_path"), settings.get("dataset_name")
     meta = ModelCardData(
         base_model=_hub_id(base),
-        datasets=[data] if _hub_id(data) else None,
+        datasets=[str(data)] if _hub_id(data) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["uncertune", "trl", "sft", str(settings.get("objective", "mle"))],
@@ -62,9 +70,7 @@ def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     if settings.get("teacher"):
         auto = settings["teacher"] == "auto" or Path(str(settings["teacher"])).name == "stage1"
         facts.append(("teacher", "auto: the same start, fine-tuned with MLE" if auto else _shown(settings["teacher"])))
-    names = ("learning_rate", "num_train_epochs", "max_steps", "seed")
-    names = (*names, "per_device_train_batch_size", "gradient_accumulation_steps")
-    return facts + [(name, str(settings[name])) for name in names if settings.get(name) not in (None, -1)]
+    return facts + [(name, str(settings[name])) for name in _OPTIMIZER if settings.get(name) not in (None, -1)]
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

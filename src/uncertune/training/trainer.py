@@ -116,8 +116,8 @@ class UncertuneTrainer(SFTTrainer):
         self._check_bald()
         self._rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self._running = RunningThreshold(self._rule)
-        name = getattr(self.model.config, "_name_or_path", "") or None
-        self.card_settings: dict[str, Any] = {"model_name_or_path": name, "teacher": _name_of(reference)}
+        base = getattr(self.model.config, "_name_or_path", "") or None
+        self.card_settings: dict[str, Any] = {"model_name_or_path": base, "teacher": _name_of(reference)}
         self._step: StepRecord | None = None
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
