@@ -28,7 +28,10 @@ KINDS = {
     "trained head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "v_proj"]},
 }
 # PEFT says so of every head that is trained apart from its embedding, which is what one of the cases is about
-pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`:UserWarning",
+    "ignore:Input and output embeddings are no longer tied:UserWarning",
+)
 IDS = torch.tensor([[40, 70, 9, 120, 33, 81]])
 
 
