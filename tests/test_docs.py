@@ -23,3 +23,8 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
     rates = json.loads((DOCS / "uncertainty" / f"{name}-rates.json").read_text())["mean_epistemic_by_rate"]
     for found in rates.values():
         assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in page
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
+def test_the_page_of_studies_holds_what_came_out(path):
+    assert path.read_text().strip() in (DOCS / "studies.md").read_text()
