@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_at_the_document_where_it_stopped(scores, mod
     command = [*SCORE, "--model", model, "--rate", "0.2,0.05", "--output_dir", str(folder)]
     monkeypatch.setattr(run, "_score_one", stops)
     assert main(command) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "start again with:\n  uncertune score" in capsys.readouterr().err
     assert not (folder / "tokens.parquet").exists()
     with open(folder / "parts" / "0.jsonl", "a") as file:
         file.write('{"rate": 0.2, "docu')  # and a crash in the middle of a line
