@@ -185,9 +185,19 @@ def test_a_quantised_base_is_refused_where_it_cannot_be_trained(monkeypatch):
     command._check_quantized(quantised())
 
 
+def test_four_bits_on_a_cpu_are_refused(monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(UserError, match="load_in_8bit"):
+        command._check_quantized(quantised(load_in_4bit=True))
+    command._check_quantized(quantised(load_in_8bit=True))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of bitsandbytes
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.gpu), 8])
 def test_a_quantised_base_trains_in_two_stages(tmp_path, bits):
+    if bits == 4 and not torch.cuda.is_available():
+        pytest.skip("needs CUDA: bitsandbytes cannot train on 4-bit weights on a CPU")
     pytest.importorskip("bitsandbytes")
     base = save_tiny(tmp_path / "base", "qwen2", hidden_size=128, intermediate_size=128)  # blocks of 64
     config = tmp_path / "run.yaml"

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 from trl import get_dataset, get_peft_config, get_quantization_config
 
@@ -55,6 +56,8 @@ def _check_quantized(model: Any) -> None:
         raise UserError(f"{field}: quantised weights cannot be trained themselves: set use_peft: true")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{field} needs the package bitsandbytes; run: pip install 'uncertune[qlora]'")
+    if model.load_in_4bit and not torch.accelerator.is_available():
+        raise UserError("load_in_4bit: bitsandbytes cannot train on 4-bit weights on a CPU: set load_in_8bit instead")
 
 
 def _check_model(name: str, options: dict[str, Any]) -> None:
