@@ -99,6 +99,21 @@ def test_other_scores_are_not_mixed_in(scores, model, capsys):
     assert (scores / "tokens.parquet").read_bytes() == before
 
 
+def test_the_change_from_other_scores_is_paired(scores, model, tmp_path, capsys):
+    other = save_tiny(tmp_path / "other", marked=True, seed=1)
+    command = [*SCORE, "--rate", "0.2", "--against", str(scores)]
+    assert main([*command, "--model", str(other), "--output_dir", str(tmp_path / "s")]) == 0
+    found = json.loads((tmp_path / "s" / "summary.json").read_text())
+    before = json.loads((scores / "summary.json").read_text())
+    for name in run.QUANTITIES:
+        difference = found["mean_nats"][name] - before["mean_nats"][name]
+        assert found["change"][name]["value"] == pytest.approx(difference, abs=1e-12)
+        assert found["change"][name]["low"] < difference < found["change"][name]["high"]
+    assert "epistemic, mean change from" in (tmp_path / "s" / "summary.md").read_text()
+    assert main([*command, "--model", str(other), "--max_samples", "5", "--output_dir", str(tmp_path / "t")]) == 2
+    assert "against: those scores are of other tokens" in capsys.readouterr().err
+
+
 def test_two_processes_give_the_same_scores(scores, model, tmp_path):
     folder = tmp_path / "two"
     command = [
@@ -148,6 +163,10 @@ MISTAKES = {
     "too short": (
         ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--max_length", "2"],
         "max_length: none of",
+    ),
+    "against": (
+        ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--against", "{model}"],
+        "against: ",
     ),
     "nothing": (["nowhere.jsonl", "--model", "{model}", "--output_dir", "{out}"], "nowhere.jsonl"),
 }
