@@ -153,7 +153,7 @@ def to_markdown(table: Table) -> str:
         shown = [f"{entry.text} ({entry.change})" if entry.difference else entry.text for entry in row]
         lines.append("| " + " | ".join(map(markdown_text, [name, *shown])) + " |")
     note = legend(table)
-    return _UNPRINTABLE.sub("\ufffd", "\n".join([*lines, *(["", markdown_text(note)] if note else [])]))
+    return "\n".join([*lines, *(["", markdown_text(note)] if note else [])])
 
 
 def _finite(value: Value) -> bool:
@@ -162,7 +162,7 @@ def _finite(value: Value) -> bool:
 
 def markdown_text(text: str) -> str:
     """Text on one line, with nothing Markdown or HTML would act on."""
-    line = " ".join(text.split())
+    line = _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
     for mark in "\\`*_[]<>|":
         line = line.replace(mark, "&lt;" if mark == "<" else "&gt;" if mark == ">" else "\\" + mark)
     return line
