@@ -109,7 +109,7 @@ def compare(arguments: list[str]) -> int:
 
     from uncertune.evaluation.compare import compare as run_compare
 
-    run_compare(options)
+    print(f"page: {run_compare(options)}")
     return 0
 
 

@@ -22,12 +22,14 @@ from uncertune.evaluation.options import EvaluateOptions, GenerateOptions, Model
 from uncertune.evaluation.pairs import Answers, check_same_prompts, is_answer_file, pairs_of, read_answers, stem
 from uncertune.evaluation.verdicts import verdict
 from uncertune.report import Column, Table, to_text
+from uncertune.report.comparison import write_comparison
+from uncertune.report.comparison_measures import HEAD_TO_HEAD
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.folder import check_usable, held
 
 
 def compare(options: CompareOptions) -> Path:
-    """Do what is missing; return the output folder. What can be known to be wrong is said before anything runs."""
+    """Do what is missing; return the page. What can be known to be wrong is said before anything runs."""
     folder = Path(str(options.output_dir)).expanduser()
     files = [name for name in options.models if is_answer_file(name)]
     models = [name for name in options.models if name not in files]
@@ -43,6 +45,8 @@ def compare(options: CompareOptions) -> Path:
         judge = judge_of(options) if options.judge else None
         if judge is not None and not all((folder / "answers" / f"{labels[n]}.jsonl").is_file() for n in models):
             judge.check()
+        if options.overwrite:
+            (folder / "verdicts.json").unlink(missing_ok=True)
         _keep(answers, folder / "answers", overwrite=options.overwrite)
         if models:
             answers |= _run_models(options, models, [labels[name] for name in models], folder)
@@ -50,7 +54,7 @@ def compare(options: CompareOptions) -> Path:
             ordered = {label: answers[label] for label in labels.values()}
             check_same_prompts(ordered, baseline)
             print(to_text(_judge(judge, ordered, baseline, folder)))
-    return folder
+        return write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
 
 
 def judge_of(options: CompareOptions) -> Judge:
@@ -92,6 +96,11 @@ def _check_work(options: CompareOptions, models: Sequence[str]) -> None:
         raise UserError("prompts is missing: models beside files of answers need the prompts of those")
     if options.baseline and not models and not options.judge:
         raise UserError("judge is missing: files of answers are compared by a judge: give --judge")
+
+
+def _in_distribution(options: CompareOptions) -> list[str]:
+    """Tasks as the page names them: what is judged is one of them."""
+    return [HEAD_TO_HEAD if name == options.prompts else name for name in options.in_distribution_tasks]
 
 
 def _keep(answers: Mapping[str, Answers], folder: Path, *, overwrite: bool) -> None:
@@ -151,6 +160,9 @@ def _judge(judge: Judge, answers: Mapping[str, Answers], baseline: str, folder: 
             print(f"{label}: {found[label]['warning']}", file=sys.stderr)
     verdicts = {"baseline": baseline, "judge": judge.name, "models": found}
     write_atomically(folder / "verdicts.json", json.dumps(verdicts, indent=1, ensure_ascii=False))
+    for path in (folder / "judgements").glob("*.jsonl"):
+        if path.stem not in found:  # of another baseline; the replies stay in the cache
+            path.unlink()
     return _table(verdicts)
 
 

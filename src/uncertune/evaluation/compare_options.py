@@ -34,6 +34,7 @@ class CompareOptions(ModelOptions):
     plain_prompts: bool = False
     max_length: int = 1024
     baseline: str | None = None
+    in_distribution: str | None = None
     judge: str | None = None
     judge_url: str | None = None
     judge_key: str = "OPENAI_API_KEY"
@@ -46,6 +47,15 @@ class CompareOptions(ModelOptions):
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
         return split(self.tasks)
+
+    @property
+    def in_distribution_tasks(self) -> tuple[str, ...]:
+        return split(self.in_distribution)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Tasks, and the prompts."""
+        return (*self.chosen_tasks, *([self.prompts] if self.prompts else []))
 
     @property
     def limited_tasks(self) -> tuple[str, ...]:
@@ -71,6 +81,7 @@ HELP = {
     "max_length": EVALUATE_HELP["max_length"],
     "max_new_tokens": "longest answer, in tokens; 512 for gsm8k, 1024 for prompts, else the task's own",
     "baseline": "label of the model that all others are compared with; the first one",
+    "in_distribution": "those of the tasks and prompts that are like what the models were trained on, with commas",
     "judge": "model that judges: its name at --judge_url, or a model that runs here; without it nothing is judged",
     "judge_url": "address of an OpenAI-compatible server (vLLM, llama.cpp, Ollama, a hosted one), with its /v1",
     "judge_key": "environment variable that holds the server's key",
@@ -107,7 +118,10 @@ def parse_compare(arguments: list[str]) -> CompareOptions:
         raise UserError(f"tasks: {out.tasks!r} names a task twice: keep one")
     if TOKENS in out.chosen_tasks:
         raise UserError(f"tasks: {TOKENS!r} needs a data set, for example tokens:wikitext2")
-    check_limits(out.limits, [*out.chosen_tasks, *([out.prompts] if out.prompts else [])])
+    check_limits(out.limits, out.asked)
+    foreign = [name for name in out.in_distribution_tasks if name not in out.asked]
+    if foreign:
+        raise UserError(f"in_distribution: {foreign[0]!r} is not among {', '.join(out.asked) or 'the tasks'}")
     _check_judge(out)
     return out
 
