@@ -101,6 +101,18 @@ def generate(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    """models on tasks, and their answers head to head before a judge, on one page"""
+    from uncertune.evaluation.compare_options import parse_compare
+
+    options = parse_compare(arguments)
+
+    from uncertune.evaluation.compare import compare as run_compare
+
+    print(f"page: {run_compare(options)}")
+    return 0
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -120,6 +132,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "score": score,
     "evaluate": evaluate,
     "generate": generate,
+    "compare": compare,
     "study": study,
 }
 

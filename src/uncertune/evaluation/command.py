@@ -34,8 +34,10 @@ class _Prepared:
     settings: dict[str, Any]
 
 
-def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
+def evaluate(options: EvaluateOptions, models: Contestants | None = None) -> list[dict[str, Any]]:
     """Measure what is missing, write it, print the table; return all results in the folder.
+
+    ``models`` are those of the options where they are in memory already.
 
     Models, adapters and tasks are all loaded before anything is measured, so that a mistake in the last of them costs
     nothing.
@@ -43,7 +45,7 @@ def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     folder = Path(str(options.output_dir)).expanduser()
     check_usable(folder)
     _check_tasks(options)
-    models = load(options, weights=options.backend == "hf")
+    models = models or load(options, weights=options.backend == "hf")
     prepared = [_prepare(name, options, models) for name in options.chosen_tasks]
     with contextlib.ExitStack() as stack:
         todo = []
@@ -77,7 +79,7 @@ def _check_tasks(options: EvaluateOptions) -> None:
 
 def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepared:
     common: dict[str, Any] = {
-        "limit": options.limit,
+        "limit": options.limit_of(name),
         "seed": options.seed,
         "dtype": options.dtype,
         "attn_implementation": options.attn_implementation,
@@ -88,7 +90,7 @@ def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepa
         documents = read_documents(
             name.removeprefix(TOKENS),
             models.tokenizer,
-            limit=options.limit,
+            limit=options.limit_of(name),
             max_length=options.max_length,
             data_dir=options.data_dir,
             seed=options.seed,
@@ -165,7 +167,7 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
             "metrics": found.pop("metrics"),
             **found,
             "documents": len(samples),
-            "limit": options.limit,
+            "limit": what.settings["limit"],
             "batch_size": options.batch_size,
             "weights": models.weights(one),
             "settings": what.settings,
@@ -193,7 +195,7 @@ def _harness(
         outcome = harness.run(
             lm,
             what.task,
-            limit=options.limit,
+            limit=what.settings["limit"],
             num_fewshot=options.num_fewshot,
             chat_template=not options.plain_prompts,
             generation=what.settings["generation"],

@@ -16,21 +16,10 @@ from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.report import Column, Table, to_markdown
+from uncertune.report.metrics import headline, metric_column
 from uncertune.training.checkpoints import write_atomically
 
 SAMPLES = ".samples.jsonl"
-_SHARES = ("acc", "exact_match", "accuracy", "ece", "f1", "em")  # shown as percentages, also as parts of a name
-_DIGITS = {"kl": 4}
-_NAMES = {  # of lm-eval's metrics, shorter
-    "exact_match,strict-match": "strict",
-    "exact_match,flexible-extract": "flexible",
-    "prompt_level_strict_acc": "prompt, strict",
-    "prompt_level_loose_acc": "prompt, loose",
-    "inst_level_strict_acc": "instruction, strict",
-    "inst_level_loose_acc": "instruction, loose",
-    "kl": "KL from base",
-    "ece": "ECE",
-}
 
 
 @dataclass(frozen=True)
@@ -144,10 +133,10 @@ def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
     documents: dict[str, Any] = {}
     for one in found:
         documents[one["task"]] = one.get("documents")
-        for metric in _headline(one):
-            key = f"{one['task']} {metric}"
-            columns.setdefault(key, _column(key, one, metric))
-            rows[one["label"]][key] = one["metrics"][metric]
+        for metric in headline(one):
+            column = metric_column(one, metric)
+            columns.setdefault(column.key, column)
+            rows[one["label"]][column.key] = one["metrics"][metric]
     bases = [one["label"] for one in found if one["weights"].get("adapter") is None]
     counts = ", ".join(f"{task} {count}" for task, count in documents.items())
     return Table(
@@ -158,18 +147,3 @@ def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
         "model",
         bases[0] if bases and len(labels) > 1 else None,
     )
-
-
-def _headline(one: Mapping[str, Any]) -> list[str]:
-    """The metrics a table shows: of a group its own where it has some, never counts."""
-    names = [name for name in one["metrics"] if name != "tokens"]
-    return [name for name in names if "/" not in name] or names
-
-
-def _column(key: str, one: Mapping[str, Any], metric: str) -> Column:
-    better = one.get("higher_is_better", {}).get(metric)
-    direction = None if better is None else "higher" if better else "lower"
-    words = re.split(r"[,_/]", metric)
-    percent = any(word in _SHARES for word in words) or metric.startswith("exact_match")
-    digits = 1 if percent else _DIGITS.get(metric, 3)
-    return Column(key, f"{one['task']} {_NAMES.get(metric, metric)}", direction, digits, percent=percent)  # type: ignore[arg-type]

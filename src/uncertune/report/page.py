@@ -4,8 +4,10 @@ Every string here may come from strangers (a data set, a model): it is text, nev
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from uncertune.intervals import Estimate
 
 Value: TypeAlias = float | str | None
 
@@ -92,6 +94,48 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One name by two quantities, each with an interval; a NaN end is not drawn."""
+
+    name: str
+    x: Estimate
+    y: Estimate
+
+
+@dataclass(frozen=True)
+class Points:
+    """A plot of one quantity against another, with lines at zero and through the points named in ``front``."""
+
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    points: tuple[Point, ...]
+    percent: bool = True
+    front: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value from zero, with its interval; ``note`` is said beside it."""
+
+    name: str
+    value: Estimate
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Groups of bars from zero on one axis, each group under its heading."""
+
+    title: str
+    caption: str
+    axis: str
+    groups: tuple[tuple[str, tuple[Bar, ...]], ...]
+    percent: bool = True
+
+
+@dataclass(frozen=True)
 class Token:
     """One token as decoded, its score (None: not scored), and whether it is trained on as one of the hardest."""
 
@@ -130,17 +174,21 @@ class Tokens:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One prompt, what was expected, and what each model said; ``correct`` where it could be checked."""
+    """One prompt, what was expected, and what each model said; ``correct`` where it could be checked.
+
+    ``notes`` are said beneath the answer of that name: what a judge made of it.
+    """
 
     prompt: str
     reference: str
     answers: Mapping[str, str]
     correct: Mapping[str, bool] | None = None
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Generated answers side by side, one column for each of ``names``."""
+    """Generated answers side by side, one column for each of ``names``; many rows are turned in pages."""
 
     title: str
     caption: str
@@ -148,7 +196,7 @@ class Answers:
     rows: tuple[AnswerRow, ...]
 
 
-Section: TypeAlias = Facts | Table | Curves | Tokens | Answers
+Section: TypeAlias = Facts | Table | Curves | Points | Bars | Tokens | Answers
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,30 @@ SVG leaves with classes in the place of colours (one drawing for a light and a d
 place of ``style`` (the page forbids inline styles), and with ids that are unique in the page.
 """
 
+import contextlib
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from uncertune.report.page import Curves, Series
+from uncertune.intervals import Estimate
+from uncertune.report.page import Bars, Curves, Points, Section, Series
 
 COLOURS = 7  # the page's style sheet defines --series-0 … --series-6
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.6, 1, 1.6), (1.2, 1.4))  # in line widths
+MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
+    "o": "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
+    "s": "M2.5 2.5H9.5V9.5H2.5Z",
+    "D": "M6 1L11 6L6 11L1 6Z",
+    "^": "M6 1.5L10.5 10H1.5Z",
+    "v": "M6 10.5L1.5 2H10.5Z",
+    "P": "M4.5 1.5H7.5V4.5H10.5V7.5H7.5V10.5H4.5V7.5H1.5V4.5H4.5Z",
+}
 LINE_WIDTH = 2.0
 
 _SIZE_INCHES = (5.0, 3.1)  # 360 × 223 units: near one unit a pixel on a phone
@@ -39,21 +49,41 @@ _RC: dict[Any, Any] = {  # matplotlib types the keys one by one
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How one name is drawn: an index of the page's colours, and dashes in units of the line's width."""
+    """How one name is drawn: an index of the page's colours, dashes in units of the line's width, and a marker."""
 
     colour: int
     dashes: tuple[float, ...]
+    marker: str
 
     @property
     def dash_array(self) -> str:
         """The dashes as SVG writes them."""
         return " ".join(f"{LINE_WIDTH * length:g}" for length in self.dashes)
 
+    @property
+    def shape(self) -> str:
+        """The marker as a path of SVG, in a square of 12 units."""
+        return MARKERS[self.marker]
 
-def line_styles(sections: Iterable[Curves]) -> dict[str, LineStyle]:
+
+def line_styles(sections: Iterable[Section]) -> dict[str, LineStyle]:
     """A style for each name, in the order in which the page first says it; 28 differ, then they repeat."""
-    names = dict.fromkeys(series.name for curves in sections for series in curves.series)
-    return {name: LineStyle(i % COLOURS, DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
+    names = dict.fromkeys(name for section in sections for name in _names(section))
+    shapes = list(MARKERS)
+    return {
+        name: LineStyle(i % COLOURS, DASHES[i % len(DASHES)], shapes[i % len(shapes)]) for i, name in enumerate(names)
+    }
+
+
+def _names(section: Section) -> list[str]:
+    match section:
+        case Curves():
+            return [series.name for series in section.series]
+        case Points():
+            return [point.name for point in section.points]
+        case Bars():
+            return [bar.name for _, bars in section.groups for bar in bars]
+    return []
 
 
 def last_value(series: Series) -> str:
@@ -64,14 +94,19 @@ def last_value(series: Series) -> str:
     return (f"{finite[-1]:,.0f}" if 1e3 <= abs(finite[-1]) < 1e9 else f"{finite[-1]:.3g}").replace("-", "−")
 
 
-def svg(curves: Curves, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
-    """The plot, without its names. The same curves give the same text on any day.
+def svg(plot: Curves | Points, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
+    """The plot, without its names. The same plot gives the same text on any day.
 
     Args:
-        styles: from :func:`line_styles`; holds every series of ``curves``.
+        styles: from :func:`line_styles`; holds every name of ``plot``.
         prefix: starts every id, so that several drawings share a page.
     """
-    root = ElementTree.fromstring(_draw(curves, styles))
+    with _axes() as (axes, file):
+        if isinstance(plot, Curves):
+            _draw_curves(axes, plot, styles)
+        else:
+            _draw_points(axes, plot, styles)
+    root = ElementTree.fromstring(file.getvalue())
     for parent in root.iter():
         for child in [child for child in parent if not child.tag.startswith(_SVG) or child.tag.endswith("}metadata")]:
             parent.remove(child)
@@ -84,12 +119,14 @@ def svg(curves: Curves, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
         root.attrib.pop(name, None)
     root.set("stroke-linejoin", "round")
     root.set("role", "img")
-    root.set("aria-label", _summary(curves))
+    root.set("aria-label", _summary(plot))
     # Safe: numbers and our own words, set by matplotlib and escaped again by ElementTree.
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _draw(curves: Curves, styles: Mapping[str, LineStyle]) -> str:
+@contextlib.contextmanager
+def _axes() -> Iterator[tuple[Any, io.StringIO]]:
+    """Axes in the page's manner, drawn as SVG into the file at the end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -99,31 +136,73 @@ def _draw(curves: Curves, styles: Mapping[str, LineStyle]) -> str:
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
         figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
-        axes = figure.add_subplot()
-        marks = {name: mark for mark, name in _MARK_COLOURS.items()}
-        for series in curves.series:
-            style = styles[series.name]
-            x, y = _finite(series)
-            points = sum(not math.isnan(value) for value in y)
-            (line,) = axes.plot(x, y, color=marks[f"series-{style.colour}"], linewidth=LINE_WIDTH)
-            if style.dashes:
-                line.set_dashes(style.dashes)
-            if points == 1:
-                line.set_marker("o")
-        every_x = [x for series in curves.series for x in series.x]
-        whole = all(float(x).is_integer() for x in every_x)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        axes, file = figure.add_subplot(), io.StringIO()
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.margins(x=0.01, y=0.06)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(_INK)
         axes.grid(axis="y", color=_RULE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, pad=5, labelcolor=_INK)
-        file = io.StringIO()
+        yield axes, file
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+
+
+def _mark(style: LineStyle) -> str:
+    return next(mark for mark, name in _MARK_COLOURS.items() if name == f"series-{style.colour}")
+
+
+def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for series in curves.series:
+        style = styles[series.name]
+        x, y = _finite(series)
+        points = sum(not math.isnan(value) for value in y)
+        (line,) = axes.plot(x, y, color=_mark(style), linewidth=LINE_WIDTH)
+        if style.dashes:
+            line.set_dashes(style.dashes)
+        if points == 1:
+            line.set_marker("o")
+    every_x = [x for series in curves.series for x in series.x]
+    whole = all(float(x).is_integer() for x in every_x)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+    axes.margins(x=0.01, y=0.06)
+
+
+def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for line in (axes.axhline, axes.axvline):
+        line(0, color=_INK, linewidth=1.0)
+    drawn = [point for point in plot.points if math.isfinite(point.x.value) and math.isfinite(point.y.value)]
+    front = sorted((point.x.value, point.y.value) for point in drawn if point.name in plot.front)
+    axes.plot([x for x, _ in front], [y for _, y in front], color=_INK, linewidth=1.2)
+    for point in drawn:
+        style = styles[point.name]
+        axes.errorbar(
+            point.x.value,
+            point.y.value,
+            xerr=_ends(point.x),
+            yerr=_ends(point.y),
+            color=_mark(style),
+            marker=style.marker,
+            markersize=8,
+            linewidth=1.4,
+        )
+    axes.grid(axis="x", color=_RULE, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if plot.percent:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}%".replace("-", "−")))
+    axes.margins(0.08)
+
+
+def _ends(value: Estimate) -> list[list[float]] | None:
+    """What matplotlib draws an interval from: distances down and up."""
+    if not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return None
+    return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
 
 
 def _finite(series: Series) -> tuple[list[float], list[float]]:
@@ -132,9 +211,12 @@ def _finite(series: Series) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y if math.isfinite(y) else math.nan for _, y in points]
 
 
-def _summary(curves: Curves) -> str:
-    ends = "; ".join(f"{series.name}: last {last_value(series)}" for series in curves.series)
-    return f"{curves.y_label} against {curves.x_label}. {ends}".strip()
+def _summary(plot: Curves | Points) -> str:
+    if isinstance(plot, Curves):
+        said = [f"{series.name}: last {last_value(series)}" for series in plot.series]
+    else:
+        said = [f"{point.name}: {point.x.value:.3g}, {point.y.value:.3g}" for point in plot.points]
+    return f"{plot.y_label} against {plot.x_label}. {'; '.join(said)}".strip()
 
 
 def _attributes(element: ElementTree.Element, prefix: str) -> dict[str, str]:

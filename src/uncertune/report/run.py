@@ -18,12 +18,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from uncertune.report import plots, tables, tokens
-from uncertune.report.page import Answers, Curves, Facts, Page, Section, Table, Tokens
+from uncertune.report import bars, plots, tables, tokens
+from uncertune.report.page import Answers, Bars, Curves, Facts, Page, Points, Section, Table, Tokens
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+LEAF = 10  # rows of answers on a page
 _CONTENTS_FROM = 4  # a page of so many sections has a table of contents
 
 
@@ -56,8 +57,9 @@ def render(page: Page) -> str:
     style = templates.get_template("page.css").render(
         colours=plots.COLOURS, moments=max(moments, default=0), levels=tokens.LEVELS
     )
-    script = templates.get_template("page.js").render() if any(moments) else ""
     blocks = list(_blocks(page))
+    paged = any(len(view.get("leaves", ())) > 1 for block in blocks for view in block)
+    script = templates.get_template("page.js").render() if any(moments) or paged else ""
     return templates.get_template("page.html").render(
         page=page,
         blocks=blocks,
@@ -99,12 +101,12 @@ def _clean(value: object) -> object:
 
 
 def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
-    """The sections' views, curves that follow one another together."""
-    styles = plots.line_styles(section for section in page.sections if isinstance(section, Curves))
+    """The sections' views, plots that follow one another together."""
+    styles = plots.line_styles(page.sections)
     names: set[str] = set()
     views = [_view(section, _name(section.title, index, names), styles) for index, section in enumerate(page.sections)]
-    for is_curves, block in groupby(views, key=lambda view: view["kind"] == "curves"):
-        if is_curves:
+    for is_figure, block in groupby(views, key=lambda view: view["figure"]):
+        if is_figure:
             yield list(block)
         else:
             yield from ([view] for view in block)
@@ -113,6 +115,7 @@ def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
 def _view(section: Section, name: str, styles: Mapping[str, plots.LineStyle]) -> Mapping[str, Any]:
     """What a section's template is given."""
     view: dict[str, Any] = {"kind": type(section).__name__.lower(), "name": name, "section": section}
+    view["figure"] = isinstance(section, Curves | Points)
     match section:
         case Facts():
             pass
@@ -126,12 +129,19 @@ def _view(section: Section, name: str, styles: Mapping[str, plots.LineStyle]) ->
         case Curves():
             view["svg"] = plots.svg(section, styles, name + "-")
             view["lines"] = [(series.name, styles[series.name], plots.last_value(series)) for series in section.series]
+        case Points():
+            view["svg"] = plots.svg(section, styles, name + "-")
+            view["named"] = [(point, styles[point.name]) for point in section.points]
+        case Bars():
+            view["drawing"] = bars.drawing(section, styles)
         case Tokens():
             scale = tokens.scale_of(section)
             view["ticks"] = scale.ticks
             view["documents"] = [tokens.shown(document, section, scale) for document in section.documents]
         case Answers():
             view["tally"] = [(answerer, *_tally(section, answerer)) for answerer in section.names]
+            starts = range(0, max(len(section.rows), 1), LEAF)
+            view["leaves"] = [{"first": 1 + at, "rows": section.rows[at : at + LEAF]} for at in starts]
     return view
 
 

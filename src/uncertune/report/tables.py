@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from uncertune.intervals import Estimate
 from uncertune.report.page import Column, Table, Value
 
 MISSING = "–"
@@ -53,6 +54,21 @@ def format_value(value: Value, column: Column) -> str:
     if not any(digit in text for digit in "123456789"):
         text = text.removeprefix("-")
     return text.replace("-", "−") + ("%" if column.percent else "")
+
+
+def format_estimate(estimate: Estimate, column: Column, *, sign: bool = False) -> str:
+    """A value and its interval in brackets, which is left out where it is not known; with ``sign`` + is written."""
+
+    def one(value: float) -> str:
+        text = format_value(value, column)
+        return "+" + text if sign and value > 0 and any(digit in text for digit in "123456789") else text
+
+    if math.isnan(estimate.value):
+        return MISSING
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return one(estimate.value)
+    low, high = (one(end).removesuffix("%") for end in (estimate.low, estimate.high))
+    return f"{one(estimate.value)} [{low}, {high}]"
 
 
 def cell(value: Value, baseline: Value, column: Column) -> Cell:
@@ -132,21 +148,21 @@ def to_text(table: Table, width: int = 100) -> str:
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown, differences in brackets after the values."""
     heads = [label_heading(table), *(f"{column.label} {direction(column)}".strip() for column in table.columns)]
-    lines = ["| " + " | ".join(map(_markdown, heads)) + " |", "|:--|" + "--:|" * len(table.columns)]
+    lines = ["| " + " | ".join(map(markdown_text, heads)) + " |", "|:--|" + "--:|" * len(table.columns)]
     for name, _, row in cells(table):
         shown = [f"{entry.text} ({entry.change})" if entry.difference else entry.text for entry in row]
-        lines.append("| " + " | ".join(map(_markdown, [name, *shown])) + " |")
+        lines.append("| " + " | ".join(map(markdown_text, [name, *shown])) + " |")
     note = legend(table)
-    return _UNPRINTABLE.sub("\ufffd", "\n".join([*lines, *(["", _markdown(note)] if note else [])]))
+    return "\n".join([*lines, *(["", markdown_text(note)] if note else [])])
 
 
 def _finite(value: Value) -> bool:
     return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
-def _markdown(text: str) -> str:
-    """One cell: on one line, with nothing Markdown or HTML would act on."""
-    line = " ".join(text.split())
+def markdown_text(text: str) -> str:
+    """Text on one line, with nothing Markdown or HTML would act on."""
+    line = _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
     for mark in "\\`*_[]<>|":
         line = line.replace(mark, "&lt;" if mark == "<" else "&gt;" if mark == ">" else "\\" + mark)
     return line

@@ -1,6 +1,6 @@
 
 "use strict";
-// Tokens: page through the documents, keep the moment while paging, and say a token's number on hover, tap or arrow key.
+// Page through documents and answers. Tokens: keep the moment while paging, and say a token's number on hover, tap or arrow key.
 // The switch between moments is plain radio buttons and needs none of this.
 (() => {
   const tip = document.createElement("div");
@@ -72,36 +72,40 @@
     });
   }
 
+  // The same moment in every document that has one of that name.
   for (const section of document.querySelectorAll(".documents")) {
-    const pages = [...section.querySelectorAll(".document")];
     const labels = (page) => [...page.querySelectorAll(".moments label")].map((label) => label.textContent);
-
-    // The same moment in every document that has one of that name.
     section.addEventListener("change", (event) => {
       hide();
       const name = event.target.labels?.[0]?.textContent;
-      for (const page of pages) {
+      for (const page of section.querySelectorAll(".document")) {
         const index = labels(page).indexOf(name);
         if (index >= 0) page.querySelectorAll(".moments input")[index].checked = true;
       }
     });
+  }
 
+  for (const section of document.querySelectorAll(".paged")) {
+    const pages = [...section.querySelectorAll(".leaf")];
     if (pages.length < 2) continue;
     const pager = section.querySelector(".pager");
+    const choice = pager.querySelector("select");
     const [previous, next] = pager.querySelectorAll("button");
     let shown = 0;
-    const turn = (step) => {
-      shown = Math.min(Math.max(shown + step, 0), pages.length - 1);
-      pages.forEach((page, index) => page.classList.toggle("away", index !== shown));
-      pager.querySelector("output").textContent = `${shown + 1} of ${pages.length}`;
+    const turn = (index) => {
+      shown = Math.min(Math.max(index, 0), pages.length - 1);
+      pages.forEach((page, place) => page.classList.toggle("away", place !== shown));
+      if (choice) choice.value = String(shown);
+      else pager.querySelector("output").textContent = `${shown + 1} of ${pages.length}`;
       previous.setAttribute("aria-disabled", String(shown === 0));
       next.setAttribute("aria-disabled", String(shown === pages.length - 1));
       hide();
     };
     pager.addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (button) turn(Number(button.dataset.step));
+      if (button) turn(shown + Number(button.dataset.step));
     });
+    choice?.addEventListener("change", () => turn(Number(choice.value)));
     pager.hidden = false;
     turn(0);
   }
