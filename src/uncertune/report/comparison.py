@@ -25,7 +25,7 @@ from uncertune.report.comparison_measures import (
     tasks_of,
 )
 from uncertune.report.page import Bar, Bars, Column, Facts, Page, Point, Points, Section, Table, Value
-from uncertune.report.run import write_page, write_whole
+from uncertune.report.run import render, write_whole
 from uncertune.report.tables import MISSING, format_value, markdown_text, to_markdown, written
 
 PAGE = "comparison.html"
@@ -57,10 +57,13 @@ def write_comparison(
     facts = _facts(found, tasks, inside, baseline)
     lead = f"{len(found.models)} models on {len(tasks)} tasks, each against {baseline}."
     sections: list[Section] = [*numbers[:1], *figures, *numbers[1:], *answer_sections(found, baseline), facts]
-    write_whole(output_dir / "comparison.md", _markdown(lead, numbers).encode())
-    content = _numbers(found, measured, gained, inside, baseline)
-    write_whole(output_dir / "comparison.json", json.dumps(content, indent=1).encode())
-    write_page(output_dir / PAGE, Page("Comparison", lead, tuple(sections)))
+    files = {
+        "comparison.md": _markdown(lead, numbers),
+        "comparison.json": json.dumps(_numbers(found, measured, gained, inside, baseline), indent=1),
+        PAGE: render(Page("Comparison", lead, tuple(sections))),
+    }
+    for name, content in files.items():
+        write_whole(output_dir / name, content.encode())
     return output_dir / PAGE
 
 
