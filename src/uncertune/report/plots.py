@@ -194,8 +194,14 @@ def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> No
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if plot.percent:
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}%".replace("-", "−")))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: signed_percent(value)))
     axes.margins(0.08)
+
+
+def signed_percent(value: float) -> str:
+    """A share on an axis: +20%, 0%, −7.5%."""
+    text = f"{100 * value:+.3g}%"
+    return text.replace("-", "−") if any(digit in text for digit in "123456789") else "0%"
 
 
 def _ends(value: Estimate) -> list[list[float]] | None:

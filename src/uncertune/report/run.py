@@ -24,6 +24,8 @@ from uncertune.report.page import Answers, Bars, Curves, Facts, Page, Points, Se
 _TEMPLATES = Path(__file__).parent / "templates"
 # What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# What would turn the rest of a sentence of ours around.
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 LEAF = 10  # rows of answers on a page
 _CONTENTS_FROM = 4  # a page of so many sections has a table of contents
 
@@ -72,7 +74,7 @@ def render(page: Page) -> str:
 
 def environment() -> Environment:
     """Our templates, with everything they print escaped."""
-    return Environment(
+    templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -81,6 +83,8 @@ def environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_clean,
     )
+    templates.filters["unturned"] = lambda text: _TURNS.sub("\ufffd", text)
+    return templates
 
 
 def policy(style: str, script: str) -> str:
