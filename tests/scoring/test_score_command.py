@@ -201,10 +201,15 @@ def test_a_text_shows_itself_in_a_notebook(model, tmp_path):
         scored.save(tmp_path / "text.png", "surprise")
 
 
-def test_a_conversation_is_scored_with_its_prompt(model):
+@pytest.mark.parametrize(("template", "said"), [("own", "Hello<|im_end|>"), ("TRL's", "\nHello<|im_end|>\n")])
+def test_a_conversation_is_scored_with_its_prompt(model, template, said):
+    from trl.chat_template_utils import qwen2_5_chat_template
+
     tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    if template != "own":
+        tokenizer.chat_template = qwen2_5_chat_template
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     scored = score_text(lm, tokenizer, chat, samples=3)
     answer = "".join(token for token, response in zip(scored.tokens, scored.response, strict=True) if response)
-    assert answer == "Hello<|im_end|>"
+    assert answer == said
     assert len(scored.uncertainty.loss) == len(scored.tokens) - 1
