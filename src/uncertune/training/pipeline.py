@@ -197,7 +197,8 @@ def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
     """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
     settings = _settings(job, job.config.teacher)
     trainer = _trainer(job)
-    trainer.add_callback(Probe(trainer))
+    if job.config.probe_steps != 0:
+        trainer.add_callback(Probe(trainer))
     trainer.add_callback(stop)
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
     trainer.card_settings |= named
