@@ -61,7 +61,7 @@ def write(model, data, tmp_path):
             **settings,
         }
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump(fields))
+        path.write_text(yaml.safe_dump(fields, sort_keys=False))
         return str(path)
 
     return to_file
@@ -140,7 +140,7 @@ def _check_resumed(path, out, capsys):
     assert (out / "sweep.json").read_text() == table
     more = yaml.safe_load(Path(path).read_text())
     more["sweep"]["arms"].append({"objective": "distill"})
-    Path(path).write_text(yaml.safe_dump(more))
+    Path(path).write_text(yaml.safe_dump(more, sort_keys=False))
     assert run(path, out) == 0
     after = digests(out)
     assert set(after) - set(before) == {"distill-s3", "distill-s5"}
