@@ -86,11 +86,13 @@ def _names(section: Section) -> list[str]:
     return []
 
 
-def last_value(series: Series) -> str:
+def last_value(series: Series, percent: bool = False) -> str:
     """The last finite y in three significant digits or as a whole number, – where there is none."""
     finite = [y for y in series.y if math.isfinite(y)]
     if not finite:
         return "–"
+    if percent:
+        return signed_percent(finite[-1])
     return (f"{finite[-1]:,.0f}" if 1e3 <= abs(finite[-1]) < 1e9 else f"{finite[-1]:.3g}").replace("-", "−")
 
 
@@ -231,7 +233,7 @@ def _finite(series: Series) -> tuple[list[float], list[float]]:
 
 def _summary(plot: Curves | Points) -> str:
     if isinstance(plot, Curves):
-        said = [f"{series.name}: last {last_value(series)}" for series in plot.series]
+        said = [f"{series.name}: last {last_value(series, plot.percent)}" for series in plot.series]
     else:
         said = [f"{point.name}: {point.x.value:.3g}, {point.y.value:.3g}" for point in plot.points]
     return f"{plot.y_label} against {plot.x_label}. {'; '.join(said)}".strip()

@@ -24,7 +24,8 @@ def draw_sections(stem: Path, sections: Sequence[Drawn]) -> None:
     styles = line_styles(sections)
     rows = [sum(1 + len(bars) for _, bars in one.groups) for one in sections if isinstance(one, Bars)]
     height = max([3.2 if len(rows) < len(sections) else 1.2, *(0.9 + _ROW * count for count in rows)])
-    with paper_figure(stem, len(sections), (_PANEL * len(sections), height)) as (_, panels):
+    width = sum(_PANEL * (1.5 if isinstance(one, Points) else 1.0) for one in sections)
+    with paper_figure(stem, len(sections), (width, height)) as (_, panels):
         for axes, section in zip(panels, sections, strict=True):
             axes.set_title(section.title, loc="left")
             match section:
@@ -56,7 +57,7 @@ def _bars(axes: Any, section: Bars, styles: dict[str, LineStyle]) -> None:
         label.set_fontweight("bold" if label.get_text() in headings else "normal")
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color=_INK, linewidth=0.8)
-    axes.invert_yaxis()
+    axes.set_ylim(place - 0.4, -0.6)
     axes.set_xlabel(section.axis)
     if section.end:
         axes.set_xlim(0, section.end)

@@ -24,14 +24,14 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
         return
     inside, outside = sweep.inside, [name for name in sweep.main if name != sweep.inside]
     if inside in sweep.main:
-        selecting = [arm for arm in sweep.arms if arm.get("metric") is not None]
+        selecting = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
         by_metric = dict.fromkeys(str(arm["metric"]) for arm in selecting)
         groups = [
             (metric, tuple(_bar(sweep, arm["name"], inside) for arm in selecting if str(arm["metric"]) == metric))
             for metric in by_metric
         ]
         if groups:
-            caption = f"On {inside}, by what the selected tokens or documents are ranked by. {HOW} The paper's Fig. 3."
+            caption = f"Masked MLE on {inside}, by what tokens or documents are ranked by. {HOW} The paper's Fig. 3."
             yield "figure-3", [Bars("Gain in distribution", caption, _GAIN, tuple(groups))]
     groups = [(name, tuple(_bar(sweep, arm, name) for arm in sweep.others)) for name in sweep.main]
     caption = f"{inside} is in distribution. {HOW} The paper's Fig. 5."
