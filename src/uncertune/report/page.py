@@ -78,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. A NaN or an infinite y is a gap in it.
+    """One line, with ``band`` (lower and upper ends) an interval around it. A NaN or an infinite y is a gap.
 
     Raises:
         ValueError: ``x`` and ``y`` differ in length.
@@ -87,6 +87,7 @@ class Series:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -102,6 +103,7 @@ class Curves:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    percent: bool = False
 
 
 @dataclass(frozen=True)
