@@ -10,7 +10,7 @@ from uncertune.evaluation.command import measure
 from uncertune.evaluation.options import TOKENS, EvaluateOptions
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run
-from uncertune.sweep.rows import in_data
+from uncertune.sweep.rows import in_data, shown
 
 EVALUATION = "evaluation"
 BASE = "base"
@@ -67,7 +67,7 @@ def measures_of(plan: Plan, label: str) -> dict[str, dict[str, Any]] | None:
         found = _result(plan, label, TOKENS + name)
         if found is None:
             return None
-        out["out"][name] = _tokens(found)
+        out["out"][shown(name)] = _tokens(found)
     for task in plan.request.options.harness_tasks:
         found = _result(plan, label, task)
         if found is None:
