@@ -36,3 +36,44 @@ def over_seeds(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
         return Estimate(mean, float("nan"), float("nan"))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
     return Estimate(mean, mean - half, mean + half)
+
+
+def paired(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """The mean of value − baseline over seeds, each pair of one seed, with Student's interval."""
+    if len(values) != len(baseline):
+        raise ValueError(
+            f"{len(values)} values and {len(baseline)} of the baseline: pairs of the same seeds are needed"
+        )
+    return over_seeds(np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64))
+
+
+MOST_SEEDS = 10_000
+
+
+def seeds_needed(differences: Sequence[float] | NDArray[np.float64]) -> int | None:
+    """The least number of seeds n for whose 95 % interval the mean would be clear of 0, were mean and spread to stay.
+
+    n fulfils t(n − 1) · s / √n < |mean|. At least 2; None with fewer than two differences, and above ``MOST_SEEDS``.
+    """
+    from scipy import stats
+
+    known = np.asarray(differences, dtype=np.float64)
+    if len(known) < 2 or not np.isfinite(known).all():
+        return None
+    mean, spread = abs(float(known.mean())), float(known.std(ddof=1))
+    counts = np.arange(2, MOST_SEEDS + 1)
+    enough = stats.t.ppf((1 + LEVEL) / 2, counts - 1) * spread / np.sqrt(counts) < mean
+    return int(counts[enough][0]) if enough.any() else None
+
+
+def front(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Which points are on the Pareto front, every coordinate the lower the better: no other is ≤ in all and < in one.
+
+    A coordinate that is NaN does not count.
+    """
+
+    def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        pairs = [(a, b) for a, b in zip(one, other, strict=True) if np.isfinite(a) and np.isfinite(b)]
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+    return [not any(dominates(other, one) for other in points) for one in points]

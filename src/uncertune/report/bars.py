@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from uncertune.report.page import Bars, Column
-from uncertune.report.plots import LineStyle
-from uncertune.report.tables import format_estimate, format_value
+from uncertune.report.plots import LineStyle, signed_percent
+from uncertune.report.tables import written
 
 _LONGEST = 4  # an interval longer than this many times the longest bar is cut at the edge
 
@@ -38,8 +38,9 @@ class Drawing:
 
 def drawing(bars: Bars, styles: Mapping[str, LineStyle]) -> Drawing:
     """Where everything lies. ``styles`` are from :func:`uncertune.report.plots.line_styles`."""
-    column = Column("", "", None, 1 if bars.percent else 3, percent=bars.percent)
     low, high = _range(bars)
+    signed = low < 0
+    column = Column("", "", None, 1 if bars.percent else 3, bars.percent, signed)
 
     def place(value: float) -> float:
         return round(100 * (min(max(value, low), high) - low) / (high - low), 2)
@@ -51,7 +52,6 @@ def drawing(bars: Bars, styles: Mapping[str, LineStyle]) -> Drawing:
         line = (place(ends[0]), place(ends[1])) if known else None
         return Row(name, styles[name], left, round(right - left, 2), line, caps, text, note)
 
-    signed = low < 0
     groups = tuple(
         (
             heading,
@@ -60,7 +60,7 @@ def drawing(bars: Bars, styles: Mapping[str, LineStyle]) -> Drawing:
                     bar.name,
                     bar.value.value,
                     (bar.value.low, bar.value.high),
-                    format_estimate(bar.value, column, sign=signed),
+                    " ".join(astuple(written(bar.value, column))),
                     bar.note,
                 )
                 for bar in group
@@ -80,9 +80,9 @@ def _range(bars: Bars) -> tuple[float, float]:
     longest = max((abs(value) for value in values), default=0.0) or max((abs(end) for end in ends), default=1.0) or 1.0
     edge = _LONGEST * longest
     low = min([0.0, *(max(end, -edge) for end in [*values, *ends])])
-    high = max([0.0, *(min(end, edge) for end in [*values, *ends])])
+    high = max([bars.end, *(min(end, edge) for end in [*values, *ends])])
     room = 0.04 * (high - low) or 1.0
-    return low - room if low < 0 else low, high + room if high > 0 else high
+    return low - room if low < 0 else low, high + room if high > 0 else 0.0 if low < 0 else 1.0
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -92,6 +92,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _tick(value: float, signed: bool, percent: bool) -> str:
-    text = f"{100 * value if percent else value:.3g}"
-    plain = format_value(text.replace("-", "−"), Column("", "", None, 0)) + ("%" if percent else "")
-    return "+" + plain if signed and value > 0 else plain
+    if signed and percent:
+        return signed_percent(value)
+    return f"{100 * value:.3g}%" if percent else f"{value:.3g}".replace("-", "−")

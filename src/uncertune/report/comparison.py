@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,18 @@ from uncertune.report.comparison_measures import (
     tasks_of,
 )
 from uncertune.report.page import Bar, Bars, Column, Facts, Page, Point, Points, Section, Table, Value
-from uncertune.report.run import write_page, write_whole
-from uncertune.report.tables import MISSING, format_estimate, format_value, markdown_text, to_markdown
+from uncertune.report.run import render, write_whole
+from uncertune.report.tables import MISSING, format_value, markdown_text, to_markdown, written
 
 PAGE = "comparison.html"
-_SHARE = Column("", "", "higher", 1, percent=True)
-_PLAIN = Column("", "", None, 2)
 
 
 def write_comparison(
     output_dir: Path, *, baseline: str | None = None, in_distribution: Sequence[str] | None = None
 ) -> Path:
     """Write ``comparison.html``, ``.md`` and ``.json`` from what lies in the folder; return the page's path.
+
+    The pages of compared runs get a link to it.
 
     Args:
         baseline: a label; else that of the verdicts, else ``mle``, else the first model.
@@ -59,11 +60,28 @@ def write_comparison(
     facts = _facts(found, tasks, inside, baseline)
     lead = f"{len(found.models)} models on {len(tasks)} tasks, each against {baseline}."
     sections: list[Section] = [*numbers[:1], *figures, *numbers[1:], *answer_sections(found, baseline), facts]
-    write_whole(output_dir / "comparison.md", _markdown(lead, numbers).encode())
-    content = _numbers(found, measured, gained, inside, baseline)
-    write_whole(output_dir / "comparison.json", json.dumps(content, indent=1).encode())
-    write_page(output_dir / PAGE, Page("Comparison", lead, tuple(sections)))
+    files = {
+        "comparison.md": _markdown(lead, numbers),
+        "comparison.json": json.dumps(_numbers(found, measured, gained, inside, baseline), indent=1),
+        PAGE: render(Page("Comparison", lead, tuple(sections))),
+    }
+    for name, content in files.items():
+        write_whole(output_dir / name, content.encode())
+    _link(found, output_dir / PAGE)
     return output_dir / PAGE
+
+
+def _link(found: Comparison, page: Path) -> None:
+    """Pages of the runs that were compared say where."""
+    results = [one for by_model in found.results.values() for one in by_model.values()]
+    lines = [line for given in found.answers.values() for line in given[:1]]
+    sources = dict.fromkeys(str(one["model"]) for one in [*results, *lines] if one.get("model"))
+    for source in sources:
+        # os.path, for a name from a file may be no path at all
+        if any(os.path.isfile(os.path.join(source, up, "run.json")) for up in (".", "..")):
+            from uncertune.report.training import link_comparison
+
+            link_comparison(source, page)
 
 
 def _facts(found: Comparison, tasks: Sequence[str], inside: Sequence[str], baseline: str) -> Facts:
@@ -106,10 +124,10 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         own = [one for one in gained if one.model == model]
         better = sum(one.value.value > 0 for one in own)
         sure = sum(one.value.low > 0 for one in own)
-        note = f"{better} of {len(own)}, {sure} beyond their interval"
+        note = f"{better} of {len(own)}, {sure} with an interval above 0"
         bars.append(Bar(model, Estimate(better / len(own), math.nan, math.nan), note))
     caption = f"Share of tasks on which a model is better than {baseline}. The paper's Fig. 6 (B)."
-    yield Bars("Tasks won", caption, "share of tasks", (("", tuple(bars)),))
+    yield Bars("Tasks won", caption, "share of tasks", (("", tuple(bars)),), end=1.0)
 
 
 def _models(gained: Sequence[Gain]) -> list[str]:
@@ -162,17 +180,20 @@ def _overview(found: Comparison, measured: Sequence[Measured], baseline: str) ->
 
 def _head_to_head(found: Comparison, baseline: str) -> Table:
     names = {
-        "raw": ("Raw win rate", _SHARE),
-        "order_averaged": ("Averaged over both orders", _SHARE),
-        "adjusted": ("Adjusted for length and place", _SHARE),
-        "position_bias": ("Liking for the first place", _PLAIN),
-        "length_effect": ("Liking for length", _PLAIN),
+        "raw": "Raw win rate",
+        "order_averaged": "Averaged over both orders",
+        "adjusted": "Adjusted for length and place",
     }
-    columns = (Column("pairs", "Pairs", None, 0), *(Column(key, label, None, 1) for key, (label, _) in names.items()))
+    columns = (
+        Column("pairs", "Pairs", None, 0),
+        *(Column(key, label, None, 1, percent=True) for key, label in names.items()),
+        Column("position_bias", "Liking for the first place", None, 2),
+        Column("length_effect", "Liking for length", None, 2),
+    )
     rows, warnings = [], []
     for label, verdict in found.verdicts["models"].items():
-        shown = {key: format_estimate(estimate(verdict.get(key)), how) for key, (_, how) in names.items()}
-        rows.append({"model": label, "pairs": verdict.get("pairs"), **shown})
+        rates = {column.key: written(estimate(verdict.get(column.key)), column) for column in columns[1:]}
+        rows.append({"model": label, "pairs": verdict.get("pairs"), **rates})
         if verdict.get("warning"):
             warnings.append(f"{label}: {verdict['warning']}.")
     caption = (
@@ -191,36 +212,37 @@ def _outcomes(found: Comparison) -> Table:
 
 
 def _task_table(task: str, measured: Sequence[Measured], baseline: str) -> Table:
-    labels = {
-        "measure": "Measure",
-        "value": "Value",
-        "difference": "Difference",
-        "relative": f"Relative to {baseline}",
-        "documents": "Higher / lower / documents",
-        "p": "p",
-        "adjusted": "p, Holm",
-    }
     tests = sorted({one.against.test for one in measured if one.against is not None})
-    caption = f"95 % intervals in brackets. Paired by document against {baseline}: {', '.join(tests) or 'no samples'}."
+    counts = sorted({one.against.documents for one in measured if one.against is not None})
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
+    paired = f"{' and '.join(tests)} on {number} documents" if counts else "none, for want of common samples"
+    caption = f"95 % intervals in brackets. Paired tests against {baseline}: {paired}."
     if any(not math.isnan(one.adjusted_p) for one in measured):
-        caption += " Holm's p counts the first measure of every task and model."
-    rows = tuple(_task_row(one) for one in measured)
-    columns = tuple(Column(key, label, None, 0) for key, label in labels.items())
+        caption += " Holm's p allows for the tests of every model on every task's first measure."
+    relative = Column("relative", f"Relative to {baseline}", None, 1, percent=True, sign=True)
+    columns = (
+        Column("measure", "Measure", None, 0),
+        Column("value", "Value", None, 0),
+        Column("difference", "Difference", None, 0),
+        relative,
+        Column("counts", "Higher / lower", None, 0),
+        Column("p", "p (Holm's)", None, 0),
+    )
+    rows = tuple(_task_row(one, relative) for one in measured)
     return Table(f"{task}: paired with {baseline}", caption, columns, rows, "model", None)
 
 
-def _task_row(one: Measured) -> dict[str, Value]:
-    row: dict[str, Value] = {"model": one.model, "measure": one.name, "value": format_estimate(one.value, one.column)}
+def _task_row(one: Measured, relative: Column) -> dict[str, Value]:
+    row: dict[str, Value] = {"model": one.model, "measure": one.name, "value": written(one.value, one.column)}
     if one.against is not None:
         row |= {
-            "difference": format_estimate(one.against.difference, one.column, sign=True),
-            "relative": format_estimate(one.against.relative, _SHARE, sign=True),
-            "documents": f"{one.against.won} / {one.against.lost} / {one.against.documents}",
-            "p": _p(one.against.p),
-            "adjusted": _p(one.adjusted_p),
+            "difference": written(one.against.difference, dataclasses.replace(one.column, sign=True)),
+            "relative": written(one.against.relative, relative),
+            "counts": f"{one.against.won} / {one.against.lost}",
+            "p": _p(one.against.p) + ("" if math.isnan(one.adjusted_p) else f" ({_p(one.adjusted_p)})"),
         }
     elif not math.isnan(one.relative):
-        row["relative"] = format_estimate(Estimate(one.relative, math.nan, math.nan), _SHARE, sign=True)
+        row["relative"] = one.relative
     return row
 
 

@@ -102,6 +102,7 @@ def _sampled(task: str, samples: Mapping[str, list[Record]], metric: str) -> Ans
         answers = {name: str(line.get("answer") or "") for name, line in given.items()}
         rows.append(AnswerRow(str(one.get("prompt", "")), str(one.get("target", "")), answers, marks(key)))
     caption = (
-        f"{len(rows)} of {len(ids)} documents, those on which the models differ first. Right by {metric_name(metric)}."
+        f"{len(rows)} of {len(ids)} documents, those on which the models differ first; right by "
+        f"{metric_name(metric)}, counted over these documents only."
     )
     return Answers(f"{task}: answers", caption, tuple(samples), tuple(rows))

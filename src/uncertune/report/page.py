@@ -9,7 +9,16 @@ from typing import Literal, TypeAlias
 
 from uncertune.intervals import Estimate
 
-Value: TypeAlias = float | str | None
+
+@dataclass(frozen=True)
+class Written:
+    """A value written already, and the interval that stands beneath it."""
+
+    text: str
+    interval: str = ""
+
+
+Value: TypeAlias = float | str | Written | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Column:
     """One column of numbers.
 
     ``digits`` are those after the point. With ``percent`` the value is a share: 0.412 is shown as 41.2% and its
-    differences are in percentage points. ``better`` is None where neither direction is.
+    differences are in percentage points. ``better`` is None where neither direction is. With ``sign`` a
+    positive value is shown with its +.
     """
 
     key: str
@@ -33,6 +43,7 @@ class Column:
     better: Literal["higher", "lower"] | None
     digits: int
     percent: bool = False
+    sign: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. A NaN or an infinite y is a gap in it.
+    """One line, with ``band`` (lower and upper ends) an interval around it. A NaN or an infinite y is a gap.
 
     Raises:
         ValueError: ``x`` and ``y`` differ in length.
@@ -76,6 +87,7 @@ class Series:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -91,6 +103,7 @@ class Curves:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,13 +139,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups of bars from zero on one axis, each group under its heading."""
+    """Groups of bars from zero on one axis that reaches ``end`` at least, each group under its heading."""
 
     title: str
     caption: str
     axis: str
     groups: tuple[tuple[str, tuple[Bar, ...]], ...]
     percent: bool = True
+    end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -201,8 +215,12 @@ Section: TypeAlias = Facts | Table | Curves | Points | Bars | Tokens | Answers
 
 @dataclass(frozen=True)
 class Page:
-    """One page: a title, a lead of a sentence or a few, and its sections in order."""
+    """One page: a title, a lead of a sentence or a few, and its sections in order.
+
+    ``links`` are names and relative addresses of other pages of ours.
+    """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    links: tuple[tuple[str, str], ...] = ()

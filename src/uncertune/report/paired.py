@@ -70,9 +70,9 @@ def compare(model: Sequence[float], baseline: Sequence[float], weights: Sequence
         from scipy.stats import binomtest
 
         p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-        return Paired(_share_difference(won, lost, count), relative, error, p, "McNemar, exact", count, won, lost)
+        return Paired(_share_difference(won, lost, count), relative, error, p, "exact McNemar test", count, won, lost)
     difference, p = _mean_difference(x - y, w)
-    return Paired(difference, relative, error, p, "paired t", count, won, lost)
+    return Paired(difference, relative, error, p, "paired t-test", count, won, lost)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

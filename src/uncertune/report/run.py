@@ -24,6 +24,8 @@ from uncertune.report.page import Answers, Bars, Curves, Facts, Page, Points, Se
 _TEMPLATES = Path(__file__).parent / "templates"
 # What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# What would turn the rest of a sentence of ours around.
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 LEAF = 10  # rows of answers on a page
 _CONTENTS_FROM = 4  # a page of so many sections has a table of contents
 
@@ -72,7 +74,7 @@ def render(page: Page) -> str:
 
 def environment() -> Environment:
     """Our templates, with everything they print escaped."""
-    return Environment(
+    templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -81,6 +83,8 @@ def environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_clean,
     )
+    templates.filters["unturned"] = lambda text: _TURNS.sub("\ufffd", text)
+    return templates
 
 
 def policy(style: str, script: str) -> str:
@@ -128,7 +132,9 @@ def _view(section: Section, name: str, styles: Mapping[str, plots.LineStyle]) ->
             }
         case Curves():
             view["svg"] = plots.svg(section, styles, name + "-")
-            view["lines"] = [(series.name, styles[series.name], plots.last_value(series)) for series in section.series]
+            view["lines"] = [
+                (one.name, styles[one.name], plots.last_value(one, section.percent)) for one in section.series
+            ]
         case Points():
             view["svg"] = plots.svg(section, styles, name + "-")
             view["named"] = [(point, styles[point.name]) for point in section.points]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uncertune.intervals import Estimate
-from uncertune.report.page import Column, Table, Value
+from uncertune.report.page import Column, Table, Value, Written
 
 MISSING = "–"
 _ARROWS = {("better", True): "▲", ("better", False): "▼", ("worse", True): "△", ("worse", False): "▽"}
@@ -26,12 +26,18 @@ Tone = Literal["better", "worse", "same", "plain"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as shown, and its difference to the baseline ("" where there is none to show)."""
+    """A value as shown, its interval, and its difference to the baseline ("" where there is none to show)."""
 
     text: str
+    interval: str = ""
     difference: str = ""
     arrow: str = ""
     tone: Tone = "plain"
+
+    @property
+    def whole(self) -> str:
+        """Value and interval."""
+        return f"{self.text} {self.interval}".rstrip()
 
     @property
     def change(self) -> str:
@@ -39,7 +45,7 @@ class Cell:
         return self.difference + self.arrow
 
 
-def format_value(value: Value, column: Column) -> str:
+def format_value(value: float | str | None, column: Column) -> str:
     """A value with the column's digits: – for None, NaN and ∞ by name, a string on one line."""
     if value is None:
         return MISSING
@@ -50,25 +56,19 @@ def format_value(value: Value, column: Column) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     shown = 100 * value if column.percent else value
-    text = f"{shown:,.{column.digits}f}"
+    text = f"{shown:{'+' if column.sign else ''},.{column.digits}f}"
     if not any(digit in text for digit in "123456789"):
-        text = text.removeprefix("-")
+        text = text.removeprefix("-").removeprefix("+")
     return text.replace("-", "−") + ("%" if column.percent else "")
 
 
-def format_estimate(estimate: Estimate, column: Column, *, sign: bool = False) -> str:
-    """A value and its interval in brackets, which is left out where it is not known; with ``sign`` + is written."""
-
-    def one(value: float) -> str:
-        text = format_value(value, column)
-        return "+" + text if sign and value > 0 and any(digit in text for digit in "123456789") else text
-
+def written(estimate: Estimate, column: Column) -> Written:
+    """A value with the column's digits, and its interval in brackets where it is known."""
     if math.isnan(estimate.value):
-        return MISSING
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return one(estimate.value)
-    low, high = (one(end).removesuffix("%") for end in (estimate.low, estimate.high))
-    return f"{one(estimate.value)} [{low}, {high}]"
+        return Written(MISSING)
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    ends = ", ".join(format_value(end, column).removesuffix("%") for end in (estimate.low, estimate.high))
+    return Written(format_value(estimate.value, column), f"[{ends}]" if known else "")
 
 
 def cell(value: Value, baseline: Value, column: Column) -> Cell:
@@ -76,18 +76,20 @@ def cell(value: Value, baseline: Value, column: Column) -> Cell:
 
     A difference that is zero at the column's digits is shown as ±0 and called neither better nor worse.
     """
+    if isinstance(value, Written):
+        return Cell(value.text, value.interval)
     text = format_value(value, column)
     if not _finite(value) or not _finite(baseline):
         return Cell(text)
     difference = float(value) - float(baseline)  # type: ignore[arg-type]
     shown = f"{(100 if column.percent else 1) * difference:+,.{column.digits}f}"
     if not any(digit in shown for digit in "123456789"):
-        return Cell(text, "±" + shown[1:], tone="same")
+        return Cell(text, difference="±" + shown[1:], tone="same")
     shown = shown.replace("-", "−")
     if column.better is None:
-        return Cell(text, shown)
+        return Cell(text, difference=shown)
     tone: Tone = "better" if (difference > 0) == (column.better == "higher") else "worse"
-    return Cell(text, shown, _ARROWS[tone, difference > 0], tone)
+    return Cell(text, "", shown, _ARROWS[tone, difference > 0], tone)
 
 
 def cells(table: Table) -> list[tuple[str, bool, list[Cell]]]:
@@ -150,14 +152,14 @@ def to_markdown(table: Table) -> str:
     heads = [label_heading(table), *(f"{column.label} {direction(column)}".strip() for column in table.columns)]
     lines = ["| " + " | ".join(map(markdown_text, heads)) + " |", "|:--|" + "--:|" * len(table.columns)]
     for name, _, row in cells(table):
-        shown = [f"{entry.text} ({entry.change})" if entry.difference else entry.text for entry in row]
+        shown = [f"{entry.whole} ({entry.change})" if entry.difference else entry.whole for entry in row]
         lines.append("| " + " | ".join(map(markdown_text, [name, *shown])) + " |")
     note = legend(table)
     return "\n".join([*lines, *(["", markdown_text(note)] if note else [])])
 
 
 def _finite(value: Value) -> bool:
-    return value is not None and not isinstance(value, str) and math.isfinite(value)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def markdown_text(text: str) -> str:
@@ -183,10 +185,10 @@ def _text_column(table: Table, index: int, rows: Sequence[tuple[str, bool, list[
         # An arrow is a column of its own, so that the digits stay under one another.
         arrows = max(len(entry.arrow) for entry in entries)
         body = [
-            [entry.text + " " + _right(entry.difference + (entry.arrow or " " * arrows), changes)] for entry in entries
+            [entry.whole + " " + _right(entry.difference + (entry.arrow or " " * arrows), changes)] for entry in entries
         ]
     else:
-        body = [[entry.text, *([entry.change or ""] if changes else [])] for entry in entries]
+        body = [[entry.whole, *([entry.change or ""] if changes else [])] for entry in entries]
     content = max((_width(line) for lines in body for line in lines), default=0)
     head = textwrap.wrap(f"{column.label} {direction(column)}".strip(), max(content, _HEADER_WIDTH)) or [""]
     return _TextColumn(head, body, max([content, *map(_width, head)]))
