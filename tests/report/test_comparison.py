@@ -11,6 +11,7 @@ from scipy import stats
 
 from uncertune.errors import UserError
 from uncertune.report.comparison import write_comparison
+from uncertune.report.training import write_run_page
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,45 @@ def test_names_that_are_not_there(folder):
         write_comparison(folder, baseline="mel")
     with pytest.raises(UserError, match="in_distribution: there is no task 'gsm'; choose from gsm8k, ifeval"):
         write_comparison(folder, in_distribution=["gsm"])
+
+
+def run_folder(folder):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"complete": True}))
+    (folder / "config.yaml").write_text("objective: masked_mle\nmodel_name_or_path: tiny\n")
+    (folder / "environment.json").write_text(json.dumps({"packages": {}}))
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def name_source(folder, label, source):
+    for path in (folder / "evaluation" / label).glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": str(source)}))
+
+
+def test_the_page_of_a_compared_run_links_to_the_comparison(folder, tmp_path):
+    run = run_folder(tmp_path / "runs" / "a run: <b>")
+    checkpoint = run / "checkpoint-10"
+    checkpoint.mkdir()
+    name_source(folder, "masked_mle", run)
+    name_source(folder, "mle", checkpoint)
+    name_source(folder, "masked_mle_distill", "no path " * 1000 + "\0")
+    for _ in range(2):
+        page = write_comparison(folder)
+    html = (run / "report.html").read_text()
+    (link,) = re.findall(r'<a href="([^"#]*)">Comparison in ', html)
+    assert link == "../../comparison.html"
+    assert (run / link).resolve() == page.resolve()
+    # a page that is gone is not linked to any more
+    page.unlink()
+    write_run_page(run)
+    assert "comparison.html" not in (run / "report.html").read_text()
+
+
+def test_what_is_no_finished_run_is_left_alone(folder, tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    name_source(folder, "masked_mle", run)
+    before = sorted(path.name for path in run.iterdir())
+    write_comparison(folder)
+    assert sorted(path.name for path in run.iterdir()) == before

@@ -43,13 +43,14 @@ def compare(options: CompareOptions) -> Path:
         if baseline in answers:
             check_same_prompts(answers, baseline)
         judge = judge_of(options) if options.judge else None
-        if judge is not None and not all((folder / "answers" / f"{labels[n]}.jsonl").is_file() for n in models):
+        kept = [(folder / "answers" / f"{labels[name]}.jsonl").is_file() for name in models]
+        if judge is not None and (options.overwrite or not all(kept)):
             judge.check()
-        if options.overwrite:
-            (folder / "verdicts.json").unlink(missing_ok=True)
         _keep(answers, folder / "answers", overwrite=options.overwrite)
         if models:
             answers |= _run_models(options, models, [labels[name] for name in models], folder)
+        if options.overwrite:
+            (folder / "verdicts.json").unlink(missing_ok=True)
         if judge is not None:
             ordered = {label: answers[label] for label in labels.values()}
             check_same_prompts(ordered, baseline)

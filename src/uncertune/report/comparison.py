@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def write_comparison(
 ) -> Path:
     """Write ``comparison.html``, ``.md`` and ``.json`` from what lies in the folder; return the page's path.
 
+    The pages of compared runs get a link to it.
+
     Args:
         baseline: a label; else that of the verdicts, else ``mle``, else the first model.
         in_distribution: names of tasks (the judged answers are "head to head"); else those named in ``verdicts.json``.
@@ -64,7 +67,21 @@ def write_comparison(
     }
     for name, content in files.items():
         write_whole(output_dir / name, content.encode())
+    _link(found, output_dir / PAGE)
     return output_dir / PAGE
+
+
+def _link(found: Comparison, page: Path) -> None:
+    """Pages of the runs that were compared say where."""
+    results = [one for by_model in found.results.values() for one in by_model.values()]
+    lines = [line for given in found.answers.values() for line in given[:1]]
+    sources = dict.fromkeys(str(one["model"]) for one in [*results, *lines] if one.get("model"))
+    for source in sources:
+        # os.path, for a name from a file may be no path at all
+        if any(os.path.isfile(os.path.join(source, up, "run.json")) for up in (".", "..")):
+            from uncertune.report.training import link_comparison
+
+            link_comparison(source, page)
 
 
 def _facts(found: Comparison, tasks: Sequence[str], inside: Sequence[str], baseline: str) -> Facts:

@@ -215,8 +215,12 @@ Section: TypeAlias = Facts | Table | Curves | Points | Bars | Tokens | Answers
 
 @dataclass(frozen=True)
 class Page:
-    """One page: a title, a lead of a sentence or a few, and its sections in order."""
+    """One page: a title, a lead of a sentence or a few, and its sections in order.
+
+    ``links`` are names and relative addresses of other pages of ours.
+    """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    links: tuple[tuple[str, str], ...] = ()
