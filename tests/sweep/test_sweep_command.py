@@ -106,6 +106,7 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
     _check_table(out, found)
     for name in ("sweep.html", "figure-6a.svg"):
         assert (out / name).is_file()
+    _check_redrawn(out, capsys)
     _check_resumed(path, out, capsys)
     _check_settings_stay(path, out, capsys)
 
@@ -134,6 +135,19 @@ def _check_table(out, found):
     gains = [1 - loss[NAMES[1], seed] / loss["mle", seed] for seed in ("3", "5")]
     page = (out / "sweep.md").read_text().replace("\\_", "_").replace("−", "-")
     assert re.search(rf"\| {NAMES[1]} \| 2 \| {100 * np.mean(gains):+.2f}%", page)
+
+
+def _check_redrawn(out, capsys):
+    """``uncertune report`` writes the same pages again, of the sweep and of a run, and nothing where there is none."""
+    pages = [out / "sweep.html", out / "runs/mle-s3/report.html"]
+    before = [page.read_bytes() for page in pages]
+    for page in pages:
+        page.unlink()
+    capsys.readouterr()
+    assert main(["report", *(str(page.parent) for page in pages)]) == 0
+    assert [page.read_bytes() for page in pages] == before
+    assert main(["report", str(out / "data")]) == 2
+    assert "holds no sweep (sweep.json) and no run" in capsys.readouterr().err
 
 
 def _check_resumed(path, out, capsys):

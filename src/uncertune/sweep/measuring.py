@@ -43,6 +43,7 @@ def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
         "batch_size": options.batch_size,
         "dtype": options.measure_dtype,
         "data_dir": plan.common.data.data_dir,
+        "attn_implementation": plan.common.model.attn_implementation,
         "chat_template_path": plan.common.training.chat_template_path,
     }
     length = plan.common.training.max_length
