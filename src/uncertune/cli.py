@@ -113,6 +113,20 @@ def compare(arguments: list[str]) -> int:
     return 0
 
 
+def sweep(arguments: list[str]) -> int:
+    """train and measure objectives × metrics × levels × q × seeds from one file: one table, and the Pareto front"""
+    from uncertune.sweep.options import parse, parser
+
+    if {"-h", "--help"} & set(arguments):
+        parser().print_help()
+        return 0
+    request = parse(arguments)
+
+    from uncertune.sweep.command import sweep as run_sweep
+
+    return 0 if run_sweep(request) else 1
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -133,6 +147,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "generate": generate,
     "compare": compare,
+    "sweep": sweep,
     "study": study,
 }
 

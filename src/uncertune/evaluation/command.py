@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from uncertune.evaluation.results import Place
 from uncertune.evaluation.rows import Document, read_documents
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
 from uncertune.models import attach_head
-from uncertune.report import to_text
+from uncertune.objectives import FactoredTeacher
+from uncertune.report import Table, to_text
 from uncertune.training.folder import check_usable, environment, held
 
 
@@ -32,10 +33,20 @@ class _Prepared:
     task: harness.HarnessTask | None
     documents: list[Document]
     settings: dict[str, Any]
+    base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
+    """What the base says of the documents, once it was asked."""
 
 
 def evaluate(options: EvaluateOptions, models: Contestants | None = None) -> list[dict[str, Any]]:
-    """Measure what is missing, write it, print the table; return all results in the folder.
+    """``measure``, and print the table; return all results in the folder."""
+    table = measure(options, models)
+    folder = Path(str(options.output_dir)).expanduser()
+    print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
+    return results.collect(folder, [str(row["model"]) for row in table.rows], options.chosen_tasks)
+
+
+def measure(options: EvaluateOptions, models: Contestants | None = None) -> Table:
+    """Measure what is missing and write it; return the table of all results in the folder.
 
     ``models`` are those of the options where they are in memory already.
 
@@ -61,10 +72,7 @@ def evaluate(options: EvaluateOptions, models: Contestants | None = None) -> lis
                 else:
                     todo.append((what, one, place))
         _measure(todo, models, options)
-        order = [one.label for one in models.entries]
-        table = results.summarise(folder, order, options.chosen_tasks)
-        print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
-    return results.collect(folder, order, options.chosen_tasks)
+        return results.summarise(folder, [one.label for one in models.entries], options.chosen_tasks)
 
 
 def _check_tasks(options: EvaluateOptions) -> None:
@@ -255,6 +263,7 @@ def _tokens(
             pad=models.tokenizer.pad_token_id,
             batch_size=options.batch_size,
             base=(lambda: models.active(base)) if models.adapters else None,
+            kept=what.base_rows,
             label=f"({one.label}, {what.name.removeprefix(TOKENS)})",
         )
     samples = []
