@@ -11,6 +11,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TRITON := triton==3.9.0
+# processes of `make test`, a thread each
+WORKERS ?= 2
 pinned = $(shell grep -m1 '^$(1)==' constraints.txt)
 
 # Two threads that spin while they wait cost each other more than they gain.
@@ -45,7 +47,7 @@ check: $(INSTALLED)  ## style, types and the import contracts
 	$(BIN)/lint-imports
 
 test: check .venv/.triton  ## check, then every test that takes seconds
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 # Only the tests of the Triton kernels need it, in its interpreter; a torch built for CUDA brings its own.
 .venv/.triton: $(INSTALLED)

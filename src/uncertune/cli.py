@@ -101,6 +101,32 @@ def generate(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    """models on tasks, and their answers head to head before a judge, on one page"""
+    from uncertune.evaluation.compare_options import parse_compare
+
+    options = parse_compare(arguments)
+
+    from uncertune.evaluation.compare import compare as run_compare
+
+    print(f"page: {run_compare(options)}")
+    return 0
+
+
+def sweep(arguments: list[str]) -> int:
+    """train and measure objectives × metrics × levels × q × seeds from one file: one table, and the Pareto front"""
+    from uncertune.sweep.options import parse, parser
+
+    if {"-h", "--help"} & set(arguments):
+        parser().print_help()
+        return 0
+    request = parse(arguments)
+
+    from uncertune.sweep.command import sweep as run_sweep
+
+    return 0 if run_sweep(request) else 1
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -120,6 +146,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "score": score,
     "evaluate": evaluate,
     "generate": generate,
+    "compare": compare,
+    "sweep": sweep,
     "study": study,
 }
 

@@ -120,6 +120,7 @@ def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
         peft_config=LoraConfig(
             r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
+        resolved=config.to_dict() | {"model_name_or_path": options.model, "dataset_name": "word_problems"},
     )
 
 

@@ -91,6 +91,11 @@ def _read(path: str, kind: type) -> dict[str, Any]:
         raise UserError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path!r} must be a YAML mapping of option names to values")
+    return checked(values, kind, path)
+
+
+def checked(values: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
+    """Values of a file as the fields of ``kind`` hold them. Raises UserError for an unknown name or a wrong value."""
     types_of = _types(kind)
     out = {}
     for name, value in values.items():

@@ -133,11 +133,16 @@ def test_a_template_written_otherwise_that_renders_the_same_is_known(smollm2_tok
     assert training_template(FakeTokenizer({"default": reworded, "tools": "x"})) == smollm2_template()
 
 
-def test_templates_that_need_nothing(smollm2_tokenizer):
-    from trl.chat_template_utils import qwen3_chat_template
-
+def test_a_template_with_marks_needs_nothing():
     assert training_template(FakeTokenizer(smollm2_template())) is None
-    assert training_template(FakeTokenizer(qwen3_chat_template)) is None
+
+
+def test_a_template_that_trl_has_marked_is_its_copy():
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers, qwen3_chat_template
+
+    marked = training_template(FakeTokenizer(qwen3_chat_template))
+    assert has_generation_markers(marked)
+    assert marked == get_training_chat_template(FakeTokenizer(qwen3_chat_template))
 
 
 @pytest.mark.parametrize("chat_template", [None, ""])

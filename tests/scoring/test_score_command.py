@@ -99,6 +99,21 @@ def test_other_scores_are_not_mixed_in(scores, model, capsys):
     assert (scores / "tokens.parquet").read_bytes() == before
 
 
+def test_the_change_from_other_scores_is_paired(scores, model, tmp_path, capsys):
+    other = save_tiny(tmp_path / "other", marked=True, seed=1)
+    command = [*SCORE, "--rate", "0.2", "--against", str(scores)]
+    assert main([*command, "--model", str(other), "--output_dir", str(tmp_path / "s")]) == 0
+    found = json.loads((tmp_path / "s" / "summary.json").read_text())
+    before = json.loads((scores / "summary.json").read_text())
+    for name in run.QUANTITIES:
+        difference = found["mean_nats"][name] - before["mean_nats"][name]
+        assert found["change"][name]["value"] == pytest.approx(difference, abs=1e-12)
+        assert found["change"][name]["low"] < difference < found["change"][name]["high"]
+    assert "epistemic, mean change from" in (tmp_path / "s" / "summary.md").read_text()
+    assert main([*command, "--model", str(other), "--max_samples", "5", "--output_dir", str(tmp_path / "t")]) == 2
+    assert "against: those scores are of other tokens" in capsys.readouterr().err
+
+
 def test_two_processes_give_the_same_scores(scores, model, tmp_path):
     folder = tmp_path / "two"
     command = [
@@ -149,6 +164,10 @@ MISTAKES = {
         ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--max_length", "2"],
         "max_length: none of",
     ),
+    "against": (
+        ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--against", "{model}"],
+        "against: ",
+    ),
     "nothing": (["nowhere.jsonl", "--model", "{model}", "--output_dir", "{out}"], "nowhere.jsonl"),
 }
 
@@ -182,10 +201,15 @@ def test_a_text_shows_itself_in_a_notebook(model, tmp_path):
         scored.save(tmp_path / "text.png", "surprise")
 
 
-def test_a_conversation_is_scored_with_its_prompt(model):
+@pytest.mark.parametrize(("template", "said"), [("own", "Hello<|im_end|>"), ("TRL's", "\nHello<|im_end|>\n")])
+def test_a_conversation_is_scored_with_its_prompt(model, template, said):
+    from trl.chat_template_utils import qwen2_5_chat_template
+
     tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    if template != "own":
+        tokenizer.chat_template = qwen2_5_chat_template
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     scored = score_text(lm, tokenizer, chat, samples=3)
     answer = "".join(token for token, response in zip(scored.tokens, scored.response, strict=True) if response)
-    assert answer == "Hello<|im_end|>"
+    assert answer == said
     assert len(scored.uncertainty.loss) == len(scored.tokens) - 1

@@ -46,16 +46,14 @@ def assert_same(out, whole):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
     save_tiny(folder / "model", marked=True)
-    begun = time.monotonic()
     finish(words(folder / "model", folder / "whole"), folder / "log")
-    return folder, time.monotonic() - begun
+    return folder
 
 
-def test_killed_while_filling_and_while_training(whole):
-    folder, _ = whole
+def test_killed_while_filling_and_while_training(folder):
     out, chance = folder / "killed", random.Random(0)
     command = words(folder / "model", out)
     complete = shards(folder / "whole")
@@ -68,8 +66,7 @@ def test_killed_while_filling_and_while_training(whole):
     assert_same(out, folder / "whole")
 
 
-def test_documents_cached_as_they_come_survive_a_kill(whole):
-    folder, _ = whole
+def test_documents_cached_as_they_come_survive_a_kill(folder):
     fields = {"teacher_cache_fill": "first_epoch", "num_train_epochs": 2, "teacher": folder / "whole" / "stage1"}
     fields |= {"save_steps": 3}
     plain, out = folder / "plain", folder / "come"
@@ -85,8 +82,10 @@ def test_documents_cached_as_they_come_survive_a_kill(whole):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(whole):
-    folder, seconds = whole
+def test_twenty_kills_at_random_moments(folder):
+    begun = time.monotonic()
+    finish(words(folder / "model", folder / "timed"), folder / "log")  # the first run has also started the server
+    seconds = time.monotonic() - begun
     out, chance, kills, moments = folder / "twenty", random.Random(1), 0, []
     command = words(folder / "model", out)
     while kills < 20:
@@ -104,8 +103,7 @@ def test_twenty_kills_at_random_moments(whole):
     assert_same(out, folder / "whole")
 
 
-def test_two_ranks_share_the_filling(whole):
-    folder, _ = whole
+def test_two_ranks_share_the_filling(folder):
     out = folder / "ranks"
     command = words(folder / "model", out, teacher=folder / "whole" / "stage1", fill_teacher_cache_only=True)
     ranks = [

@@ -10,11 +10,15 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 import uncertune
+from tiny import tiny_model
 from uncertune.errors import UserError
 from uncertune.training import devices
 
 FOLDER = Path(uncertune.__file__).parent / "recipes" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+MODEL = tiny_model("llama")
 
 
 def accelerator(plugin=None, processes=2):
@@ -45,7 +49,7 @@ def test_accelerate_reads_a_file(path):
 def test_the_fsdp_file_makes_a_plugin_that_the_trainer_takes():
     plugin = plugin_of(load_config_from_file(str(FOLDER / "fsdp2.yaml")))
     assert plugin.fsdp_version == 2
-    devices.check(accelerator(plugin), average_tokens=True)
+    devices.check(accelerator(plugin), MODEL, average_tokens=True)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -70,9 +74,9 @@ def test_what_is_not_supported_is_one_line():
     config = load_config_from_file(str(FOLDER / "fsdp2.yaml"))
     sharded = plugin_of(config, fsdp_state_dict_type="SHARDED_STATE_DICT")
     with pytest.raises(UserError, match="fsdp_state_dict_type"):
-        devices.check(accelerator(sharded), average_tokens=True)
+        devices.check(accelerator(sharded), MODEL, average_tokens=True)
     old = SimpleNamespace(fsdp_version=1, state_dict_type="FULL_STATE_DICT")
     with pytest.raises(UserError, match="set fsdp_version: 2"):
-        devices.check(accelerator(old), average_tokens=True)
+        devices.check(accelerator(old), MODEL, average_tokens=True)
     with pytest.raises(UserError, match="average_tokens_across_devices"):
-        devices.check(accelerator(), average_tokens=False)
+        devices.check(accelerator(), MODEL, average_tokens=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from harness import VOCABULARY, relative_difference, rows, run, settings
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -145,26 +147,52 @@ def test_a_card_keeps_hub_names_and_hides_paths():
     assert "Results" not in text
 
 
-def test_push_to_hub_uploads_the_run_with_its_card(tmp_path, monkeypatch):
-    sent = {}
+@pytest.mark.parametrize(
+    ("saving", "checkpoints"),
+    [
+        ({"hub_strategy": "end"}, []),
+        ({"hub_strategy": "checkpoint", "save_strategy": "steps", "save_steps": 1}, ["last-checkpoint"] * 2),
+    ],
+    ids=["at the end", "checkpoints"],
+)
+def test_push_to_hub_uploads_the_model_and_its_card_alone(tmp_path, monkeypatch, saving, checkpoints):
+    sent = []
 
     class Api:
         def create_repo(self, name, **_):
             return SimpleNamespace(repo_id=name)
 
-        def upload_folder(self, *, repo_id, folder_path, **_):
-            from pathlib import Path
-
-            sent.update(repo=repo_id, files={path.name: path.read_bytes() for path in Path(folder_path).glob("*.*")})
+        def upload_folder(
+            self, *, repo_id, folder_path, path_in_repo=None, allow_patterns=None, ignore_patterns=None, **_
+        ):
+            """What the hub's client would send."""
+            files = [
+                path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()
+            ]
+            files = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+            files = {name: (Path(folder_path) / name).read_bytes() for name in files}
+            sent.append((repo_id, path_in_repo, files))
+            return SimpleNamespace(is_done=lambda: True, done=lambda: True)
 
     monkeypatch.setattr("transformers.trainer.hf_api", Api)
-    options = {"objective": "masked_mle", "push_to_hub": True, "hub_model_id": "someone/mine"}
+    options = {"objective": "masked_mle_distill", "teacher": "auto", "teacher_cache": "hidden", **saving}
     base = save_tiny(tmp_path / "base")
-    run_job(job(tmp_path / "run", {}, base, hub_strategy="end", **options))
-    assert sent["repo"] == "someone/mine"
-    assert "adapter_model.safetensors" in sent["files"]
-    card = sent["files"]["README.md"].decode()
-    assert "| objective | `masked_mle` |" in card
+    (tmp_path / "run" / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "run" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    run_job(job(tmp_path / "run", {}, base, push_to_hub=True, hub_model_id="someone/mine", **options))
+    here = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"probe.jsonl", "selection.parquet", "stage1", "teacher_cache", "config.yaml", "metrics.jsonl"} <= here
+    whole = [files for _, place, files in sent if place is None]
+    assert [place for _, place, _ in sent if place is not None] == checkpoints
+    for files in whole:
+        assert set(files) == {
+            *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+            "additional_chat_templates/tool_use.jinja",
+        }
+    assert {repo for repo, _, _ in sent} == {"someone/mine"}
+    card = whole[-1]["README.md"].decode()
+    assert "| objective | `masked_mle_distill` |" in card
     assert "# mine" in card
     assert "| training loss |" in card
 

@@ -25,7 +25,7 @@ ROLES = {
 
 
 def detect_format(column_names: Iterable[str], first_row: Row, text_field: str | None = None) -> str:
-    """Name the format of a data set: ``"trl"``, ``"alpaca"``, ``"gsm8k"``, ``"mmlu"`` or ``"sharegpt"``.
+    """Name the format of a data set: ``"trl"``, or one of ``CONVERTERS``.
 
     ``first_row`` tells ShareGPT's ``conversations`` (``from``, ``value``) from chat messages under the same name.
     Alpaca's own three columns win over a ``text`` column beside them, which repeats them as one string, unless
@@ -44,6 +44,8 @@ def detect_format(column_names: Iterable[str], first_row: Row, text_field: str |
         return "trl" if isinstance(first, Mapping) and "role" in first else "sharegpt"
     if {"instruction", "output"} <= columns:
         return "alpaca"
+    if {"prompt", "response"} <= columns:
+        return "responses"
     if {"question", "choices", "answer"} <= columns:
         return "mmlu"
     if {"question", "answer"} <= columns:
@@ -52,8 +54,8 @@ def detect_format(column_names: Iterable[str], first_row: Row, text_field: str |
         return "trl"
     raise UserError(
         f"format: no known one fits the columns {', '.join(sorted(columns)) or '(none)'}; known are messages; "
-        "prompt, completion; text; input_ids; instruction, input, output (alpaca); question, answer (gsm8k); "
-        "question, choices, answer (mmlu); conversations (sharegpt)"
+        "prompt, completion; text; input_ids; instruction, input, output (alpaca); prompt, response (responses); "
+        "question, answer (gsm8k); question, choices, answer (mmlu); conversations (sharegpt)"
     )
 
 
@@ -168,6 +170,10 @@ def _instruction(row: Row, index: int) -> str:
     return f"{question}\n\n{context}" if context.strip() else question
 
 
+def _responses(row: Row, index: int) -> Messages | None:
+    return _single_turn(_text(row, "prompt", index), _text(row, "response", index))
+
+
 def _gsm8k(row: Row, index: int) -> Messages | None:
     return _single_turn(_text(row, "question", index), _text(row, "answer", index))
 
@@ -233,6 +239,7 @@ def _kind(value: Any) -> str:
 
 CONVERTERS: dict[str, tuple[Callable[[Row, int], Messages | str | None], frozenset[str]]] = {
     "alpaca": (_alpaca, frozenset({"instruction", "input", "output"})),
+    "responses": (_responses, frozenset({"prompt", "response"})),
     "gsm8k": (_gsm8k, frozenset({"question", "answer"})),
     "sharegpt": (_sharegpt, frozenset({"conversations"})),
     "mmlu": (_mmlu, frozenset({"question", "choices", "answer"})),

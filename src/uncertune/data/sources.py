@@ -46,6 +46,13 @@ BUILTIN = {
         "alpaca", {"train": "alpaca_eval.jsonl.gz"}, "tatsu-lab/alpaca_eval", hub_file="alpaca_eval.json"
     ),
     "ifeval": BuiltIn("trl", {"train": "ifeval.jsonl.gz"}, "google/IFEval"),
+    "ifeval_gpt4": BuiltIn(  # GPT-4's answers to IFEval's prompts
+        "responses",
+        {"train": "ifeval_gpt4_responses.jsonl.gz"},
+        "json",
+        hub_file="https://raw.githubusercontent.com/google-research/google-research/master/"
+        "instruction_following_eval/data/input_response_data_gpt4_20231107_145030.jsonl",
+    ),
     "wikitext2": BuiltIn(
         "wikitext",
         {"test": "wikitext2_raw_test.txt.gz"},

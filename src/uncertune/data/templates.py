@@ -4,6 +4,7 @@ TRL's ``assistant_only_loss`` reads the mark ``{% generation %} ... {% endgenera
 brings marked copies of many models' templates; this file adds SmolLM2's, and says what to do about the rest.
 """
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ _PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 def training_template(tokenizer: Any) -> str | None:
-    """The chat template to train with, or None where the tokenizer's own will do.
+    """The chat template with the marks, or None where the tokenizer's own has them: what ``apply_chat_template`` takes.
 
-    None: the template has the marks already, or TRL replaces it by a marked copy of its own. A template that renders
-    what SmolLM2-Instruct's renders (compared on conversations with and without a system prompt, of several turns, with
-    and without a generation prompt) gives the marked copy, which renders the same text.
+    It is TRL's marked copy, where TRL knows the template. One that renders what SmolLM2-Instruct's renders (compared on
+    conversations with and without a system prompt, of several turns, with and without a generation prompt) gives the
+    marked copy kept here, which renders the same text.
 
     Raises ``UserError``, one line: the tokenizer has no template, or one without marks that nobody here knows.
     """
@@ -44,11 +45,8 @@ def training_template(tokenizer: Any) -> str | None:
         )
     if has_generation_markers(template):
         return None
-    try:
-        get_training_chat_template(tokenizer)
-        return None
-    except ValueError:  # TRL does not know it
-        pass
+    with suppress(ValueError):  # TRL does not know it
+        return get_training_chat_template(tokenizer)
     marked = smollm2_template()
     if _uses_only_messages(template) and _renders(tokenizer, template) == _renders(tokenizer, marked):
         return marked

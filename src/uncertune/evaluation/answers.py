@@ -48,8 +48,8 @@ class Answer:
     ended: bool
 
 
-def generate(options: GenerateOptions) -> list[Path]:
-    """Answer what is missing; return the files, one a model."""
+def generate(options: GenerateOptions, models: Contestants | None = None) -> list[Path]:
+    """Answer what is missing; return the files, one a model. ``models`` are those of the options, if in memory."""
     folder = Path(str(options.output_dir)).expanduser()
     check_usable(folder)
     prompts = load_prompts(
@@ -60,7 +60,7 @@ def generate(options: GenerateOptions) -> list[Path]:
         max_samples=options.limit,
         seed=options.seed,
     )
-    models = load(options)
+    models = models or load(options)
     asked = encoded(models.tokenizer, prompts, models.base)
     limit = options.max_new_tokens or NEW_TOKENS
     _check_room(asked, limit, models)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from uncertune.evaluation.results import Place
 from uncertune.evaluation.rows import Document, read_documents
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
 from uncertune.models import attach_head
-from uncertune.report import to_text
+from uncertune.objectives import FactoredTeacher
+from uncertune.report import Table, to_text
 from uncertune.training.folder import check_usable, environment, held
 
 
@@ -32,10 +33,22 @@ class _Prepared:
     task: harness.HarnessTask | None
     documents: list[Document]
     settings: dict[str, Any]
+    base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
+    """What the base says of the documents, once it was asked."""
 
 
-def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
-    """Measure what is missing, write it, print the table; return all results in the folder.
+def evaluate(options: EvaluateOptions, models: Contestants | None = None) -> list[dict[str, Any]]:
+    """``measure``, and print the table; return all results in the folder."""
+    table = measure(options, models)
+    folder = Path(str(options.output_dir)).expanduser()
+    print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
+    return results.collect(folder, [str(row["model"]) for row in table.rows], options.chosen_tasks)
+
+
+def measure(options: EvaluateOptions, models: Contestants | None = None) -> Table:
+    """Measure what is missing and write it; return the table of all results in the folder.
+
+    ``models`` are those of the options where they are in memory already.
 
     Models, adapters and tasks are all loaded before anything is measured, so that a mistake in the last of them costs
     nothing.
@@ -43,7 +56,7 @@ def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     folder = Path(str(options.output_dir)).expanduser()
     check_usable(folder)
     _check_tasks(options)
-    models = load(options, weights=options.backend == "hf")
+    models = models or load(options, weights=options.backend == "hf")
     prepared = [_prepare(name, options, models) for name in options.chosen_tasks]
     with contextlib.ExitStack() as stack:
         todo = []
@@ -59,10 +72,7 @@ def evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
                 else:
                     todo.append((what, one, place))
         _measure(todo, models, options)
-        order = [one.label for one in models.entries]
-        table = results.summarise(folder, order, options.chosen_tasks)
-        print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
-    return results.collect(folder, order, options.chosen_tasks)
+        return results.summarise(folder, [one.label for one in models.entries], options.chosen_tasks)
 
 
 def _check_tasks(options: EvaluateOptions) -> None:
@@ -77,7 +87,7 @@ def _check_tasks(options: EvaluateOptions) -> None:
 
 def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepared:
     common: dict[str, Any] = {
-        "limit": options.limit,
+        "limit": options.limit_of(name),
         "seed": options.seed,
         "dtype": options.dtype,
         "attn_implementation": options.attn_implementation,
@@ -88,7 +98,7 @@ def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepa
         documents = read_documents(
             name.removeprefix(TOKENS),
             models.tokenizer,
-            limit=options.limit,
+            limit=options.limit_of(name),
             max_length=options.max_length,
             data_dir=options.data_dir,
             seed=options.seed,
@@ -165,7 +175,7 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
             "metrics": found.pop("metrics"),
             **found,
             "documents": len(samples),
-            "limit": options.limit,
+            "limit": what.settings["limit"],
             "batch_size": options.batch_size,
             "weights": models.weights(one),
             "settings": what.settings,
@@ -193,7 +203,7 @@ def _harness(
         outcome = harness.run(
             lm,
             what.task,
-            limit=options.limit,
+            limit=what.settings["limit"],
             num_fewshot=options.num_fewshot,
             chat_template=not options.plain_prompts,
             generation=what.settings["generation"],
@@ -253,6 +263,7 @@ def _tokens(
             pad=models.tokenizer.pad_token_id,
             batch_size=options.batch_size,
             base=(lambda: models.active(base)) if models.adapters else None,
+            kept=what.base_rows,
             label=f"({one.label}, {what.name.removeprefix(TOKENS)})",
         )
     samples = []

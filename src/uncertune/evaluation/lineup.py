@@ -34,7 +34,7 @@ class Contestant:
 def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[Contestant, ...]]:
     """The base, given first or inferred from the first adapter, and the models to measure, not yet loaded."""
     first = Path(names[0]).expanduser()
-    called = _labels(names, labels)
+    called = labels_of(names, labels)
     if is_adapter(first):
         base, adapters = base_of(first), list(zip(called, names, strict=True))
         entries: list[Contestant] = []
@@ -76,7 +76,8 @@ def run_base(folder: Path) -> str | None:
 # ---- labels
 
 
-def _labels(names: Sequence[str], given: Sequence[str]) -> list[str]:
+def labels_of(names: Sequence[str], given: Sequence[str] = ()) -> list[str]:
+    """One label a name, those given or the last parts of each path. Raises UserError for what cannot be one."""
     if given:
         if len(given) != len(names):
             raise UserError(f"labels: {len(given)} for {len(names)} models: give one for each, with commas")

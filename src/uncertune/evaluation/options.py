@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uncertune import options
@@ -41,6 +42,7 @@ class EvaluateOptions(ModelOptions):
     tasks: str | None = None
     seed: int = 1234
     limit: int | None = None
+    limits: str | None = None
     num_fewshot: int | None = None
     plain_prompts: bool = False
     max_length: int = 1024
@@ -48,7 +50,10 @@ class EvaluateOptions(ModelOptions):
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
-        return tuple(part.strip() for part in (self.tasks or "").split(",") if part.strip())
+        return split(self.tasks)
+
+    def limit_of(self, task: str) -> int | None:
+        return limits_of(self.limits).get(task, self.limit)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class GenerateOptions(ModelOptions):
     top_p: float = 1.0
 
 
-_COMMON = {
+COMMON_HELP = {
     "models": "a model, and LoRA adapters of it (folders, runs, hub ids); an adapter alone brings its base along",
     "output_dir": "folder of the results",
     "labels": "names of the models in the results, with commas; by default the last part of each path",
@@ -75,11 +80,12 @@ _COMMON = {
     "attn_implementation": "eager, sdpa or flash_attention_2; the model's own choice",
 }
 EVALUATE_HELP = {
-    **_COMMON,
+    **COMMON_HELP,
     "seed": "of every random number; lm-eval's own",
     "tasks": "with commas: gsm8k, ifeval, any other task of lm-eval, or tokens:DATA and tokens:DATA@SPLIT for loss, "
     "accuracy, calibration and KL from the base on the response tokens of a data set",
     "limit": "documents of each task, the first ones; all",
+    "limits": "documents of single tasks, with commas, like gsm8k=32,ifeval=16; --limit is for the others",
     "num_fewshot": "worked examples in a prompt; each task's own number",
     "plain_prompts": "prompts as the tasks write them, without the chat template",
     "max_length": "tokens after which a document of tokens:DATA is cut",
@@ -88,7 +94,7 @@ EVALUATE_HELP = {
     "overwrite": "measure anew what output_dir holds of these models and tasks",
 }
 GENERATE_HELP = {
-    **_COMMON,
+    **COMMON_HELP,
     "prompts": "alpaca_eval, ifeval, gsm8k, word_problems, a file with messages or prompts, a folder or a hub id",
     "dataset_split": "split of the prompts; test where there is one",
     "dataset_config": "configuration of a hub data set",
@@ -132,6 +138,7 @@ def parse_evaluate(arguments: list[str]) -> EvaluateOptions:
         raise UserError("tasks is missing: give it, for example --tasks gsm8k,ifeval,tokens:wikitext2")
     if len(set(out.chosen_tasks)) < len(out.chosen_tasks):
         raise UserError(f"tasks: {out.tasks!r} names a task twice: keep one")
+    check_limits(out.limits, out.chosen_tasks)
     if TOKENS in out.chosen_tasks:
         raise UserError(f"tasks: {TOKENS!r} needs a data set, for example tokens:wikitext2")
     if out.num_fewshot is not None and out.num_fewshot < 0:
@@ -158,12 +165,40 @@ def parse_generate(arguments: list[str]) -> GenerateOptions:
     return out
 
 
+def split(text: str | None) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def limits_of(text: str | None) -> dict[str, int]:
+    """``NAME=COUNT`` with commas between them. Raises UserError for anything else."""
+    out = {}
+    for part in split(text):
+        name, _, count = part.rpartition("=")
+        if not name or not count.isdecimal() or int(count) < 1:
+            raise UserError(f"limits: {part!r} must be a task and a number from 1 on, like gsm8k=32")
+        out[name] = int(count)
+    return out
+
+
+def check_limits(text: str | None, names: Sequence[str]) -> None:
+    """Raise UserError for a limit of what is not asked for."""
+    foreign = [name for name in limits_of(text) if name not in names]
+    if foreign:
+        raise UserError(f"limits: {foreign[0]!r} is not among {', '.join(names) or 'the tasks'}")
+
+
 def _check(out: EvaluateOptions | GenerateOptions, folder: str) -> None:
     if not out.models:
         raise UserError("models is missing: give a model and adapters, for example smollm2-135m runs/mle")
     if not out.output_dir:
         raise UserError(f"output_dir is missing: give it, for example {folder}")
-    for name in ("batch_size", "limit", "max_new_tokens"):
+    check_numbers(out, "limit")
+
+
+def check_numbers(out: ModelOptions, *names: str) -> None:
+    """Raise UserError for a count below 1 (of ``names``, and of those common to all commands), or an unknown dtype."""
+    for name in ("batch_size", "max_new_tokens", *names):
         value = getattr(out, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")

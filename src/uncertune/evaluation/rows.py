@@ -75,16 +75,7 @@ def _tokens(one: Mapping[str, Any], tokenizer: Any, data: str, number: int) -> R
     if turns is None:
         raise UserError(f"dataset {data!r}: row {number}: the columns {', '.join(sorted(one))} hold no text to measure")
     encoded = tokenizer.apply_chat_template(
-        turns, chat_template=_marked_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
+        turns, chat_template=training_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
     )
     ids, said = encoded["input_ids"], encoded["assistant_masks"]
     return {"input_ids": ids, "labels": [token if mark else IGNORED for token, mark in zip(ids, said, strict=True)]}
-
-
-def _marked_template(tokenizer: Any) -> str | None:
-    """The chat template with marks around what the assistant says; None where the tokenizer's own has them."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    if tokenizer.chat_template and has_generation_markers(tokenizer.chat_template):
-        return None
-    return training_template(tokenizer) or get_training_chat_template(tokenizer)

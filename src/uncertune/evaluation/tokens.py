@@ -19,7 +19,7 @@ from uncertune.evaluation.measures import batches
 from uncertune.evaluation.rows import Document
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.models import OutputHead
-from uncertune.objectives import OBJECTIVES
+from uncertune.objectives import OBJECTIVES, FactoredTeacher
 from uncertune.teachers.adapter import frozen_rows
 
 BINS = 15
@@ -75,22 +75,32 @@ def measure_tokens(
     pad: int,
     batch_size: int,
     base: Callable[[], AbstractContextManager[None]] | None = None,
+    kept: dict[int, FactoredTeacher] | None = None,
     label: str = "",
 ) -> TokenMeasures:
     """Measure ``model`` as it is (``attach_head`` was called on it); with ``base``, also its KL from the base.
 
-    ``base()`` is a context in which the same model is the base: KL(base ‖ model), exact over the vocabulary.
+    ``base()`` is a context in which the same model is the base: KL(base ‖ model), exact over the vocabulary. What it
+    says is put into ``kept``, batch by batch, and taken from there for the next model on the same documents.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(documents)), key=lambda g: -len(documents[g].row["input_ids"]))
     names = ["loss", "accuracy", "entropy", *(["kl"] if base is not None else []), "tokens"]
     sums = {name: torch.zeros(len(documents), dtype=torch.float64) for name in names}
     bins = torch.zeros(3, BINS, dtype=torch.float64)
+    kept = {} if kept is None else kept
     bar = tqdm(total=len(documents), desc=f"tokens {label}".strip(), unit="document", leave=False)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         (batch,) = batches([documents[g].row for g in chosen], len(chosen), pad, device)
-        found, row_T = _measure(model, batch, base)
+        labels = batch.pop("labels")[:, 1:]
+        mask = labels != -100
+        inputs = {**batch, "use_cache": False}
+        if base is not None and start not in kept:
+            with base():
+                kept[start] = frozen_rows(model, inputs, mask)
+        found = _measure(frozen_rows(model, inputs, mask), labels[mask], kept.get(start))
+        row_T = mask.nonzero()[:, 0].cpu()
         place_T = torch.tensor(chosen)[row_T]
         correct_T, confidence_T = found["accuracy"], found.pop("confidence")
         for name, values_T in found.items():
@@ -106,15 +116,8 @@ def measure_tokens(
     return TokenMeasures(per_document, _bins(bins))
 
 
-def _measure(
-    model: Any, batch: dict[str, Tensor], base: Callable[[], AbstractContextManager[None]] | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Each quantity (T,) on the CPU in float64, and the row of the batch that each token belongs to."""
-    labels = batch["labels"][:, 1:]
-    mask = labels != -100
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
-    labels_T = labels[mask]
-    rows = frozen_rows(model, inputs, mask)
+def _measure(rows: FactoredTeacher, labels_T: Tensor, base: FactoredTeacher | None) -> dict[str, Tensor]:
+    """Each quantity (T,) on the CPU in float64."""
     stats = linear_token_stats(rows.hidden, rows.head, labels_T, **rows.options)
     top_T, confidence_T = _likeliest(rows.hidden, OutputHead(rows.head, **rows.options))
     out = {
@@ -124,13 +127,10 @@ def _measure(
         "confidence": confidence_T,
     }
     if base is not None:
-        with base():
-            theirs = frozen_rows(model, inputs, mask)
-        targets = OBJECTIVES["distill"](labels_T, teacher=theirs)
+        targets = OBJECTIVES["distill"](labels_T, teacher=base)
         cross_T = linear_weighted_nll(rows.hidden, rows.head, targets, **rows.options)
-        entropy_T = linear_token_stats(theirs.hidden, theirs.head, labels_T, **theirs.options).entropy
-        out["kl"] = cross_T - entropy_T
-    return {name: values.cpu().double() for name, values in out.items()}, mask.nonzero()[:, 0].cpu()
+        out["kl"] = cross_T - linear_token_stats(base.hidden, base.head, labels_T, **base.options).entropy
+    return {name: values.cpu().double() for name, values in out.items()}
 
 
 def _likeliest(hidden_TD: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:

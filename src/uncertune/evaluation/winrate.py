@@ -40,6 +40,7 @@ class WinRate:
     standard_error: float
     interval: tuple[float, float]
     order_averaged: float
+    order_averaged_interval: tuple[float, float]
     raw: float
     raw_interval: tuple[float, float]
     length_effect: float
@@ -201,6 +202,20 @@ def _ends(fit: _Fit, names: list[str]) -> dict[str, tuple[float, tuple[float, fl
     return {name: (float(b), (float(b - h), float(b + h))) for name, b, h in ends}
 
 
+def _averaged(fit: _Fit, names: list[str]) -> tuple[float, tuple[float, float]]:
+    """The mean of the rates in both orders, and its interval by the delta method on the scale of log-odds."""
+    from scipy import stats
+    from scipy.special import expit, logit
+
+    signs = [np.array([float(name == "constant") + sign * (name == "position") for name in names]) for sign in (1, -1)]
+    rates = [float(expit(one @ fit.coefficients)) for one in signs]
+    mean = sum(rates) / 2
+    gradient = sum(rate * (1 - rate) * one for rate, one in zip(rates, signs, strict=True)) / 2 / (mean * (1 - mean))
+    error = float(np.sqrt(gradient @ fit.covariance @ gradient))
+    half = stats.t.ppf((1 + LEVEL) / 2, fit.clusters - 1) * error
+    return mean, (float(expit(logit(mean) - half)), float(expit(logit(mean) + half)))
+
+
 def _result(
     fit: _Fit, raw_fit: _Fit, kept: list[str], y: Array, cluster: NDArray[np.int64], notes: list[str]
 ) -> WinRate:
@@ -211,7 +226,7 @@ def _result(
     length, length_interval = ends.get("length", (0.0, (_NAN, _NAN)))
     position, position_interval = ends.get("position", (0.0, (_NAN, _NAN)))
     rate, raw = float(expit(theta)), float(y.mean())
-    averaged = float((expit(theta + position) + expit(theta - position)) / 2)
+    averaged, averaged_interval = _averaged(fit, kept)
     if abs(averaged - raw) > LARGE_MOVE:
         notes.append(
             f"the adjustment moves the rate from {raw:.1%} to {averaged:.1%}, by more than {LARGE_MOVE * 100:.0f} "
@@ -228,6 +243,7 @@ def _result(
         standard_error=float(rate * (1 - rate) * np.sqrt(fit.covariance[0, 0])),
         interval=(float(expit(low)), float(expit(high))),
         order_averaged=averaged,
+        order_averaged_interval=averaged_interval,
         raw=raw,
         raw_interval=(min(raw, float(expit(raw_low))), max(raw, float(expit(raw_high)))),
         length_effect=length,

@@ -7,7 +7,17 @@ identity   a fingerprint of the base model
 """
 
 from uncertune.models.adapters import active_adapter, unwrapped
-from uncertune.models.head import OutputHead, attach_head, attached_head, causal_lm, output_head, verify_head, whole
+from uncertune.models.head import (
+    OutputHead,
+    attach_head,
+    attached_head,
+    causal_lm,
+    has_weights,
+    head_shape,
+    output_head,
+    verify_head,
+    whole,
+)
 from uncertune.models.identity import fingerprint
 from uncertune.models.names import cache_folder, resolve_model
 
@@ -19,6 +29,8 @@ __all__ = [
     "cache_folder",
     "causal_lm",
     "fingerprint",
+    "has_weights",
+    "head_shape",
     "output_head",
     "resolve_model",
     "unwrapped",

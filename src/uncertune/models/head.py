@@ -67,6 +67,12 @@ def output_head(model: nn.Module) -> OutputHead:
     return _head_of(causal_lm(model))
 
 
+def head_shape(model: nn.Module) -> tuple[int, int]:
+    """(V, D) of the output head, also where DeepSpeed ZeRO-3 holds its weight in parts."""
+    weight = output_head(model).weight
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
 def _head_of(lm: Any) -> OutputHead:
     module = lm.get_output_embeddings()
     if module is None:
@@ -141,9 +147,12 @@ def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
     """Check on ``tokens`` token ids that ``output_head`` gives the model's own logits.
 
     Two forwards without gradient, in eval mode; training mode comes back module by module, no random number is drawn.
-    Raises UserError where they differ by more than rounding: such a model cannot be trained through its head.
+    Raises UserError where they differ by more than rounding: such a model cannot be trained through its head. A model
+    whose weights are not on this rank goes unchecked.
     """
     lm = causal_lm(model)
+    if not has_weights(lm):
+        return
     inputs = lm.get_input_embeddings()
     rows = torch.arange(1, tokens + 1, device=inputs.weight.device) % inputs.weight.shape[0]
     ids = {"input_ids": rows[None], "attention_mask": torch.ones_like(rows)[None]}
@@ -154,9 +163,8 @@ def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
             own = lm(**ids, use_cache=False).logits
             hidden = _last_hidden(_backbone(lm)(**ids, use_cache=False))
             head = _head_of(lm)
-            with _gathered(head):
-                fits = hidden.shape[-1] == head.weight.shape[-1]
-                ours = head.logits(hidden.to(head.weight.device)).to(own.device) if fits else None
+            fits = hidden.shape[-1] == head.weight.shape[-1]
+            ours = head.logits(hidden.to(head.weight.device)).to(own.device) if fits else None
     finally:
         for module, mode in training:
             module.training = mode
@@ -237,7 +245,7 @@ def _forward_backbone(lm: Any, head_fn: Callable, response_mask: torch.Tensor, a
     predicts = nn.functional.pad(response_mask.to(hidden_BLD.device), (0, 1), value=False)
     # index_select, whose backward adds rows in place; a boolean index sorts them first
     hidden_TD = hidden_BLD.reshape(-1, width).index_select(0, predicts.flatten().nonzero().squeeze(1))
-    with _gathered(head):
+    with gathered(head.weight, head.bias):
         return head_fn(hidden_TD.to(head.weight.device), head, _aux_loss(lm, outputs, args, kwargs))
 
 
@@ -272,11 +280,16 @@ def _aux_loss(lm: Any, outputs: Any, args: tuple, kwargs: dict) -> torch.Tensor 
     return loss if isinstance(loss, torch.Tensor) else None
 
 
-def _gathered(head: OutputHead) -> AbstractContextManager:
+def has_weights(model: nn.Module) -> bool:
+    """False where the weights are elsewhere: on the ranks that FSDP fills later (``fsdp_cpu_ram_efficient_loading``:
+    only the first of a machine reads the model, the others hold shapes), and in the parts of DeepSpeed ZeRO-3."""
+    return not any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def gathered(*parameters: Any) -> AbstractContextManager:
     """Under DeepSpeed ZeRO-3 a weight is empty until somebody gathers it: reading it is not calling its module."""
-    if not hasattr(head.weight, "ds_id"):
+    if not hasattr(parameters[0], "ds_id"):
         return nullcontext()
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-    parameters: Any = (head.weight, head.bias)
     return maybe_gather_lm_head_ctx(*parameters)

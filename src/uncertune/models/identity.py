@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from uncertune.models.head import causal_lm, whole
+from uncertune.models.head import causal_lm, gathered, whole
 
 _SAMPLES = 64
 
@@ -35,10 +35,11 @@ def fingerprint(model: nn.Module, *, as_dtype: torch.dtype | None = None) -> str
     digest = hashlib.sha256(json.dumps(_settled(lm.config.to_dict()), sort_keys=True, default=str).encode())
     samples = []
     for name, parameter in _base_parameters(lm):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = whole(parameter.detach()).reshape(-1)
-        sample = values[:: max(1, values.numel() // _SAMPLES)]
-        samples.append(sample.to(as_dtype or sample.dtype).float().cpu())
+        with gathered(parameter):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            values = whole(parameter.detach()).reshape(-1)
+            sample = values[:: max(1, values.numel() // _SAMPLES)]
+            samples.append(sample.to(as_dtype or sample.dtype).float().cpu())
     for sample in samples:
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]

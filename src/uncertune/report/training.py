@@ -53,10 +53,10 @@ def write_run_page(folder: Path) -> Path:
     if probe.is_file():
         sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
         write_token_page(folder / "tokens.html", token_page(probe, config))
-    lead = f"Objective {config.get('objective')}, trained on {config.get('dataset_name')}."
     path = folder / "report.html"
     links = tuple((f"Comparison in {page.parent.name}", _address(page, folder)) for page in _comparisons(folder))
-    write_page(path, Page(f"Fine-tuning {config.get('model_name_or_path')}", lead, tuple(sections), links))
+    lead = f"This model was {_trained(config)}."
+    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), links))
     return path
 
 
@@ -122,11 +122,20 @@ def token_page(probe: Path, config: dict[str, Any]) -> TokenPage:
         for number, first in enumerate(moments[0]["documents"])
     ]
     lead = (
-        f"{config.get('model_name_or_path')}, trained on {config.get('dataset_name')} with {config.get('objective')}. "
-        f"Marked are the {config.get('selection_fraction', 0.25):.0%} of the response tokens of these texts whose loss "
-        "is highest at that step."
+        f"{_model(config)}, {_trained(config)}. Marked are the {config.get('selection_fraction', 0.25):.0%} of the "
+        "response tokens of these texts whose loss is highest at that step."
     )
     return TokenPage("Tokens in the course of training", lead, documents)
+
+
+def _model(config: dict[str, Any]) -> str:
+    """A trainer used from Python has a model and data, and no names for them."""
+    return Path(config.get("model_name_or_path") or "a model").name
+
+
+def _trained(config: dict[str, Any]) -> str:
+    data = config.get("dataset_name")
+    return f"trained with {config.get('objective')}" + (f" on {Path(data).name}" if data else "")
 
 
 def _moments(probe: Path) -> list[dict[str, Any]]:

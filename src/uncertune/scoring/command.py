@@ -18,6 +18,7 @@ import yaml
 from uncertune.intervals import Estimate
 from uncertune.report import Column, Moment, ScoredDocument, Table, TokenPage, to_markdown, to_text, write_token_page
 from uncertune.scoring import figures, run
+from uncertune.scoring.change import change, earlier_scores
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
@@ -30,6 +31,7 @@ PAGE_DOCUMENTS = 200
 
 def score(options: ScoreOptions) -> dict[str, Any]:
     """Score, or go on where the same command stopped; write everything; return the summary."""
+    before = earlier_scores(options.against) if options.against else None
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(options)
@@ -45,19 +47,21 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         if not first:
             return {}
         table = pq.read_table(folder / run.TOKENS) if run.is_complete(folder) else run.finish(folder, prepared)
-        return _write(folder, options, prepared, table)
+        return _write(folder, options, prepared, table, before)
 
 
-def _write(folder: Path, options: ScoreOptions, prepared: Prepared, table: pa.Table) -> dict[str, Any]:
+def _write(
+    folder: Path, options: ScoreOptions, prepared: Prepared, table: pa.Table, before: pa.Table | None
+) -> dict[str, Any]:
     write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(options), sort_keys=False))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
-    main = table.filter(pa.compute.equal(table["rate"], options.rates[0]))
+    main = _at(table, options.rates[0])
     columns = {name: main[name].to_numpy() for name in run.QUANTITIES}
     document = main["document"].to_numpy()
     found = correlations(columns, document, draws=options.bootstrap, seed=options.seed)
     by_rate = {}
     for rate in options.rates:
-        part = table.filter(pa.compute.equal(table["rate"], rate))
+        part = _at(table, rate)
         by_rate[rate] = mean_of(
             part["epistemic"].to_numpy(), part["document"].to_numpy(), draws=options.bootstrap, seed=options.seed
         )
@@ -67,11 +71,15 @@ def _write(folder: Path, options: ScoreOptions, prepared: Prepared, table: pa.Ta
     if len(by_rate) > 1:
         figures.dropout(folder / "dropout", by_rate, title)
     summary = _summary(options, found, columns, by_rate)
+    changes: dict[str, Estimate] = {}
+    if before is not None:
+        changes = change(main, _at(before, options.rates[0]), draws=options.bootstrap, seed=options.seed)
+        summary["change"] = {"against": options.against} | {name: _plain(one) for name, one in changes.items()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
-    shown = _table(found, title, options)
-    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + _claim(found))
+    shown, said = _table(found, title, options), _claim(found) + _changes(options, changes)
+    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + said)
     write_token_page(folder / "tokens.html", _page(options, prepared, columns, main, title))
-    print(f"{to_text(shown)}\n{_claim(found)}\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
+    print(f"{to_text(shown)}\n{said}\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
     return summary
 
 
@@ -138,6 +146,18 @@ def _claim(found: Correlations) -> str:
                 f"difference {one.value:+.3f} {_interval(one)}"
             )
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _changes(options: ScoreOptions, changes: dict[str, Estimate]) -> str:
+    """C10 in words, where there is something to compare with."""
+    return "".join(
+        f"- {name}, mean change from {options.against}: {one.value:+.4f} nats [{one.low:+.4f}, {one.high:+.4f}]\n"
+        for name, one in changes.items()
+    )
+
+
+def _at(table: pa.Table, rate: float) -> pa.Table:
+    return table.filter(pa.compute.equal(table["rate"], rate))
 
 
 def _interval(one: Estimate) -> str:

@@ -19,6 +19,7 @@ class ScoreOptions:
     model: str | None = None
     output_dir: str | None = None
     adapter: str | None = None
+    against: str | None = None
     samples: int = 100
     rate: str = "0.1"
     places: str | None = None
@@ -54,6 +55,7 @@ HELP = {
     "model": "hub id, folder, .gguf file, or smollm2-135m",
     "output_dir": "folder of the scores, the figures and the page",
     "adapter": "folder or hub id of a LoRA adapter to put on the model",
+    "against": "folder of scores of the same data by another model: the mean change of each quantity is added",
     "samples": "forward passes with dropout of each document",
     "rate": "share of activations dropped; with commas, several: the first is the main one, all are in Fig. 10",
     "places": "where dropout acts, with commas: attention, residual, mlp, lora, or patterns of module names; all "

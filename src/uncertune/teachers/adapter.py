@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, attach_head, causal_lm, fingerprint, output_head, verify_head
+from uncertune.models import OutputHead, attach_head, causal_lm, fingerprint, has_weights, head_shape, verify_head
 from uncertune.models.adapters import active_adapter
 from uncertune.objectives import FactoredTeacher
 
@@ -54,7 +54,8 @@ def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Fa
     taken: list[FactoredTeacher] = []
 
     def take(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
-        taken.append(FactoredTeacher(hidden, head.weight.detach(), head.bias, head.softcap, head.scale))
+        bias = None if head.bias is None else head.bias.detach()
+        taken.append(FactoredTeacher(hidden, head.weight.detach(), bias, head.softcap, head.scale))
         return {}
 
     with torch.no_grad(), evaluating(model):
@@ -102,7 +103,7 @@ def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, toke
 
 def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
     identity = json.loads(run.read_text()).get("identity", {}) if (run := Path(path) / "run.json").is_file() else {}
-    if identity.get("model", ours := fingerprint(student)) != ours:
+    if has_weights(student) and identity.get("model", ours := fingerprint(student)) != ours:
         warnings.warn(f"teacher {path!r} was trained on another base model than this one", stacklevel=2)
     try:
         student.load_adapter(path, adapter_name=name, is_trainable=False)  # type: ignore[operator]
@@ -142,7 +143,7 @@ def _load_model(path: str, tokenizer: Any, dtype: Any) -> nn.Module:
 
 
 def _check_vocabulary(name: str, teacher: nn.Module, student: nn.Module) -> None:
-    theirs, ours = output_head(teacher).weight.shape[0], output_head(student).weight.shape[0]
+    theirs, ours = head_shape(teacher)[0], head_shape(student)[0]
     if theirs != ours:
         raise UserError(
             f"teacher {name!r} has another vocabulary (an output head of {theirs} tokens) than the student ({ours})"

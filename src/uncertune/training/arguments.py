@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,10 +91,13 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     return _Parser(GROUPS, prog=prog, allow_abbrev=False)
 
 
-def parse(arguments: list[str]) -> Arguments:
-    """Fields from ``--config FILE`` and flags over it. Raises UserError, one line, naming the field and the mend."""
+def parse(arguments: list[str], settings: Mapping[str, Any] | None = None) -> Arguments:
+    """Fields from ``--config FILE`` and flags over it. Raises UserError, one line, naming the field and the mend.
+
+    ``settings``: the fields of a file that was read already.
+    """
     arguments = list(arguments)
-    settings = _read_config(arguments)
+    settings = dict(settings) if settings is not None else _read_config(arguments)
     given = frozenset(settings) | _flags(arguments)
     _check_known(given)
     defaults: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, output_head
+from uncertune.models import OutputHead, head_shape, output_head
 from uncertune.objectives import FactoredTeacher, SparseTeacher
 from uncertune.teachers import cache
 from uncertune.teachers.adapter import ModelTeacher, Teacher
@@ -30,6 +30,7 @@ from uncertune.teachers.fingerprints import (
     tokenizer_fingerprint,
 )
 from uncertune.teachers.shards import HEAD, Shards, described
+from uncertune.training import devices
 from uncertune.training.batch import IGNORED, Tokens, document_hash, document_texts, response_mask
 from uncertune.training.folder import TEACHER_CACHE, fingerprint_data
 from uncertune.training.step import all_ranks, sum_over_ranks
@@ -96,8 +97,8 @@ class Cached:
             self._ask(model, tokens, keys)
         elif unknown:
             raise UserError(
-                f"teacher_cache: {len(unknown)} documents of a batch are not in {str(self.shards.folder)!r}: only "
-                "train_dataset and eval_dataset as given to the trainer are cached"
+                f"eval_dataset: {len(unknown)} documents of a batch are not in {str(self.shards.folder)!r}, which "
+                "holds those of train_dataset and eval_dataset as the trainer was built with: give them there"
             )
         if not keys:
             columns = self._nothing or {name: column[:0] for name, column in self.shards.sample().items()}
@@ -140,8 +141,7 @@ class Cached:
     @property
     def _head_shape(self) -> tuple[int, ...]:
         model = self.live.model if isinstance(self.live, ModelTeacher) else self.trainer.model
-        weight = output_head(model).weight
-        return tuple(getattr(weight, "ds_shape", weight.shape))
+        return head_shape(model)
 
     def announce(self) -> None:
         """Print what will be written and where, and refuse where it does not fit."""
@@ -285,7 +285,8 @@ def open_caches(trainer: Any, teacher: str | nn.Module | None) -> Caches:
         if kind == "topk":
             stored = described(folder / name).get("top_k", top_k)
             top_k = about["top_k"] = stored if stored > top_k else top_k  # more than is asked for serves too
-        shards = Shards(folder / name, about, {"teacher": teacher_fingerprint(source, trainer.model), **common})
+        asked = devices.as_main_process(lambda: teacher_fingerprint(source, trainer.model))
+        shards = Shards(folder / name, about, {"teacher": asked, **common})
         out = Cached(kind, shards, training + evaluation, top_k, as_it_goes, trainer)
         out.lacks = bool(sum_over_ranks({"lacks": not out.complete})["lacks"])
         return out

@@ -68,7 +68,8 @@ class UncertuneConfig(SFTConfig):
     normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
         ``selected`` ones.
     probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run, or
-        every ``probe_steps`` steps; with ``probe_samples`` dropout passes of ``bald_rate`` also for their uncertainty.
+        every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for their
+        uncertainty.
     save_selection: write which tokens were selected at each step to ``selection.parquet``.
     assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
         than ``mle`` it must be set.
@@ -107,7 +108,8 @@ class UncertuneConfig(SFTConfig):
     bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
     normalize_by: str = _choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
     probe_steps: int | None = field(
-        default=None, metadata={"help": "Score a few texts every so many steps; unset: at start, middle and end."}
+        default=None,
+        metadata={"help": "Score a few texts every so many steps, 0: never; unset: at start, middle and end."},
     )
     probe_samples: int = field(
         default=0,
@@ -249,8 +251,10 @@ class UncertuneConfig(SFTConfig):
             )
 
     def _check_probe(self) -> None:
-        if self.probe_steps is not None and self.probe_steps < 1:
-            raise UserError(f"probe_steps must be at least 1, got {self.probe_steps}")
+        if self.probe_steps is not None and self.probe_steps < 0:
+            raise UserError(f"probe_steps must be at least 0, got {self.probe_steps}")
+        if self.probe_steps == 0 and self.probe_samples:
+            raise UserError("probe_samples has no effect with probe_steps=0, which scores nothing: remove one of them")
         if self.probe_samples != 0 and self.probe_samples < 2:
             raise UserError(f"probe_samples must be 0 or at least 2, got {self.probe_samples}")
 

@@ -44,10 +44,7 @@ def known_templates() -> Iterator[None]:
     """While TRL builds its trainer, the chat templates that this package has marked are known to it too."""
     trls, has_markers = trl_sft.get_training_chat_template, trl_sft.has_generation_markers
 
-    def ours(processing_class: Any = None, **kwargs: Any) -> str | None:
-        return training_template(processing_class) or trls(processing_class, **kwargs)
-
-    trl_sft.get_training_chat_template = ours
+    trl_sft.get_training_chat_template = training_template
     trl_sft.has_generation_markers = lambda template: bool(template) and has_markers(template)  # it fails without one
     try:
         yield

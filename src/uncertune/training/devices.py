@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from uncertune.errors import UserError
+from uncertune.models import causal_lm
 
 
-def check(accelerator: Any, *, average_tokens: bool) -> None:
+def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
     """Raise UserError for what an accelerate file can ask for and this trainer does not do."""
     parallel = accelerator.parallelism_config
     for size in ("cp_size", "sp_size", "tp_size"):
@@ -21,6 +22,9 @@ def check(accelerator: Any, *, average_tokens: bool) -> None:
         raise UserError(
             "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
         )
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        _check_zero3(causal_lm(model))
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is None:
         return
@@ -29,6 +33,21 @@ def check(accelerator: Any, *, average_tokens: bool) -> None:
     if "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
         raise UserError(
             "fsdp_state_dict_type: SHARDED_STATE_DICT leaves no model that others can load: set it to FULL_STATE_DICT"
+        )
+
+
+def _check_zero3(lm: Any) -> None:
+    """The head is read, not called: its parts are gathered for the forward, and DeepSpeed does not see its gradient."""
+    head = lm.get_output_embeddings()
+    if head is not None and any(parameter.requires_grad for parameter in head.parameters()):
+        raise UserError(
+            "zero_stage: 3 with a trained output head (full fine-tuning, or lm_head or a tied embedding in "
+            "modules_to_save) is not supported: use LoRA, zero_stage: 2, or FSDP2"
+        )
+    if getattr(lm.config.get_text_config(), "unpadded_vocab_size", None):
+        raise UserError(
+            f"zero_stage: 3 with {type(lm).__name__}, whose output head has padding rows, is not supported: use "
+            "zero_stage: 2, or FSDP2"
         )
 
 
@@ -50,16 +69,24 @@ def prepare_reference(model: nn.Module, accelerator: Any) -> nn.Module:
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def has_weights(model: nn.Module) -> bool:
-    """False on the ranks that FSDP fills later (``fsdp_cpu_ram_efficient_loading``): only the first of a machine reads
-    the model, the others hold shapes."""
-    return not any(parameter.is_meta for parameter in model.parameters())
-
-
 def as_main_process(function: Callable[[], Any]) -> Any:
-    """What the first rank's call returns, on every rank."""
+    """What the first rank's call returns or raises, on every rank.
+
+    Under DeepSpeed ZeRO-3, where each rank holds a part of the weights, all call it together.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return function()
-    value = [function() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(value, src=0)
-    return value[0]
+    if is_deepspeed_zero3_enabled():
+        return function()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:  # the others would wait for ever
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import yaml
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
+from uncertune.training import devices
 from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
 from uncertune.training.config import (
     CACHE_FIELDS,
@@ -195,14 +197,15 @@ def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
     """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
     settings = _settings(job, job.config.teacher)
     trainer = _trainer(job)
-    trainer.add_callback(Probe(trainer))
+    if job.config.probe_steps != 0:
+        trainer.add_callback(Probe(trainer))
     trainer.add_callback(stop)
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
     trainer.card_settings |= named
     identity = {
         **settings,
         "data": fingerprint_data(trainer.train_dataset),
-        "model": fingerprint(trainer.accelerator.unwrap_model(trainer.model)),
+        "model": devices.as_main_process(partial(fingerprint, trainer.accelerator.unwrap_model(trainer.model))),
     }
     if anew is None:
         check_same(job.folder, identity)

@@ -27,10 +27,10 @@ from uncertune.fused import (
     linear_weighted_nll_with_stats,
     score_tokens,
 )
-from uncertune.models import OutputHead, attach_head, output_head, resolve_model, verify_head
+from uncertune.models import OutputHead, attach_head, head_shape, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, frozen_rows, load_teacher
-from uncertune.training import checkpoints, dataset, devices, policy
+from uncertune.training import checkpoints, dataset, devices, hub, policy
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -102,13 +102,12 @@ class UncertuneTrainer(SFTTrainer):
             name = f"model: {self.model.config.model_type}"
             name = f"processing_class: {type(self.processing_class).__name__}" if self._is_vlm else name
             raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
+        devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
         attach_head(self.model)
-        if devices.has_weights(self.model):
-            verify_head(self.model)
-            check_vocabulary(train_dataset, output_head(self.model).weight.shape[0])
+        verify_head(self.model)
+        check_vocabulary(train_dataset, head_shape(self.model)[0])
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
-        devices.check(self.accelerator, average_tokens=args.average_tokens_across_devices)
         # before a reference brings dropout of its own; NEFTune's noise is another
         self._dropout = has_dropout(self.model) or bool(args.neftune_noise_alpha)
         self.caches = open_caches(self, reference)
@@ -187,6 +186,15 @@ class UncertuneTrainer(SFTTrainer):
             rows = read_metrics(records) if records.is_file() else []
             text = model_card(settings, rows, adapter=hasattr(self.model, "peft_config"))
             checkpoints.write_atomically(Path(self.args.output_dir) / CARD, text)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer`` does it, but of the output folder only the model: ``uncertune.training.hub``."""
+        with hub.model_only():
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with hub.model_only():
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place, and only then

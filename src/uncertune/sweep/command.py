@@ -1,0 +1,63 @@
+"""``uncertune sweep``: train and measure every run, and keep the table up to date."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import yaml
+
+from uncertune.errors import UserError
+from uncertune.evaluation import harness
+from uncertune.report import to_text
+from uncertune.sweep import table
+from uncertune.sweep.measuring import measure_base, measure_runs
+from uncertune.sweep.options import Request
+from uncertune.sweep.plan import RUNS, Plan, Run, check_same, plan, resolved
+from uncertune.sweep.rows import write_rows
+from uncertune.sweep.runs import is_done, processes, train_all
+from uncertune.training.checkpoints import write_atomically
+from uncertune.training.folder import held
+
+CONFIG = "config.yaml"
+
+
+def sweep(request: Request) -> bool:
+    """Do what is not done yet, write the table, print it; return whether every run succeeded."""
+    found = plan(request)
+    if request.options.harness_tasks:
+        harness.require()
+    check_same(found, found.folder / CONFIG)
+    try:
+        (found.folder / RUNS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {str(found.folder)!r} cannot be made: {error.strerror}") from error
+    with held(found.folder):
+        write_atomically(found.folder / CONFIG, yaml.safe_dump(resolved(found), sort_keys=True, allow_unicode=True))
+        write_rows(found)
+        measure_base(found)
+        jobs = processes(request.options.jobs)
+        for group in _groups(found, jobs):
+            _do(found, group, jobs)
+        made = table.write(found)
+    runs = [*found.first(), *found.rest()]
+    failed = [run.label for run in runs if not is_done(found, run)]
+    print(f"{to_text(made)}\n\ntable: {found.folder / table.MARKDOWN}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+    return not failed
+
+
+def _groups(found: Plan, jobs: int) -> list[list[Run]]:
+    """In one process seed by seed, so that what is there is always comparable; else all that others need first."""
+    if jobs > 1:
+        return [found.first(), found.rest()]
+    seeds = found.request.options.chosen_seeds
+    return [[run for run in part if run.seed == seed] for seed in seeds for part in (found.first(), found.rest())]
+
+
+def _do(found: Plan, runs: Sequence[Run], jobs: int) -> None:
+    for run in train_all(found, runs, jobs):
+        print(f"{run.label} is {'done' if is_done(found, run) else 'failed'}", file=sys.stderr, flush=True)
+    measure_runs(found, [run for run in runs if is_done(found, run)])
+    table.write(found)

@@ -1,0 +1,244 @@
+"""Which runs a sweep is made of: arms from the file, each checked before anything is trained."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from uncertune.errors import UserError
+from uncertune.objectives import OBJECTIVES
+from uncertune.sweep.options import Arms, Request
+from uncertune.training import arguments as train_fields
+from uncertune.training.arguments import Arguments
+from uncertune.training.config import BALD_FIELDS, CACHE_FIELDS, SELECTION_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+
+MLE = "mle"
+ARM_FIELDS = (
+    "objective",
+    *(name for name in SELECTION_FIELDS if name != "rho_reference"),
+    *TRUNCATION_FIELDS,
+)
+_SHORT = {"selection_metric": "metric", "selection_level": "level", "selection_fraction": "q"}
+_DEFAULTS = {name: getattr(UncertuneConfig, name) for name in ARM_FIELDS}
+RUNS, DATA, CACHE = "runs", "data", "teacher_cache"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An objective with the fields that it uses; ``values`` has every one of ``ARM_FIELDS`` that has an effect."""
+
+    values: dict[str, Any] = field(hash=False)
+
+    @property
+    def objective(self) -> str:
+        return str(self.values["objective"])
+
+    @property
+    def selects(self) -> bool:
+        return "selection_metric" in self.values
+
+    @property
+    def distils(self) -> bool:
+        return "teacher" in OBJECTIVES[self.objective].needs
+
+    @property
+    def name(self) -> str:
+        """The objective, then metric and q where it selects, then whatever differs from the defaults."""
+        parts = [self.objective]
+        if self.selects:
+            parts += [str(self.values["selection_metric"]), f"{self.values['selection_fraction']:g}"]
+        for one, value in self.values.items():
+            if one in ("objective", "selection_metric", "selection_fraction") or value == _DEFAULTS[one]:
+                continue
+            said = one.startswith("selection_") or one == "teacher_truncation"
+            parts.append(str(value) if said else f"{one.removeprefix('teacher_')}_{value}")
+        return "-".join(parts)
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """objective, metric, level and q (None where it selects nothing), and every other field with an effect."""
+        short = {said: self.values.get(one) for one, said in _SHORT.items()}
+        return {
+            "objective": self.objective,
+            **short,
+            **{one: value for one, value in self.values.items() if one not in _SHORT and one != "objective"},
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with a seed; or (``arm`` is None) the reference of ``rho`` of that seed."""
+
+    arm: Arm | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm.name if self.arm else 'rho_reference'}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sweep's arms, and the settings that its runs have in common."""
+
+    request: Request
+    folder: Path
+    arms: tuple[Arm, ...]
+    common: Arguments
+    """Of the MLE run; its data fields say where the data comes from."""
+
+    @property
+    def own_teacher(self) -> bool:
+        return self.request.settings.get("teacher") in (None, "auto")
+
+    @property
+    def own_rho(self) -> bool:
+        """Whether some arm needs a holdout reference that the sweep trains."""
+        uses = any(arm.values.get("selection_metric") == "rho" for arm in self.arms)
+        return uses and self.request.settings.get("rho_reference") in (None, "auto")
+
+    def first(self) -> list[Run]:
+        """The runs that others need: MLE, and the reference of rho."""
+        seeds = self.request.options.chosen_seeds
+        rho = [Run(None, seed) for seed in seeds] if self.own_rho else []
+        return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.objective == MLE]
+
+    def rest(self) -> list[Run]:
+        """All others, seed by seed."""
+        seeds = self.request.options.chosen_seeds
+        return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.objective != MLE]
+
+    def run_folder(self, run: Run) -> Path:
+        return self.folder / RUNS / run.label
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """The fields of one run, as ``uncertune train`` takes them."""
+        out = {name: value for name, value in self.request.settings.items() if name not in _SET_BY_US}
+        arm = run.arm or Arm({"objective": MLE})
+        out |= {one: value for one, value in arm.values.items() if one == "objective" or value != _DEFAULTS[one]}
+        metric = arm.values.get("selection_metric")
+        if arm.distils or (metric == "rho" and self.request.settings.get("rho_reference") == "teacher"):
+            out["teacher"] = self._teacher(run.seed)
+        if metric == "rho":
+            own = str(self.run_folder(Run(None, run.seed)))
+            out["rho_reference"] = own if self.own_rho else self.request.settings["rho_reference"]
+        if arm.distils and self.request.settings.get("teacher_cache", "hidden") != "none":
+            out["teacher_cache"] = self.request.settings.get("teacher_cache", "hidden")
+            fill = self.request.settings.get("teacher_cache_fill")
+            out |= {"teacher_cache_fill": fill} if fill else {}
+        if "teacher_cache" in out or metric == "rho":
+            out["teacher_cache_dir"] = str(self.folder / CACHE / f"s{run.seed}")
+        out.setdefault("use_cpu", not torch.accelerator.is_available())
+        return {**out, "seed": run.seed, "output_dir": str(self.run_folder(run))}
+
+    def _teacher(self, seed: int) -> str:
+        if not self.own_teacher:
+            return str(self.request.settings["teacher"])
+        return str(self.run_folder(Run(Arm({"objective": MLE}), seed)))
+
+
+_SET_BY_US = (*ARM_FIELDS, *CACHE_FIELDS, "teacher", "rho_reference", "seed", "output_dir", "overwrite")
+
+
+def plan(request: Request) -> Plan:
+    """Check the file; arms that the configuration refuses are named, one line each, and left out."""
+    _check(request)
+    given = [Arm({"objective": MLE}), *_combinations(request.arms, request.settings)]
+    arms = list({one.name: one for one in given}.values())
+    folder = Path(str(request.options.output_dir)).expanduser()
+    first = Plan(request, folder, tuple(arms), None)  # type: ignore[arg-type]
+    common = parse(first.settings(Run(arms[0], 0)), request.flags)
+    if common.mixture.datasets or common.data.dataset_streaming:
+        raise UserError("datasets and dataset_streaming cannot be used in a sweep: give one dataset_name")
+    kept = [arms[0]]
+    for arm in arms[1:]:
+        try:
+            parse(first.settings(Run(arm, 0)), request.flags)
+        except UserError as error:
+            print(f"refused: {arm.name}: {error}", file=sys.stderr)
+        else:
+            kept.append(arm)
+    return Plan(request, folder, tuple(kept), common)
+
+
+def parse(settings: dict[str, Any], flags: tuple[str, ...] = ()) -> Arguments:
+    """The fields of one run, checked as ``uncertune train`` checks them."""
+    return train_fields.parse(list(flags), settings)
+
+
+def _check(request: Request) -> None:
+    for grid in request.arms:
+        for name, values in grid.items():
+            if name not in ARM_FIELDS:
+                raise UserError(f"sweep.arms: {name!r} cannot be varied: choose from {', '.join(ARM_FIELDS)}")
+            if not values:
+                raise UserError(f"sweep.arms: {name} has no value: give one, or a list")
+        unknown = [one for one in grid["objective"] if one not in OBJECTIVES]
+        if unknown:
+            raise UserError(f"sweep.arms: objective must be one of {', '.join(OBJECTIVES)}; got {unknown[0]!r}")
+    for name in ("seed", "teacher_cache_dir", "overwrite", "fill_teacher_cache_only", "objective"):
+        if name in request.settings:
+            mend = {"seed": "give sweep.seeds", "objective": "give it in sweep.arms"}.get(name, "remove it")
+            raise UserError(f"{name} is set by the sweep: {mend}")
+    taken = [word[2:].split("=")[0] for word in request.flags if word.startswith("--")]
+    ours = [name for name in taken if name in _SET_BY_US]
+    if ours:
+        raise UserError(f"{ours[0]} cannot be a flag of a sweep: set it in the file")
+
+
+def _combinations(grids: Arms, settings: dict[str, Any]) -> list[Arm]:
+    """Every combination of every grid, without the fields that have no effect in it."""
+    base = {**_DEFAULTS, **{name: value for name, value in settings.items() if name in ARM_FIELDS}}
+    out = []
+    for grid in grids:
+        for values in itertools.product(*grid.values()):
+            one = {**base, **dict(zip(grid, values, strict=True))}
+            out.append(Arm({name: value for name, value in one.items() if _has_effect(name, one)}))
+    return out
+
+
+def _has_effect(name: str, values: dict[str, Any]) -> bool:
+    if name == "objective":
+        return True
+    if name in TRUNCATION_FIELDS:
+        return values["objective"] == "truncated_distill"
+    if "selected" not in OBJECTIVES[values["objective"]].uses:
+        return False
+    if name in BALD_FIELDS:
+        return values["selection_metric"] == "bald"
+    return name != "normalize_by" or values["objective"] == "masked_mle"
+
+
+def resolved(plan: Plan) -> dict[str, Any]:
+    """What the runs and their measures have in common, for ``config.yaml``; arms, seeds and jobs may change."""
+    options = plan.request.options
+    kept = ("fresh_rows", "held_out", "documents", "limit", "measure_dtype")
+    settings = plan.common.resolved()
+    for name in ("output_dir", "seed", "objective", "logging_dir", "run_name"):
+        settings.pop(name, None)
+    given = {
+        name: plan.request.settings[name] for name in ("teacher", "rho_reference") if name in plan.request.settings
+    }
+    rho = {"held_out_for_rho": plan.own_rho}
+    return settings | given | {"sweep": {name: getattr(options, name) for name in kept} | rho}
+
+
+def check_same(plan: Plan, path: Path) -> None:
+    """Refuse a folder whose runs were made with other settings."""
+    if not path.is_file():
+        return
+    there, here = yaml.safe_load(path.read_text(encoding="utf-8")), resolved(plan)
+    there, here = ({**one, **one["sweep"]} for one in (there, here))
+    names = [name for name in here if name != "sweep" and there.get(name) != here[name]]
+    if names:
+        name = names[0]
+        raise UserError(
+            f"output_dir {str(plan.folder)!r} holds a sweep which differs in {name} ({there.get(name)!r} there, "
+            f"{here[name]!r} here): choose another output_dir"
+        )

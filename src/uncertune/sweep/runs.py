@@ -1,0 +1,147 @@
+"""Training and measuring the runs of a sweep: one after the other in this process, or in several at once.
+
+What became of a run is kept in ``runs/LABEL.json``: ``error`` (None where it is done) and ``minutes``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uncertune.data.files import first_line
+from uncertune.errors import InterruptedRun, UserError
+from uncertune.report.training import write_run_page
+from uncertune.sweep.plan import DATA, Plan, Run, parse
+from uncertune.training.checkpoints import write_atomically
+from uncertune.training.command import job_of
+from uncertune.training.folder import is_complete
+from uncertune.training.pipeline import run as run_training
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run; ``error`` is None where it is done."""
+
+    error: str | None
+    minutes: float
+
+
+def outcome_of(plan: Plan, run: Run) -> Outcome | None:
+    """What is known of a run, or None where it has not been tried."""
+    try:
+        return Outcome(**json.loads(_record(plan, run).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_done(plan: Plan, run: Run) -> bool:
+    known = outcome_of(plan, run)
+    return known is not None and known.error is None and is_complete(plan.run_folder(run))
+
+
+def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
+    """Train what is not done yet, and yield each run as it is done or failed."""
+    todo = [run for run in runs if not is_done(plan, run)]
+    if jobs == 1 or len(todo) < 2:
+        for run in todo:
+            train_one(plan, run)
+            yield run
+        return
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for number in range(jobs):
+        devices.put(number)
+    with ProcessPoolExecutor(jobs, context, _start, (devices, jobs)) as pool, _stopping(pool):
+        futures = {pool.submit(train_one, plan, run): run for run in todo}
+        for future in as_completed(futures):
+            if stopped := future.result():
+                raise InterruptedRun(*stopped)
+            yield futures[future]
+
+
+def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
+    """Train one run and keep what became of it; what stopped it, where a signal did and this is a worker."""
+    print(f"== {run.label}", file=sys.stderr, flush=True)
+    start, error = time.monotonic(), None
+    try:
+        job = job_of(parse(_settings(plan, run), plan.request.flags))
+        write_run_page(run_training(job))
+    except InterruptedRun as stopped:
+        if multiprocessing.parent_process() is None:
+            raise
+        return str(stopped), stopped.signal
+    except UserError as refused:
+        error = str(refused)
+    except Exception as failed:  # whatever a library raises ends this run and not the others
+        error = f"{type(failed).__name__}: {first_line(failed)}"
+    before = outcome_of(plan, run)
+    minutes = (time.monotonic() - start) / 60 + (before.minutes if before and before.error else 0)
+    write_atomically(_record(plan, run), json.dumps({"error": error, "minutes": round(minutes, 3)}))
+    if error:
+        print(f"{run.label}: {error}", file=sys.stderr, flush=True)
+    return None
+
+
+def _settings(plan: Plan, run: Run) -> dict[str, Any]:
+    """The run's fields, its rows read from the file of its seed."""
+    name = f"{'train' if run.arm else 'rho_reference'}-s{run.seed}.jsonl"
+    settings = plan.settings(run)
+    for field in ("dataset_config", "dataset_train_split", "dataset_format", "max_train_samples", "data_dir"):
+        settings.pop(field, None)
+    masked = plan.common.training.assistant_only_loss
+    return {**settings, "dataset_name": str(plan.folder / DATA / name), "assistant_only_loss": masked}
+
+
+def _record(plan: Plan, run: Run) -> Path:
+    return plan.run_folder(run).with_suffix(".json")
+
+
+# ---- several processes
+
+
+def processes(asked: int | None) -> int:
+    """How many at once: as asked, else one for each GPU, else one."""
+    return asked or max(1, torch.cuda.device_count())
+
+
+def _start(devices: Any, jobs: int) -> None:
+    """In a new worker: a GPU of its own where there are some, else its share of the processors."""
+    number, count = devices.get(), torch.cuda.device_count()
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(one) for one in range(count)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+
+@contextlib.contextmanager
+def _stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """SIGTERM goes on to the workers, which save and end; a terminal's SIGINT reaches them by itself."""
+
+    def forward(number: int, frame: Any) -> None:
+        raise InterruptedRun(f"ended by {signal.Signals(number).name}", number)
+
+    before = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if getattr(stopped, "signal", None) == signal.SIGTERM:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGTERM)
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
