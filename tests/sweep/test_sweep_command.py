@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import yaml
 
 from tiny import save_tiny
 from uncertune.cli import main
-from uncertune.intervals import over_seeds
 from uncertune.sweep.options import parse
 from uncertune.sweep.plan import plan
 
@@ -51,6 +51,7 @@ def write(model, data, tmp_path):
             "lora_r": 2,
             "lora_target_modules": "all-linear",
             "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
             "learning_rate": 0.01,
             "use_cpu": True,
             "bf16": False,
@@ -76,7 +77,9 @@ def arms(path, *flags):
 
 
 def digests(folder):
-    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob(f"runs/*/{ADAPTER}")}
+    return {
+        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob(f"runs/*/{ADAPTER}")
+    }
 
 
 def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
@@ -94,12 +97,16 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
         (name, seed, "done") for seed in (3, 5) for name in NAMES
     ]
     for one in found["runs"]:
-        assert set(one["in"]) == set(one["out"][str(data / "texts.txt")]) == {"loss", "accuracy", "ece", "kl"}
+        assert set(one["in"]) == set(one["out"]["texts.txt"]) == {"loss", "accuracy", "ece", "kl"}
         assert one["in"]["loss"] < found["base"]["in"]["loss"]
-        assert one["in"]["kl"] > 0 and one["minutes"] > 0 and one["error"] is None
+        assert one["in"]["kl"] > 0
+        assert one["minutes"] > 0
+        assert one["error"] is None
     _check_rows(out, data)
     _check_table(out, found)
-    assert (out / "front.svg").is_file()
+    for name in ("sweep.html", "figure-6a.svg"):
+        assert (out / name).is_file()
+    _check_redrawn(out, capsys)
     _check_resumed(path, out, capsys)
     _check_settings_stay(path, out, capsys)
 
@@ -108,25 +115,39 @@ def _check_rows(out, data):
     """What is measured was not trained on, and both are rows of the data."""
     given = {json.loads(line)["instruction"] for line in (data / "rows.jsonl").read_text().splitlines()}
     asked = {
-        name: [json.loads(line)["messages"][0]["content"] for line in (out / f"data/{name}.jsonl").read_text().splitlines()]
+        name: [
+            json.loads(line)["messages"][0]["content"] for line in (out / f"data/{name}.jsonl").read_text().splitlines()
+        ]
         for name in ("train-s3", "train-s5", "held_out")
     }
-    assert len(asked["held_out"]) == 4 and len(asked["train-s3"]) == 8
+    assert len(asked["held_out"]) == 4
+    assert len(asked["train-s3"]) == 8
     assert asked["train-s3"] == asked["train-s5"]
     assert not set(asked["held_out"]) & set(asked["train-s3"])
     assert set(asked["held_out"]) | set(asked["train-s3"]) <= given
 
 
 def _check_table(out, found):
-    """sweep.md says what numpy says of sweep.csv."""
+    """The page's table says what numpy says of sweep.csv."""
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 1 + len(found["runs"])
     loss = {(row["arm"], row["seed"]): float(row["in loss"]) for row in rows}
-    pairs = [loss[NAMES[1], seed] - loss["mle", seed] for seed in ("3", "5")]
-    expected = over_seeds(pairs)
-    assert expected.value == pytest.approx(np.mean(pairs))
-    text = f"{expected.value:+.4f} \\[{expected.low:+.4f}, {expected.high:+.4f}\\]"
-    assert text in (out / "sweep.md").read_text()
+    gains = [1 - loss[NAMES[1], seed] / loss["mle", seed] for seed in ("3", "5")]
+    page = (out / "sweep.md").read_text().replace("\\_", "_").replace("−", "-")
+    assert re.search(rf"\| {NAMES[1]} \| 2 \| {100 * np.mean(gains):+.2f}%", page)
+
+
+def _check_redrawn(out, capsys):
+    """``uncertune report`` writes the same pages again, of the sweep and of a run, and nothing where there is none."""
+    pages = [out / "sweep.html", out / "runs/mle-s3/report.html"]
+    before = [page.read_bytes() for page in pages]
+    for page in pages:
+        page.unlink()
+    capsys.readouterr()
+    assert main(["report", *(str(page.parent) for page in pages)]) == 0
+    assert [page.read_bytes() for page in pages] == before
+    assert main(["report", str(out / "data")]) == 2
+    assert "holds no sweep (sweep.json) and no run" in capsys.readouterr().err
 
 
 def _check_resumed(path, out, capsys):
@@ -151,7 +172,8 @@ def _check_settings_stay(path, out, capsys):
     capsys.readouterr()
     assert run(path, out, "--learning_rate", "0.02") == 2
     said = capsys.readouterr().err
-    assert "learning_rate (0.01 there, 0.02 here)" in said and said.count("\n") == 1
+    assert "learning_rate (0.01 there, 0.02 here)" in said
+    assert said.count("\n") == 1
 
 
 def test_a_run_of_a_sweep_is_that_of_train_with_its_own_stage_1(write, tmp_path):
@@ -185,12 +207,15 @@ def test_a_failed_run_is_listed_and_tried_again(write, tmp_path, capsys):
     assert run(path, out) == 1
     assert "failed: masked_mle-loss-0.25-s0" in capsys.readouterr().err
     (failed,) = [one for one in json.loads((out / "sweep.json").read_text())["runs"] if one["status"] == "failed"]
-    assert failed["arm"] == "masked_mle-loss-0.25" and "did not start" in failed["error"] and failed["in"] == {}
+    assert failed["arm"] == "masked_mle-loss-0.25"
+    assert "did not start" in failed["error"]
+    assert failed["in"] == {}
     before = digests(out)
     shutil.rmtree(foreign)
     assert run(path, out) == 0
     after = digests(out)
-    assert after["mle-s0"] == before["mle-s0"] and foreign.name in after
+    assert after["mle-s0"] == before["mle-s0"]
+    assert foreign.name in after
     assert all(one["status"] == "done" for one in json.loads((out / "sweep.json").read_text())["runs"])
 
 
@@ -198,7 +223,8 @@ def test_processes_side_by_side_give_the_same_bytes(write, tmp_path):
     path = write({"arms": {"objective": ["distill", "masked_mle"]}, "seeds": [0]})
     assert run(path, tmp_path / "one") == run(path, tmp_path / "two", "--jobs", "2") == 0
     one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
-    assert one == two and len(one) == 3
+    assert one == two
+    assert len(one) == 3
 
 
 def test_the_reference_of_rho_is_trained_once_a_seed_on_rows_of_its_own(write, tmp_path):
@@ -211,7 +237,8 @@ def test_the_reference_of_rho_is_trained_once_a_seed_on_rows_of_its_own(write, t
         "masked_mle-rho-0.5-s1",
     }
     rows = {name: (out / f"data/{name}-s1.jsonl").read_text().splitlines() for name in ("train", "rho_reference")}
-    assert len(rows["train"]) == 7 and len(rows["rho_reference"]) == 1
+    assert len(rows["train"]) == 7
+    assert len(rows["rho_reference"]) == 1
     assert not set(rows["train"]) & set(rows["rho_reference"])
     found = json.loads((out / "sweep.json").read_text())
     assert "rho_reference" not in {one["arm"] for one in found["runs"]}
@@ -273,7 +300,8 @@ def test_a_refused_arm_is_one_line_and_the_others_stay(write, capsys):
 def test_a_mistake_is_one_line(write, tmp_path, capsys, sweep, settings, said):
     assert run(write(sweep, **settings), tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out" / "sweep.json").exists()
 
 
