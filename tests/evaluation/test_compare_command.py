@@ -1,5 +1,6 @@
 """``uncertune compare`` with models: tasks, answers, judgements and the page in one command that goes on."""
 
+import gzip
 import json
 
 import pytest
@@ -104,8 +105,6 @@ def test_without_a_judge_nothing_is_judged(command, tmp_path):
 
 def test_lm_evals_tasks_have_their_own_limits_too(models, data, tmp_path):
     for split in ("train", "test"):
-        import gzip
-
         text = (data / f"gsm8k_{split}.jsonl").read_bytes()
         (data / f"gsm8k_{split}.jsonl.gz").write_bytes(gzip.compress(text))
     command = ["compare", *models[:2], "--tasks", "gsm8k,tokens:gsm8k", "--limits", "gsm8k=2", "--limit", "3"]
@@ -124,6 +123,16 @@ def test_models_stand_beside_a_file_of_answers(models, data, tmp_path, capsys):
     assert list(json.loads((tmp_path / "out" / "verdicts.json").read_text())["models"]) == ["base", "a"]
     assert main([*command, "--limit", "5", "--overwrite"]) == 2
     assert "0 of its 4 are lacking, 1 others are there" in capsys.readouterr().err
+
+
+def test_the_page_of_a_run_leads_to_the_comparison(models, data, tmp_path):
+    run = tmp_path / "run"
+    train = ["train", "--model_name_or_path", models[0], "--dataset_name", "word_problems", "--max_train_samples", "4"]
+    train += ["--max_steps", "1", "--use_peft", "--report_to", "none", "--save_strategy", "no", "--bf16", "false"]
+    assert main([*train, "--gradient_checkpointing", "false", "--output_dir", str(run)]) == 0
+    command = ["compare", models[0], str(run), "--prompts", str(data / "prompts.jsonl"), "--limit", "2"]
+    assert main([*command, "--max_new_tokens", "4", "--output_dir", str(tmp_path / "out")]) == 0
+    assert "../out/comparison.html" in (run / "report.html").read_text()
 
 
 MISTAKES = {

@@ -149,6 +149,17 @@ def test_real_judgements_give_what_statsmodels_gives_and_the_published_raw_rate(
     assert_is(found, statsmodels_fit(*real[model]))
 
 
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_the_page_of_evaluation_holds_what_comes_out(model, real):
+    found = win_rate(*real[model])
+    low, high = found.interval
+    averaged = f"{found.order_averaged:.2%}" if found.position_effect else "–"
+    row = f"| {model} | {found.raw:.2%} | {found.win_rate:.2%} \\[{100 * low:.1f}, {100 * high:.1f}\\] | "
+    row += f"{PUBLISHED[model][1]:.2f}% | {averaged} |"
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert row.replace("%", " %") in page
+
+
 @pytest.mark.parametrize("model", [name for name, (_, rate) in PUBLISHED.items() if 50 < rate < 75])
 def test_near_one_half_the_published_length_controlled_rate_comes_out(model, real):
     assert 100 * win_rate(*real[model]).win_rate == pytest.approx(PUBLISHED[model][1], abs=0.5)

@@ -24,6 +24,7 @@ from uncertune.evaluation.verdicts import verdict
 from uncertune.report import Column, Table, to_text
 from uncertune.report.comparison import write_comparison
 from uncertune.report.comparison_measures import HEAD_TO_HEAD
+from uncertune.report.training import link_comparison
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.folder import check_usable, held
 
@@ -55,7 +56,10 @@ def compare(options: CompareOptions) -> Path:
             ordered = {label: answers[label] for label in labels.values()}
             check_same_prompts(ordered, baseline)
             print(to_text(_judge(judge, ordered, baseline, folder)))
-        return write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
+        page = write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
+        for name in models:
+            link_comparison(name, page)
+        return page
 
 
 def judge_of(options: CompareOptions) -> Judge:

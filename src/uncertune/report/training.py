@@ -54,8 +54,8 @@ def write_run_page(folder: Path) -> Path:
         sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
         write_token_page(folder / "tokens.html", token_page(probe, config))
     path = folder / "report.html"
-    lead = f"This model was {_trained(config)}."
     links = tuple((f"Comparison in {page.parent.name}", _address(page, folder)) for page in _comparisons(folder))
+    lead = f"This model was {_trained(config)}."
     write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), links))
     return path
 
