@@ -247,9 +247,11 @@ def test_the_reference_of_rho_is_trained_once_a_seed_on_rows_of_its_own(write, t
 
 def test_each_seed_may_train_on_rows_of_its_own(write, tmp_path):
     out = tmp_path / "out"
-    assert run(write({"arms": {"objective": "mle"}, "fresh_rows": True}), out) == 0
+    path = write({"arms": {"objective": "mle"}, "fresh_rows": True})
+    assert run(path, out, "--max_train_samples", "6", "--dataset_train_split", "train") == 0
     three, five = ((out / f"data/train-s{seed}.jsonl").read_text() for seed in (3, 5))
     assert three != five
+    assert three.count("\n") == five.count("\n") == 6
     assert not set((three + five).splitlines()) & set((out / "data/held_out.jsonl").read_text().splitlines())
 
 
