@@ -311,3 +311,13 @@ def test_a_mistake_is_one_line(write, tmp_path, capsys, sweep, settings, said):
 def test_a_sweep_needs_its_file(capsys):
     assert main(["sweep", "--output_dir", "x"]) == 2
     assert "--config is missing" in capsys.readouterr().err
+
+
+def test_whole_models_are_swept_too_without_a_divergence_from_the_base(write, tmp_path):
+    out = tmp_path / "out"
+    settings = {"use_peft": False, "lora_r": 16, "lora_target_modules": None}
+    assert run(write({"arms": {"objective": "masked_mle_distill"}, "seeds": [0]}, **settings), out) == 0
+    runs = json.loads((out / "sweep.json").read_text())["runs"]
+    assert [one["status"] for one in runs] == ["done", "done"]
+    assert set(runs[1]["in"]) == {"loss", "accuracy", "ece"}
+    assert runs[0]["in"]["loss"] != runs[1]["in"]["loss"]
