@@ -1,6 +1,7 @@
 """The tables of the pages in docs are those of the files beside them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,14 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
 @pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
 def test_the_page_of_studies_holds_what_came_out(path):
     assert path.read_text().strip() in (DOCS / "studies.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["objectives", "selection", "teacher_cache", "scale"])
+def test_the_code_of_a_page_runs(name, monkeypatch, tmp_path, capsys):
+    """All blocks of Python of a page, in their order, as one program that prints its blocks of text."""
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(blocks), f"{name}.md", "exec"), {})
+    assert "".join(re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)) == capsys.readouterr().out
