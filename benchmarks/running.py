@@ -50,7 +50,7 @@ class Watched(UncertuneTrainer):
         batches, count = super().get_batch_samples(*args)
         record, tokens = self._step, [self._tokens(self._prepare_inputs(batch)) for batch in batches]
         sums = dict(record.sums)
-        scores = torch.cat([self._scores(one, record).cpu() for one in tokens])
+        scores = torch.cat([self.selector.scores(one, record).cpu() for one in tokens])
         record.sums = sums  # what is scored here is no part of the run's records
         offset, document = 0, []
         for one in tokens:
@@ -60,7 +60,7 @@ class Watched(UncertuneTrainer):
         return batches, count
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        record, kept = self._step, self._running._scores
+        record, kept = self._step, self.selector.running._scores
         loss = super().compute_loss(*args, **kwargs)
         if record.complete:
             self.seen.append(Seen(*self._exact, None if record.exact else torch.cat(kept)))

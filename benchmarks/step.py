@@ -107,7 +107,7 @@ def trainer_of(arm: str, setting: Setting, steps: int) -> tuple[Any, Steps]:
         trainer = UncertuneTrainer(
             _model(setting), args, processing_class=_tokenizer(setting), teacher=teacher, **common
         )
-        if any(one.lacks for one in trainer.caches.all):  # the arm is what comes after
+        if any(one.lacks for one in trainer.references.caches.all):  # the arm is what comes after
             trainer.fill_teacher_cache()
             return trainer_of(arm, setting, steps)
     clock = Steps()

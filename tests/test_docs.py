@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,14 @@ def test_the_site_builds_without_warnings(tmp_path):
     page = (tmp_path / "reference" / "api.html").read_text()
     for name in ("uncertune.objectives.weighted_nll", "uncertune.selection.select", "selection_fraction"):
         assert name in page
+
+
+@pytest.mark.parametrize("name", ["objectives", "selection", "teacher_cache", "scale"])
+def test_the_code_of_a_page_runs(name, monkeypatch, tmp_path, capsys):
+    """All blocks of Python of a page, in their order, as one program that prints its blocks of text."""
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(blocks), f"{name}.md", "exec"), {})
+    assert "".join(re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)) == capsys.readouterr().out

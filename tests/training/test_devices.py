@@ -97,7 +97,7 @@ def shard_by_hand(trainer: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    for model in (trainer.model, getattr(trainer.teacher, "model", None)):
+    for model in (trainer.model, getattr(trainer.references.teacher, "model", None)):
         if model is not None:
             for layer in causal_lm(model).base_model.layers:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=False)
@@ -119,7 +119,7 @@ def shard_as_accelerate(trainer: Any) -> None:
         is_main_process=False,
         device=torch.device("cpu"),
     )
-    for model in (trainer.model, getattr(trainer.teacher, "model", None)):
+    for model in (trainer.model, getattr(trainer.references.teacher, "model", None)):
         if model is not None:
             fsdp2_prepare_model(accelerator, model)
     leave_alone(trainer)

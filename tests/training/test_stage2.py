@@ -192,7 +192,7 @@ def test_every_way_to_give_the_teacher_is_the_same(tmp_path, teacher):
     cut = {"data": rows(8), "objective": "masked_mle_distill", "dtype": torch.float32, "per_device_train_batch_size": 8}
     forms = {"adapter": teacher, "folder": str(tmp_path / "merged"), "model": merged.eval()}
     steps = [run(tmp_path / name, teacher=form, **cut) for name, form in forms.items()]
-    assert {type(step.trainer.teacher).__name__ for step in steps} == {"AdapterTeacher", "ModelTeacher"}
+    assert {type(step.trainer.references.teacher).__name__ for step in steps} == {"AdapterTeacher", "ModelTeacher"}
     for step in steps[1:]:
         assert step.loss == pytest.approx(steps[0].loss, rel=1e-5)
         assert relative_difference(step.gradient, steps[0].gradient) < 1e-4
@@ -228,7 +228,7 @@ def test_full_fine_tuning_with_a_tied_head(tmp_path):
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").double()
     expected = by_hand(tiny_model("llama", VOCABULARY, torch.float64), reference, data, 0.25)
     assert step.metrics[0]["loss"] == pytest.approx(expected, rel=1e-9)
-    inner = step.trainer.teacher.model
+    inner = step.trainer.references.teacher.model
     assert not any(p.requires_grad or p.grad is not None for p in inner.parameters())
     assert all(torch.equal(p, q) for p, q in zip(inner.parameters(), reference.parameters(), strict=True))
     assert step.metrics[1]["loss"] < step.metrics[0]["loss"]

@@ -9,7 +9,7 @@ from harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from peft import LoraConfig
 from test_stage2 import adapter
 
-import uncertune.training.trainer as trainer_module
+import uncertune.training.references as references_module
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
@@ -40,7 +40,7 @@ def never_loaded(monkeypatch):
         def refuse(*args, **kwargs):
             raise AssertionError("a teacher is loaded")
 
-        monkeypatch.setattr(trainer_module, "load_teacher", refuse)
+        monkeypatch.setattr(references_module, "load_teacher", refuse)
 
     return switch
 
@@ -106,7 +106,7 @@ def test_a_teacher_with_a_head_of_its_own(tmp_path, lora, never_loaded):
     live, kept = run(tmp_path / "live", **common), run(tmp_path / "kept", teacher_cache="hidden", **common)
     assert losses(kept) == pytest.approx(losses(live), rel=2 * BFLOAT16)
     assert relative_difference(kept.gradient, live.gradient) < 0.05
-    assert kept.trainer.teacher is None  # let go of
+    assert kept.trainer.references.teacher is None  # let go of
     never_loaded()
     folder = str(tmp_path / "kept" / "teacher_cache")
     again = run(tmp_path / "again", teacher_cache="hidden", teacher_cache_dir=folder, **common)
@@ -137,7 +137,7 @@ def test_a_full_cache_needs_no_teacher_however_the_data_is_cut(tmp_path, teacher
     packed = {"packing": True, "max_length": 30, "seed": 5}
     cut = run(tmp_path / "packed", teacher=teacher, **S5, **shared, **packed)
     whole = run(tmp_path / "whole", teacher=teacher, **S5, **shared, seed=5)
-    assert cut.trainer.teacher is None
+    assert cut.trainer.references.teacher is None
     assert whole.loss != first.loss  # another order
 
 
@@ -246,7 +246,7 @@ def test_what_differs_is_named(tmp_path, teacher):
             build(name, **change)
         assert f"another {name} (" in str(caught.value)
     shuffled = rows(8).select([3, 1, 0, 2, 7, 6, 5, 4])
-    assert build("order", data=shuffled).teacher is None
+    assert build("order", data=shuffled).references.teacher is None
 
 
 def test_a_flipped_byte_costs_its_shard_alone(tmp_path, teacher, monkeypatch, capsys):
@@ -300,10 +300,10 @@ def test_rho_reads_the_references_losses(tmp_path, teacher, monkeypatch, objecti
     kept = run(tmp_path / "kept", **common)
     again = run(tmp_path / "again", teacher_cache_dir=str(tmp_path / "kept" / "teacher_cache"), **common)
     if source == "path" or objective == "masked_mle":
-        assert again.trainer.rho_reference is None
+        assert again.trainer.references.rho is None
     manifest = json.loads((tmp_path / "kept" / "teacher_cache" / "rho" / "manifest.json").read_text())
     assert manifest["about"] == {"kind": "loss"}
-    monkeypatch.setattr(trainer_module, "open_caches", lambda *args: Caches())
+    monkeypatch.setattr(references_module, "open_caches", lambda *args: Caches())
     live = run(tmp_path / "live", **common)
     assert kept.masks == again.masks == live.masks
     assert losses(kept) == losses(again) == pytest.approx(losses(live), rel=1e-6)

@@ -24,6 +24,7 @@ from uncertune.evaluation.verdicts import verdict
 from uncertune.report import Column, Table, to_text
 from uncertune.report.comparison import write_comparison
 from uncertune.report.comparison_measures import HEAD_TO_HEAD
+from uncertune.report.training import link_comparison
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.folder import check_usable, held
 
@@ -43,18 +44,22 @@ def compare(options: CompareOptions) -> Path:
         if baseline in answers:
             check_same_prompts(answers, baseline)
         judge = judge_of(options) if options.judge else None
-        if judge is not None and not all((folder / "answers" / f"{labels[n]}.jsonl").is_file() for n in models):
+        kept = [(folder / "answers" / f"{labels[name]}.jsonl").is_file() for name in models]
+        if judge is not None and (options.overwrite or not all(kept)):
             judge.check()
-        if options.overwrite:
-            (folder / "verdicts.json").unlink(missing_ok=True)
         _keep(answers, folder / "answers", overwrite=options.overwrite)
         if models:
             answers |= _run_models(options, models, [labels[name] for name in models], folder)
+        if options.overwrite:
+            (folder / "verdicts.json").unlink(missing_ok=True)
         if judge is not None:
             ordered = {label: answers[label] for label in labels.values()}
             check_same_prompts(ordered, baseline)
             print(to_text(_judge(judge, ordered, baseline, folder)))
-        return write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
+        page = write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
+        for name in models:
+            link_comparison(name, page)
+        return page
 
 
 def judge_of(options: CompareOptions) -> Judge:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from uncertune.errors import NotFiniteError
+from uncertune.fused import TokenStats
 from uncertune.selection import random_scores, select, threshold
 from uncertune.training.batch import Documents
 
@@ -136,6 +137,11 @@ class StepRecord:
     def add(self, **values: float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def add_stats(self, stats: TokenStats) -> None:
+        self.add(
+            entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()), scored=float(stats.entropy.numel())
+        )
 
     def add_loss(self, loss_T: Tensor, selected: Tensor | None, names: Callable[[], Sequence[str]], rank: int) -> None:
         """Count a micro-batch as done, with its losses; ``names`` are asked for those of its documents."""

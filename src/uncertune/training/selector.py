@@ -1,0 +1,203 @@
+"""Which tokens of a step are selected: in a pass of its own before the training forwards, or inside them.
+
+Shape legend: ``T`` response tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from uncertune.errors import UserError
+from uncertune.fused import Scored, TokenStats, score_tokens
+from uncertune.models import OutputHead
+from uncertune.teachers.adapter import frozen_rows
+from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
+from uncertune.training.kept import keep_selected, skipped
+from uncertune.training.references import stats_of
+from uncertune.training.running import RunningThreshold
+from uncertune.training.step import Chosen, Rule, StepRecord, choose, has_dropout, sum_over_ranks
+from uncertune.uncertainty import mc_dropout, token_uncertainty
+
+
+class Selector:
+    """The selection of a run, by the fields ``selection_*`` of its configuration.
+
+    Built before a reference brings dropout of its own. Raises UserError for metric ``bald`` where dropout cannot be
+    sampled.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        args = trainer.args
+        self._trainer, self._args = trainer, args
+        self.rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
+        self.running = RunningThreshold(self.rule)
+        self._dropout = has_dropout(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
+        self._verify_dropout = True  # at the first batch, which has tokens to try it on
+        if args.uses_selection and args.selection_metric == "bald":
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise UserError(
+                    "selection_metric='bald' is not supported with FSDP or DeepSpeed: use DDP, or metric loss"
+                )
+            with mc_dropout(trainer.model, args.bald_rate):
+                pass
+
+    # ---- before the training forwards
+
+    def before(self, batches: list[Any], record: StepRecord) -> list[Any]:
+        """The micro-batches of a step, each with its mask where it must be known before the forward, or without what
+        is not selected."""
+        if not (batches and self._args.uses_selection and self._needs_own_pass(record)):
+            return batches
+        scores: list[Tensor | None] = []
+        places: list[Documents] = []
+        for batch in batches:
+            tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
+            places.append(tokens.documents)
+            scores.append(None if self.rule.metric == "random" else self.scores(tokens, record))
+        record.has_stats = self.rule.metric not in ("random", "bald")
+        if self._everywhere:
+            chosen = [choose(self.rule, record.step, scores, places)]
+        else:
+            pairs = zip(scores, places, strict=True)
+            chosen = [choose(self.rule, record.step, [score], [place], everywhere=False) for score, place in pairs]
+        masks = [mask for one in chosen for mask in one.masks]
+        self._note(record, chosen, batches, masks)
+        for batch, mask in zip(batches, masks, strict=True):
+            batch[SELECTED] = mask
+        return self._without_dropped(batches, masks, record) if self._drops(record) else batches
+
+    @property
+    def _everywhere(self) -> bool:
+        """Whether all micro-batches of all ranks are ranked together."""
+        return self._args.selection_scope != "microbatch"
+
+    def _needs_own_pass(self, record: StepRecord) -> bool:
+        """Whether the masks must be known before the training forward, or can be found in it."""
+        if not record.exact:
+            return False
+        if self._drops(record) and self._args.selection_fraction <= 0.5:
+            return True
+        alone = self._args.selection_scope == "microbatch" and self._args.normalize_by == "all"
+        inside = record.micro_batches == 1 or alone
+        return not inside or (self._dropout and self.rule.metric not in ("random", "bald"))
+
+    def _drops(self, record: StepRecord) -> bool:
+        """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
+        over all tokens, and DeepSpeed counts micro-batches itself."""
+        args, trainer = self._args, self._trainer
+        can = args.selection_level == "document" and args.objective == "masked_mle" and args.selection_fraction < 1
+        return can and record.exact and not (trainer.aux_loss_enabled or trainer.is_deepspeed_enabled)
+
+    def _without_dropped(self, batches: list[Any], masks: list[Tensor], record: StepRecord) -> list[Any]:
+        trainer = self._trainer
+        kept = keep_selected(
+            batches,
+            masks,
+            trainer.data_collator,
+            rank=trainer.accelerator.process_index,
+            ranks=trainer.accelerator.num_processes,
+            rows=trainer._train_batch_size,
+            flattened=trainer.data_collator.flattens,
+        )
+        if kept is None:
+            return batches
+        record.micro_batches = sum(not skipped(batch) for batch in kept)
+        return kept
+
+    # ---- inside them
+
+    def inside(
+        self,
+        hidden: Tensor,
+        head: OutputHead,
+        tokens: Tokens,
+        beside_T: Tensor | None,
+        record: StepRecord,
+        batch: dict[str, Any],
+    ) -> tuple[Scored | None, Tensor]:
+        """Select from the hidden states of the training forward itself, without a pass of its own."""
+        scored, scores = None, None
+        if self.rule.metric != "random":
+            most = self._args.objective != "masked_mle" or self._args.selection_fraction > 0.5
+            scored = score_tokens(hidden, head.weight, tokens.labels, keep=most, **head.options)
+            scores = self.metric(scored.stats, beside_T)
+        if record.exact:
+            chosen = choose(self.rule, record.step, [scores], [tokens.documents], everywhere=self._everywhere)
+        else:
+            assert scores is not None
+            mask = self.running.choose(scores, tokens.documents)
+            chosen = Chosen([mask], self.running.value or 0.0, int(mask.sum()))
+        self._note(record, [chosen], [batch], chosen.masks)
+        return scored, chosen.masks[0]
+
+    def evaluated(self, stats: TokenStats, tokens: Tokens, beside_T: Tensor | None) -> Tensor:
+        """The mask of an evaluation batch, by itself."""
+        scores = None if self.rule.metric == "random" else self.metric(stats, beside_T)
+        return choose(self.rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
+
+    # ---- scores
+
+    def scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
+        """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
+        model = self._trainer.model_wrapped
+        beside_T = self.beside(model, tokens)
+        if self.rule.metric == "bald":
+            assert beside_T is not None
+            return beside_T
+        stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask), tokens.labels)
+        record.add_stats(stats)
+        return self.metric(stats, beside_T)
+
+    def metric(self, stats: TokenStats, beside_T: Tensor | None) -> Tensor:
+        """The scores (T,) by the student's own statistics and what came from passes beside its own."""
+        match self.rule.metric:
+            case "entropy":
+                return stats.entropy
+            case "loss":
+                return stats.loss
+        assert beside_T is not None
+        return beside_T if self.rule.metric == "bald" else stats.loss - beside_T
+
+    def beside(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
+        """What the metric needs beside the student's own pass, from passes outside it: for ``rho`` the loss of the
+        holdout reference, for ``bald`` the epistemic uncertainty."""
+        if not self._args.uses_selection:
+            return None
+        if self.rule.metric == "bald":
+            return self._epistemic(tokens)
+        return self._trainer.references.rho_loss(model, tokens) if self.rule.metric == "rho" else None
+
+    def _epistemic(self, tokens: Tokens) -> Tensor:
+        """BALD by Monte-Carlo dropout, ``bald_samples`` passes. Each document is scored by itself, so that the numbers
+        do not depend on how the step is cut; and without DDP around the model, as ranks differ in their passes."""
+        ids, labels, attention_mask = document_rows(tokens)
+        found = token_uncertainty(
+            self._trainer.model,
+            ids,
+            labels,
+            attention_mask=attention_mask,
+            samples=self._args.bald_samples,
+            rate=self._args.bald_rate,
+            seed=self._args.seed,
+            verify=self._verify_dropout,
+        )
+        self._verify_dropout = False
+        return found.epistemic
+
+    # ---- records
+
+    def _note(self, record: StepRecord, chosen: list[Chosen], batches: list[Any], masks: list[Tensor]) -> None:
+        """Keep the outcome of selections, and write the masks of this rank's micro-batches to the selection log."""
+        record.thresholds += [one.threshold for one in chosen]
+        mine = sum(int(mask.sum()) for mask in masks)
+        record.add(selected=mine)
+        if self._args.normalize_by == "selected":
+            everywhere = self._everywhere and record.exact
+            record.selected += chosen[0].selected if everywhere else int(sum_over_ranks({"selected": mine})["selected"])
+        if self._args.selection_scope == "running" and record.exact:
+            self.running.update(chosen[0].threshold)
+        if self._args.save_selection:
+            for batch, mask in zip(batches, masks, strict=True):
+                self._trainer.run_log.add_selection(record.step + 1, batch, mask)
