@@ -139,6 +139,34 @@ def test_samples_of_other_documents_are_not_paired(folder):
     assert found["gsm8k", "masked_mle_distill"] is not None
 
 
+def test_a_baseline_of_nothing_is_beaten_without_a_relative_gain(folder):
+    place = folder / "evaluation" / "mle"
+    lines = [{**line, "scores": dict.fromkeys(line["scores"], 0.0)} for line in samples(folder, "mle", "gsm8k")]
+    write_lines(place / "gsm8k.samples.jsonl", lines)
+    result = json.loads((place / "gsm8k.json").read_text())
+    (place / "gsm8k.json").write_text(json.dumps(result | {"metrics": dict.fromkeys(result["metrics"], 0.0)}))
+    html = write_comparison(folder, in_distribution=["gsm8k", "head to head"]).read_text()
+    assert "There is no such gain on gsm8k, where mle has 0." in html
+    (gain,) = [one for one in numbers(folder)["gains"] if (one["task"], one["model"]) == ("gsm8k", "masked_mle")]
+    assert gain["value"]["value"] is None
+    assert gain["ahead"]["low"] > 0.4
+    assert "4 of 4, 4 with an interval above 0" not in html
+    assert html.count("3 of 4, 3 with an interval above 0") == 1  # masked_mle_distill, gsm8k among them
+
+
+def test_what_has_no_better_way_has_no_relative_difference(folder):
+    for label in MODELS:
+        path = folder / "evaluation" / label / "tokens-wikitext2.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["kl"] = 1e-9 if label == "mle" else 0.02
+        path.write_text(json.dumps(result))
+    write_comparison(folder)
+    found = [one for one in numbers(folder)["measures"] if one["measure"] == "kl"]
+    assert [one["value"]["value"] for one in found] == [1e-9, 0.02, 0.02]
+    assert [one["relative"] for one in found] == [None] * 3
+    assert not any(one["main"] for one in found)
+
+
 def test_another_baseline(folder):
     write_comparison(folder, baseline="masked_mle")
     against = {one["model"]: one["against_baseline"] for one in numbers(folder)["measures"] if one["task"] == "ifeval"}

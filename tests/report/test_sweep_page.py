@@ -160,6 +160,21 @@ def test_tasks_count_by_their_first_measure(tmp_path):
     assert gain == pytest.approx(1 / 3)
 
 
+def test_a_task_on_which_mle_has_nothing_counts_as_won_or_lost_alone(tmp_path):
+    def add(content):
+        for run in content["runs"]:
+            run["out"]["gsm8k"] = {"exact_match": 0.1 * (run["arm"] == "distill") + 0.2 * (run["seed"] > 0)}
+
+    folder = change(sweep_folder(tmp_path, fail=False), tmp_path, add)
+    sweep = read_sweep(folder)
+    assert sweep.relative == ["alpaca, held out", "wikitext2", "mmlu_dev"]
+    assert len(sweep.mean_gains("distill")) == 5
+    found = drawn(folder)
+    assert "no such gain on gsm8k" in found["figure-5"][0].caption
+    notes = {bar.name: bar.note for bar in found["figure-6b"][0].groups[0][1]}
+    assert notes["distill"] == "3 of 4, 3 with an interval above 0"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "holds no sweep: sweep.json cannot be read"), ("{", "is no JSON"), ("{}", "has no 'arms'")],

@@ -103,6 +103,8 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         f"(model − {baseline}) / {baseline} on each task's first measure, turned so that more is better; of judged "
         f"answers (w − ½) / ½ of the adjusted win rate w. Lines are 95 % intervals."
     )
+    if zero := [task for task in tasks if any(one.task == task and math.isnan(one.value.value) for one in gained)]:
+        how += f" There is no such gain on {', '.join(zero)}, where {baseline} has 0."
     axis = f"gain over {baseline}"
     if inside:
         caption = f"{how} The paper's Fig. 3."
@@ -122,8 +124,8 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
     bars = []
     for model in _models(gained):
         own = [one for one in gained if one.model == model]
-        better = sum(one.value.value > 0 for one in own)
-        sure = sum(one.value.low > 0 for one in own)
+        better = sum(one.ahead.value > 0 for one in own)
+        sure = sum(one.ahead.low > 0 for one in own)
         note = f"{better} of {len(own)}, {sure} with an interval above 0"
         bars.append(Bar(model, Estimate(better / len(own), math.nan, math.nan), note))
     caption = f"Share of tasks on which a model is better than {baseline}. The paper's Fig. 6 (B)."
@@ -237,7 +239,7 @@ def _task_row(one: Measured, relative: Column) -> dict[str, Value]:
     if one.against is not None:
         row |= {
             "difference": written(one.against.difference, dataclasses.replace(one.column, sign=True)),
-            "relative": written(one.against.relative, relative),
+            "relative": written(one.against.relative, relative) if one.column.better else None,
             "counts": f"{one.against.won} / {one.against.lost}",
             "p": _p(one.against.p) + ("" if math.isnan(one.adjusted_p) else f" ({_p(one.adjusted_p)})"),
         }

@@ -30,6 +30,7 @@ MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
     "P": "M4.5 1.5H7.5V4.5H10.5V7.5H7.5V10.5H4.5V7.5H1.5V4.5H4.5Z",
 }
 LINE_WIDTH = 2.0
+_FEW = 5  # so many places on an axis are each named
 
 _SIZE_INCHES = (5.0, 3.1)  # 360 × 223 units: near one unit a pixel on a phone
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -171,6 +172,8 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle]) -> 
     every_x = [x for series in curves.series for x in series.x]
     whole = not curves.percent and all(float(x).is_integer() for x in every_x)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+    if not whole and 1 < len(set(every_x)) <= _FEW:
+        axes.set_xticks(sorted(set(every_x)), [f"{x:g}" for x in sorted(set(every_x))])
     axes.margins(x=0.01, y=0.06)
     if curves.percent:
         axes.axhline(0, color=_INK, linewidth=1.0)

@@ -51,7 +51,7 @@ def gains_table(sweep: Sweep) -> Table:
     columns = [Column("seeds", "Seeds", None, 0)]
     share = Column("", "", None, 2, percent=True, sign=True)
     rows: list[dict[str, Value]] = []
-    sides = {"in": sweep.inside in sweep.main, "out": any(name != sweep.inside for name in sweep.main)}
+    sides = {"in": sweep.inside in sweep.relative, "out": any(name != sweep.inside for name in sweep.relative)}
     labels = {"in": "In distribution", "out": "Out of distribution"}
     for side in (side for side, there in sides.items() if there):
         columns.append(replace(share, key=side, label=labels[side]))

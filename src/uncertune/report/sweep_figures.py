@@ -22,8 +22,8 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
     """File stems and their panels."""
     if not sweep.others or MLE not in [arm["name"] for arm in sweep.arms]:
         return
-    inside, outside = sweep.inside, [name for name in sweep.main if name != sweep.inside]
-    if inside in sweep.main:
+    inside, outside = sweep.inside, [name for name in sweep.relative if name != sweep.inside]
+    if inside in sweep.relative:
         selecting = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
         by_metric = dict.fromkeys(str(arm["metric"]) for arm in selecting)
         groups = [
@@ -35,8 +35,10 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
             yield "figure-3", [Bars("Gain in distribution", caption, _GAIN, tuple(groups))]
     groups = [(name, tuple(_bar(sweep, arm, name) for arm in sweep.others)) for name in sweep.main]
     caption = f"{inside} is in distribution. {HOW} The paper's Fig. 5."
+    if zero := [name for name in sweep.main if name not in sweep.relative]:
+        caption += f" There is no such gain on {', '.join(zero)}, where MLE has 0 with some seed."
     yield "figure-5", [Bars("Gain on each data set", caption, _GAIN, tuple(groups))]
-    if inside in sweep.main and outside:
+    if inside in sweep.relative and outside:
         yield "figure-6a", [_pareto(sweep, outside)]
     yield "figure-6b", [_won(sweep)]
     if curves := list(_by_q(sweep, bool(outside))):
@@ -70,7 +72,7 @@ def _pareto(sweep: Sweep, outside: list[str]) -> Points:
 def _won(sweep: Sweep) -> Bars:
     bars = []
     for arm in sweep.others:
-        gains = [one for name in sweep.main if not math.isnan((one := mean(sweep.gains(arm, name))).value)]
+        gains = [one for name in sweep.main if not math.isnan((one := mean(sweep.ahead(arm, name))).value)]
         better, sure = sum(one.value > 0 for one in gains), sum(one.low > 0 for one in gains)
         share = better / len(gains) if gains else math.nan
         note = f"{better} of {len(gains)}, {sure} with an interval above 0"
@@ -85,7 +87,7 @@ def _by_q(sweep: Sweep, outside: bool) -> Iterator[Drawn]:
     if not found:
         return
     sides: list[tuple[str, Callable[[str], dict[int, float]]]] = []
-    if sweep.inside in sweep.main:
+    if sweep.inside in sweep.relative:
         sides.append(("in", lambda arm: sweep.gains(arm, sweep.inside)))
     if outside:
         sides.append(("out of", sweep.mean_gains))
@@ -95,14 +97,14 @@ def _by_q(sweep: Sweep, outside: bool) -> Iterator[Drawn]:
             values = [mean(gains(arm["name"])) for arm in family]
             band = tuple(one.low for one in values), tuple(one.high for one in values)
             x = tuple(float(arm["q"]) for arm in family)
-            series.append(Series(_family(family[0]), x, tuple(one.value for one in values), band))
+            series.append(Series(_family(family[0], found), x, tuple(one.value for one in values), band))
         caption = "Means over seeds, shaded 95 % intervals."
         yield Curves(f"Share selected, {side} distribution", caption, "q", _GAIN, tuple(series), percent=True)
 
 
-def _family(arm: Record) -> str:
+def _family(arm: Record, every: list[list[Record]]) -> str:
+    """Objective, metric, level, and what else families differ in."""
     parts = [arm[name] for name in _AXES if arm.get(name) is not None]
-    extra = [
-        f"{name} {value}" for name, value in arm.items() if name not in ("name", "q", *("objective", "metric", "level"))
-    ]
-    return ", ".join(map(str, [*parts, *extra]))
+    others = [name for name in arm if name not in ("name", "q", *_AXES)]
+    told = [name for name in others if len({repr(family[0].get(name)) for family in every if name in family[0]}) > 1]
+    return ", ".join(map(str, [*parts, *(f"{name} {arm[name]}" for name in told)]))

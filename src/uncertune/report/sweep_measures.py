@@ -65,6 +65,11 @@ class Sweep:
                 out[name] = directed[0]
         return out
 
+    @property
+    def relative(self) -> list[str]:
+        """Data sets on which a gain relative to MLE is defined: its measure is 0 with no seed."""
+        return [name for name, measure in self.main.items() if all(self.values(MLE, name, measure).values())]
+
     def values(self, arm: str, name: str, measure: str) -> dict[int, float]:
         """By seed, of the finished runs that have it."""
         out = {}
@@ -85,17 +90,21 @@ class Sweep:
         mine, theirs = self.values(arm, name, measure), self.values(MLE, name, measure)
         return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
 
+    def ahead(self, arm: str, name: str) -> dict[int, float]:
+        """arm − MLE on the set's main measure by seed, turned so that more is better."""
+        sign = -1.0 if self.main[name] in LOWER else 1.0
+        return {seed: sign * one for seed, one in self.differences(arm, name, self.main[name]).items()}
+
     def gains(self, arm: str, name: str) -> dict[int, float]:
-        """(arm − MLE) / MLE on the set's main measure by seed, turned so that more is better."""
-        measure = self.main[name]
-        theirs = self.values(MLE, name, measure)
-        sign = -1.0 if measure in LOWER else 1.0
-        found = self.differences(arm, name, measure)
-        return {seed: sign * one / theirs[seed] for seed, one in found.items() if theirs[seed]}
+        """(arm − MLE) / MLE by seed, turned so that more is better; none where a set has none (``relative``)."""
+        if name not in self.relative:
+            return {}
+        theirs = self.values(MLE, name, self.main[name])
+        return {seed: one / theirs[seed] for seed, one in self.ahead(arm, name).items()}
 
     def mean_gains(self, arm: str) -> dict[int, float]:
         """By seed, the mean over the data sets out of distribution; seeds that lack one are left out."""
-        outside = [self.gains(arm, name) for name in self.main if name != self.inside]
+        outside = [self.gains(arm, name) for name in self.relative if name != self.inside]
         seeds = set.intersection(*map(set, outside)) if outside else set()
         return {seed: math.fsum(one[seed] for one in outside) / len(outside) for seed in sorted(seeds)}
 
@@ -135,7 +144,7 @@ def difference(sweep: Sweep, arm: str, name: str, measure: str) -> Estimate:
 
 
 def families(arms: Sequence[Record]) -> list[list[Record]]:
-    """Arms that differ in q alone, by q; those with a single q are left out."""
+    """Arms that differ in q alone, ordered by it; those with a single q are left out."""
     found: dict[str, list[Record]] = {}
     for arm in arms:
         rest = {name: value for name, value in arm.items() if name not in ("name", "q")}
