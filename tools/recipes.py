@@ -1,7 +1,7 @@
 """The paper's results as recipes, from one place: ``python -m tools.recipes`` writes ``src/uncertune/recipes``.
 
-``MODEL_DATA_OBJECTIVE.yaml`` is one run of ``uncertune train``; ``sweeps/fig3_…`` and ``sweeps/fig5-6_…`` are all runs of
-a figure's panel, for ``uncertune sweep``. A test compares the files with what is written here.
+``MODEL_DATA_OBJECTIVE.yaml`` is one run of ``uncertune train``; ``sweeps/fig3_…`` and ``sweeps/fig5-6_…`` are all the
+runs of a figure's panel, for ``uncertune sweep``. A test compares the files with what is written here.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ FIGURES = {
     "gsm8k": "Fig. 3 (bottom) and 6 (B)",
 }
 REPORTED = {
-    "alpaca": "masked MLE gains on AlpacaEval over MLE and loses on IFEval and the other tasks; with distillation it gains "
-    "on both (§4.3, Fig. 5 and 6; Llama-3.2-1B and Gemma-2B). No number stands in the text.",
-    "sharegpt": "masked MLE + distillation improves in and out of distribution (§4.3, Fig. 6, right). No number stands in "
-    "the text.",
-    "gsm8k": "token-level masked MLE by loss gains over MLE and over whole documents (§4.2, Fig. 3, bottom); it is one of "
-    "the data sets of Fig. 6 (B). No number stands in the text.",
+    "alpaca": "masked MLE gains on AlpacaEval over MLE and loses on IFEval and the other tasks; with distillation it "
+    "gains on both (§4.3, Fig. 5 and 6; Llama-3.2-1B and Gemma-2B). No number stands in the text.",
+    "sharegpt": "masked MLE + distillation improves in and out of distribution (§4.3, Fig. 6, right). No number stands "
+    "in the text.",
+    "gsm8k": "token-level masked MLE by loss gains over MLE and over whole documents (§4.2, Fig. 3, bottom); it is one "
+    "of the data sets of Fig. 6 (B). No number stands in the text.",
 }
 FIG_3 = (
-    "selection by token beats selection by document, and of entropy, loss, RHO and random only loss beats MLE throughout, on "
-    "AlpacaEval significantly (§4.2). No number stands in the text."
+    "selection by token beats selection by document, and of entropy, loss, RHO and random only loss beats MLE "
+    "throughout, on AlpacaEval significantly (§4.2). No number stands in the text."
 )
 
 
@@ -113,7 +113,7 @@ def settings(model: Model, data: Data) -> list[str]:
         *([f"max_length: {data.max_length}"] if data.max_length != 1024 else []),
         "assistant_only_loss: true",
         "",
-        "# Paper, §4.1: LoRA of rank 32 on all linear modules, alpha 64; one epoch, batch 32, learning rate 1e-4, cosine",
+        "# Paper, §4.1: LoRA of rank 32 on all linear modules, alpha 64; 1 epoch, batch 32, learning rate 1e-4, cosine",
         "use_peft: true",
         "lora_r: 32",
         "lora_alpha: 64",

@@ -98,7 +98,8 @@ def test_cut_off_while_judging_it_goes_on(command, tmp_path, monkeypatch):
 
 def test_without_a_judge_nothing_is_judged(command, tmp_path):
     place = command.index("--judge")
-    assert main(command[:place] + command[place + 2 :]) == 0
+    prompts = command[command.index("--prompts") + 1]
+    assert main([*command[:place], *command[place + 2 :], "--in_distribution", prompts]) == 0
     assert (tmp_path / "out" / "comparison.html").is_file()
     assert not (tmp_path / "out" / "verdicts.json").exists()
 

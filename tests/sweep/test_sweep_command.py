@@ -102,6 +102,7 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
         assert one["in"]["kl"] > 0
         assert one["minutes"] > 0
         assert one["error"] is None
+    assert not (out / "runs/mle-s3/probe.jsonl").exists()
     _check_rows(out, data)
     _check_table(out, found)
     for name in ("sweep.html", "figure-6a.svg"):
@@ -246,9 +247,11 @@ def test_the_reference_of_rho_is_trained_once_a_seed_on_rows_of_its_own(write, t
 
 def test_each_seed_may_train_on_rows_of_its_own(write, tmp_path):
     out = tmp_path / "out"
-    assert run(write({"arms": {"objective": "mle"}, "fresh_rows": True}), out) == 0
+    path = write({"arms": {"objective": "mle"}, "fresh_rows": True})
+    assert run(path, out, "--max_train_samples", "6", "--dataset_train_split", "train") == 0
     three, five = ((out / f"data/train-s{seed}.jsonl").read_text() for seed in (3, 5))
     assert three != five
+    assert three.count("\n") == five.count("\n") == 6
     assert not set((three + five).splitlines()) & set((out / "data/held_out.jsonl").read_text().splitlines())
 
 

@@ -52,10 +52,11 @@ def sweep(request: Request) -> bool:
 
 def _groups(found: Plan, jobs: int) -> list[list[Run]]:
     """In one process seed by seed, so that what is there is always comparable; else all that others need first."""
+    first, rest = found.first(), found.rest()
     if jobs > 1:
-        return [found.first(), found.rest()]
+        return [first, rest]
     seeds = found.request.options.chosen_seeds
-    return [[run for run in part if run.seed == seed] for seed in seeds for part in (found.first(), found.rest())]
+    return [[run for run in [*first, *rest] if run.seed == seed] for seed in seeds]
 
 
 def _do(found: Plan, runs: Sequence[Run], jobs: int) -> None:

@@ -17,7 +17,8 @@ from uncertune.objectives import FactoredTeacher, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
-from uncertune.training.caching import CachedHidden, open_caches
+from uncertune.training.caching import CachedHidden
+from uncertune.training.opening import open_caches
 
 
 class References:
