@@ -87,7 +87,8 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
     assert run(path, out) == 0
     found = json.loads((out / "sweep.json").read_text())
     assert [arm["name"] for arm in found["arms"]] == NAMES
-    assert {key: found["arms"][1][key] for key in ("objective", "metric", "level", "q")} == {
+    assert found["arms"][1] == {
+        "name": "masked_mle-loss-0.5",
         "objective": "masked_mle",
         "metric": "loss",
         "level": "token",
@@ -263,7 +264,17 @@ def test_only_what_makes_sense_is_multiplied(write):
         "bald_samples": [2, 4],
         "teacher_top_k": [8, 64],
     }
-    assert [arm.name for arm in arms(write({"arms": grid}))] == [
+    found = arms(write({"arms": grid}))
+    nothing = {"metric": None, "level": None, "q": None}
+    assert found[2].axes == {"objective": "truncated_distill", **nothing, "teacher_top_k": 8}
+    assert found[-1].axes == {
+        "objective": "masked_mle",
+        "metric": "bald",
+        "level": "token",
+        "q": 0.25,
+        "bald_samples": 4,
+    }
+    assert [arm.name for arm in found] == [
         "mle",
         "distill",
         "truncated_distill-top_k_8",
@@ -311,3 +322,13 @@ def test_a_mistake_is_one_line(write, tmp_path, capsys, sweep, settings, said):
 def test_a_sweep_needs_its_file(capsys):
     assert main(["sweep", "--output_dir", "x"]) == 2
     assert "--config is missing" in capsys.readouterr().err
+
+
+def test_whole_models_are_swept_too_without_a_divergence_from_the_base(write, tmp_path):
+    out = tmp_path / "out"
+    settings = {"use_peft": False, "lora_r": 16, "lora_target_modules": None}
+    assert run(write({"arms": {"objective": "masked_mle_distill"}, "seeds": [0]}, **settings), out) == 0
+    runs = json.loads((out / "sweep.json").read_text())["runs"]
+    assert [one["status"] for one in runs] == ["done", "done"]
+    assert set(runs[1]["in"]) == {"loss", "accuracy", "ece"}
+    assert runs[0]["in"]["loss"] != runs[1]["in"]["loss"]

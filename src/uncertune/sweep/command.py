@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -40,8 +41,7 @@ def sweep(request: Request) -> bool:
         measure_base(found)
         jobs = processes(request.options.jobs)
         for group in _groups(found, jobs):
-            _do(found, group, jobs)
-        page = write_sweep(found.folder)
+            page = _do(found, group, jobs)
     runs = [*found.first(), *found.rest()]
     failed = [run.label for run in runs if not is_done(found, run)]
     print(f"{to_text(gains_table(read_sweep(found.folder)))}\n\ntable: {found.folder / table.CSV}\npage:  {page}")
@@ -59,8 +59,10 @@ def _groups(found: Plan, jobs: int) -> list[list[Run]]:
     return [[run for run in [*first, *rest] if run.seed == seed] for seed in seeds]
 
 
-def _do(found: Plan, runs: Sequence[Run], jobs: int) -> None:
+def _do(found: Plan, runs: Sequence[Run], jobs: int) -> Path:
+    """Train and measure runs, and bring table and page up to date; return the page's path."""
     for run in train_all(found, runs, jobs):
         print(f"{run.label} is {'done' if is_done(found, run) else 'failed'}", file=sys.stderr, flush=True)
     measure_runs(found, [run for run in runs if is_done(found, run)])
     table.write(found)
+    return write_sweep(found.folder)

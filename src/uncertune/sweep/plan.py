@@ -63,13 +63,11 @@ class Arm:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """objective, metric, level and q (None where it selects nothing), and every other field with an effect."""
+        """objective, metric, level and q (None where it selects nothing), and what else differs from the defaults."""
         short = {said: self.values.get(one) for one, said in _SHORT.items()}
-        return {
-            "objective": self.objective,
-            **short,
-            **{one: value for one, value in self.values.items() if one not in _SHORT and one != "objective"},
-        }
+        others = {one: value for one, value in self.values.items() if one not in (*_SHORT, "objective")}
+        others = {one: value for one, value in others.items() if value != _DEFAULTS[one]}
+        return {"objective": self.objective, **short, **others}
 
 
 @dataclass(frozen=True)

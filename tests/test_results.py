@@ -1,0 +1,28 @@
+"""The tables in ``results`` are those of the runs beside them, and each folder names the command that made it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from uncertune.report.sweep import write_sweep
+
+RESULTS = Path(__file__).parent.parent / "results"
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.json"))
+COMMANDS = dict(
+    re.findall(r"^\| `([\w-]+)` \| `uncertune sweep --config (\S+)", (RESULTS / "README.md").read_text(), re.M)
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_table_is_that_of_the_runs(folder, tmp_path):
+    assert folder.name in COMMANDS
+    shutil.copy(folder / "sweep.json", tmp_path)
+    write_sweep(tmp_path)
+    assert (tmp_path / "sweep.md").read_text() == (folder / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", COMMANDS.values())
+def test_a_command_names_a_recipe(recipe):
+    assert (RESULTS.parent / recipe).is_file()
