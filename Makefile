@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow bench clean
+.PHONY: help install demo test check slow bench docs clean
 
 # The first interpreter on PATH that runs and is new enough; or say `make install PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -61,6 +61,12 @@ slow: $(INSTALLED)  ## the tests that train or score the small model (minutes)
 
 bench: $(INSTALLED)  ## measure the output head and whole steps against other implementations
 	$(BIN)/python -m benchmarks
+
+docs: $(INSTALLED)  ## the pages of docs/ and the reference as a site in build/docs; a warning is an error
+	@$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null \
+		|| $(BIN)/python -m pip install -qq -e '.[docs]' -c constraints.txt
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "site: build/docs/index.html"
 
 clean:  ## remove caches and build leftovers; .venv and results stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info

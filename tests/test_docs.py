@@ -1,7 +1,10 @@
-"""The tables of the pages in docs are those of the files beside them."""
+"""The tables of the pages in docs are those of the files beside them, and the site builds without a warning."""
 
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,16 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
 @pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
 def test_the_page_of_studies_holds_what_came_out(path):
     assert path.read_text().strip() in (DOCS / "studies.md").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="needs the extra docs")
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, "")
+    page = (tmp_path / "reference" / "api.html").read_text()
+    for name in ("uncertune.objectives.weighted_nll", "uncertune.selection.select", "selection_fraction"):
+        assert name in page
 
 
 @pytest.mark.parametrize("name", ["objectives", "selection", "teacher_cache", "scale"])

@@ -127,6 +127,15 @@ def sweep(arguments: list[str]) -> int:
     return 0 if run_sweep(request) else 1
 
 
+def report(arguments: list[str]) -> int:
+    """make the pages of sweeps and runs anew"""
+    from uncertune.report.redraw import parse, redraw
+
+    for folder in parse(arguments).folders:
+        print(f"page: {redraw(Path(folder).expanduser())}")
+    return 0
+
+
 def study(arguments: list[str]) -> int:
     """the paper's toy studies, and a language whose uncertainty is known"""
     from uncertune.studies.options import parse
@@ -148,6 +157,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": generate,
     "compare": compare,
     "sweep": sweep,
+    "report": report,
     "study": study,
 }
 

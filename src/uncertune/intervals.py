@@ -53,7 +53,8 @@ MOST_SEEDS = 10_000
 def seeds_needed(differences: Sequence[float] | NDArray[np.float64]) -> int | None:
     """The least number of seeds n for whose 95 % interval the mean would be clear of 0, were mean and spread to stay.
 
-    n fulfils t(n − 1) · s / √n < |mean|. At least 2; None with fewer than two differences, and above ``MOST_SEEDS``.
+    n fulfils ``t(n − 1) · s / √n < |mean|`` and is at least 2; None with fewer than two differences, and above
+    ``MOST_SEEDS``.
     """
     from scipy import stats
 

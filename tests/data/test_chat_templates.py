@@ -1,5 +1,7 @@
 import gzip
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +180,23 @@ def test_a_file_of_the_marked_copy_can_be_given_to_trl():
     from trl.chat_template_utils import has_generation_markers
 
     assert has_generation_markers(smollm2_template())
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_llamas_template_is_marked_where_it_writes_a_turn(name, messages):
+    """The same text but for the day, and the marks around each answer and its ``<|eot_id|>``."""
+    import trl
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    original = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    marked = training_template(FakeTokenizer(original))
+    (text,), (spans,) = render_jinja_template(
+        [messages], chat_template=marked, return_assistant_tokens_mask=True, bos_token="<|begin|>"
+    )
+    (today,), _ = render_jinja_template([messages], chat_template=original, bos_token="<|begin|>")
+    day = re.compile(r"Today Date: \d\d \w{3} \d{4}\n")
+    assert day.search(text).group() == "Today Date: 26 Jul 2024\n"
+    assert day.sub("", text) == day.sub("", today)
+    said = [message["content"].strip() + "<|eot_id|>" for message in messages if message["role"] == "assistant"]
+    assert [text[start:end] for start, end in spans] == said

@@ -33,6 +33,7 @@ def user_error(function, *arguments, names=()):
         ({"instruction": "a", "output": "b"}, "alpaca"),
         ({"instruction": "a", "input": "", "output": "b", "text": "both"}, "alpaca"),
         ({"question": "a", "answer": "b"}, "gsm8k"),
+        ({"prompt": "a", "response": "b"}, "responses"),
     ],
 )
 def test_detect_format(row, expected):
@@ -64,6 +65,11 @@ def test_rows_with_a_blank_answer_are_left_to_the_caller(blank):
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": blank or ""}]
     assert convert({"conversations": turns}, "sharegpt") is None
     assert convert({"conversations": []}, "sharegpt") is None
+
+
+def test_a_response_answers_its_prompt():
+    messages = convert({"prompt": "Hi?", "response": "Yes."}, "responses")["messages"]
+    assert [(turn["role"], turn["content"]) for turn in messages] == [("user", "Hi?"), ("assistant", "Yes.")]
 
 
 def test_gsm8k_answer_is_verbatim():

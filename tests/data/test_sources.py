@@ -351,6 +351,7 @@ def test_sets_to_measure_on(name, split, count, data_dir):
 def test_prompts_of_sets_without_answers(data_dir):
     assert len(load_prompts("alpaca_eval", data_dir=data_dir)) == 805
     assert len(load_prompts("ifeval", data_dir=data_dir)) == 541
+    assert len(load("ifeval_gpt4", data_dir=data_dir)) == 541
     refused("'ifeval'", "'prompt' without 'completion'", name="ifeval", data_dir=data_dir)
 
 

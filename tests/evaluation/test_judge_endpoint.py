@@ -65,7 +65,7 @@ FAILURES = {
     "http_400": lambda body, headers: (400, {"error": "context length exceeded"}, {}),
     "refused": lambda body, headers: said("I'm sorry, but I cannot compare these.", {"A": -5.0, "B": -6.0}),
     "unparsable": lambda body, headers: said("Both are fine, A as well as B"),
-    "timeout": lambda body, headers: (time.sleep(0.5), said("A"))[1],
+    "timeout": lambda body, headers: (time.sleep(4), said("A"))[1],
 }
 MORE = {
     "no_json": ("unparsable", lambda body, headers: (200, b"not json at all", {})),
@@ -85,6 +85,7 @@ MORE = {
 
 @pytest.mark.parametrize("case", [*FAILURES, *MORE])
 def test_every_failure_is_a_counted_outcome(case, files, tmp_path, capsys):
+    limit = "1.5" if case == "timeout" else "60"
     outcome, failure = MORE[case] if case in MORE else (case, FAILURES[case])
 
     def reply(body, headers):
@@ -93,14 +94,14 @@ def test_every_failure_is_a_counted_outcome(case, files, tmp_path, capsys):
         return prefer_longer(body, headers)
 
     with served(reply) as (url, log):
-        assert run(files, url, tmp_path / "out", "--judge_timeout", "0.2", "--judge_retries", "2") == 0
+        assert run(files, url, tmp_path / "out", "--judge_timeout", limit, "--judge_retries", "1") == 0
     lines, verdict = judged(tmp_path / "out")
     assert verdict["outcomes"] == {"judged": 10, outcome: 2}
     assert f"2 of 12 judgements are missing from the rates: 2 {outcome}" in verdict["warning"]
     assert verdict["warning"] in capsys.readouterr().err
     assert [one["preference"] is None for one in lines] == [True, True] + [False] * 10
     tries = sum("Question 0?" in shown(body)[0] for body in log)
-    assert tries == (6 if outcome in ("timeout", "http_429", "http_500", "disconnected") else 2)
+    assert tries == (4 if outcome in ("timeout", "http_429", "http_500", "disconnected") else 2)
 
 
 def test_nothing_but_failures_is_reported_too(files, tmp_path):
@@ -158,7 +159,7 @@ def test_a_judge_that_goes_away_ends_in_one_line_and_what_it_said_is_kept(files,
 
     with served(reply) as (url, log):
         assert run(files, url, tmp_path / "out", "--judge_concurrency", "1") == 2
-        assert "asks for a key" in capsys.readouterr().err
+        assert "it asks for a key: give --judge_key" in capsys.readouterr().err
     kept = (tmp_path / "out" / "judgements.cache.jsonl").read_bytes()
     assert kept.count(b"\n") == 5
     assert run(files, url, tmp_path / "out", "--judge_retries", "0") == 2
@@ -211,11 +212,31 @@ def test_the_key_is_sent_and_shows_nowhere(files, tmp_path, monkeypatch, capsys)
     with served(refuses) as (url, _):
         assert run(files, url, tmp_path / "other", *words) == 2
     printed = capsys.readouterr()
-    assert "MY_KEY is not accepted" in printed.err
+    assert "the key in MY_KEY is not accepted" in printed.err
     assert KEY not in printed.err + printed.out
     everything = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(everything) > 6
     assert not [path for path in everything if KEY.encode() in path.read_bytes()]
+
+
+def test_a_key_that_was_not_meant_for_it_is_not_sent_to_a_server_without_https(files, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with served(lambda body, headers: sent.append(headers["authorization"]) or prefer_longer(body, headers)) as (
+        url,
+        _,
+    ):
+        assert run(files, url, tmp_path / "out") == 0
+    assert set(sent) == {None}
+
+
+def test_after_many_failures_in_a_row_nothing_is_repeated(tmp_path):
+    asked = {f"Question {number}?": "Yes" for number in range(15)}
+    files = [write_answers(tmp_path / f"{name}.jsonl", dict.fromkeys(asked, name)) for name in ("short", "long")]
+    with served(FAILURES["http_500"]) as (url, log):
+        assert run(files, url, tmp_path / "out", "--judge_retries", "1", "--judge_concurrency", "1") == 0
+    assert len(log) == 2 * endpoint.HOPELESS + (30 - endpoint.HOPELESS)
+    assert judged(tmp_path / "out")[1]["outcomes"] == {"http_500": 30}
 
 
 def test_a_field_that_a_server_does_not_take_is_left_out(files, tmp_path):
@@ -248,6 +269,8 @@ READ = {
     "A good answer is short": None,
     "Answer A and Answer B are alike": None,
     "Neither": None,
+    "<think>A or B? I'm sorry, B.</think>\n\nA": 1.0,
+    "<think>Let me see, Answer B": None,
     "": None,
 }
 
@@ -266,6 +289,7 @@ def test_an_answer_that_holds_a_placeholder_stays_as_it_is():
 
 MISTAKES = {
     "key": (["--judge_url", "https://judge.invalid/v1"], "the environment variable OPENAI_API_KEY is not set"),
+    "named": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", "MY_KEY"], "variable MY_KEY is not set"),
     "secret": (["--judge_url", f"http://me:{KEY}@127.0.0.1:9/v1"], "holds more than an address"),
     "address": (["--judge_url", "localhost:8000"], "is no address"),
     "unreachable": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_retries", "0"], "cannot be reached"),

@@ -11,6 +11,7 @@ from scipy import stats
 
 from uncertune.errors import UserError
 from uncertune.report.comparison import write_comparison
+from uncertune.report.training import write_run_page
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,34 @@ def test_samples_of_other_documents_are_not_paired(folder):
     assert found["gsm8k", "masked_mle_distill"] is not None
 
 
+def test_a_baseline_of_nothing_is_beaten_without_a_relative_gain(folder):
+    place = folder / "evaluation" / "mle"
+    lines = [{**line, "scores": dict.fromkeys(line["scores"], 0.0)} for line in samples(folder, "mle", "gsm8k")]
+    write_lines(place / "gsm8k.samples.jsonl", lines)
+    result = json.loads((place / "gsm8k.json").read_text())
+    (place / "gsm8k.json").write_text(json.dumps(result | {"metrics": dict.fromkeys(result["metrics"], 0.0)}))
+    html = write_comparison(folder, in_distribution=["gsm8k", "head to head"]).read_text()
+    assert "There is no such gain on gsm8k, where mle has 0." in html
+    (gain,) = [one for one in numbers(folder)["gains"] if (one["task"], one["model"]) == ("gsm8k", "masked_mle")]
+    assert gain["value"]["value"] is None
+    assert gain["ahead"]["low"] > 0.4
+    assert "4 of 4, 4 with an interval above 0" not in html
+    assert html.count("3 of 4, 3 with an interval above 0") == 1  # masked_mle_distill, gsm8k among them
+
+
+def test_what_has_no_better_way_has_no_relative_difference(folder):
+    for label in MODELS:
+        path = folder / "evaluation" / label / "tokens-wikitext2.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["kl"] = 1e-9 if label == "mle" else 0.02
+        path.write_text(json.dumps(result))
+    write_comparison(folder)
+    found = [one for one in numbers(folder)["measures"] if one["measure"] == "kl"]
+    assert [one["value"]["value"] for one in found] == [1e-9, 0.02, 0.02]
+    assert [one["relative"] for one in found] == [None] * 3
+    assert not any(one["main"] for one in found)
+
+
 def test_another_baseline(folder):
     write_comparison(folder, baseline="masked_mle")
     against = {one["model"]: one["against_baseline"] for one in numbers(folder)["measures"] if one["task"] == "ifeval"}
@@ -174,3 +203,45 @@ def test_names_that_are_not_there(folder):
         write_comparison(folder, baseline="mel")
     with pytest.raises(UserError, match="in_distribution: there is no task 'gsm'; choose from gsm8k, ifeval"):
         write_comparison(folder, in_distribution=["gsm"])
+
+
+def run_folder(folder):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"complete": True}))
+    (folder / "config.yaml").write_text("objective: masked_mle\nmodel_name_or_path: tiny\n")
+    (folder / "environment.json").write_text(json.dumps({"packages": {}}))
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def name_source(folder, label, source):
+    for path in (folder / "evaluation" / label).glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": str(source)}))
+
+
+def test_the_page_of_a_compared_run_links_to_the_comparison(folder, tmp_path):
+    run = run_folder(tmp_path / "runs" / "a run: <b>")
+    checkpoint = run / "checkpoint-10"
+    checkpoint.mkdir()
+    name_source(folder, "masked_mle", run)
+    name_source(folder, "mle", checkpoint)
+    name_source(folder, "masked_mle_distill", "no path " * 1000 + "\0")
+    for _ in range(2):
+        page = write_comparison(folder)
+    html = (run / "report.html").read_text()
+    (link,) = re.findall(r'<a href="([^"#]*)">Comparison in ', html)
+    assert link == "../../comparison.html"
+    assert (run / link).resolve() == page.resolve()
+    # a page that is gone is not linked to any more
+    page.unlink()
+    write_run_page(run)
+    assert "comparison.html" not in (run / "report.html").read_text()
+
+
+def test_what_is_no_finished_run_is_left_alone(folder, tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    name_source(folder, "masked_mle", run)
+    before = sorted(path.name for path in run.iterdir())
+    write_comparison(folder)
+    assert sorted(path.name for path in run.iterdir()) == before

@@ -8,7 +8,14 @@ import torch
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.studies.language.arms import BOTH, MASKED, MLE, ORACLE, REWARDED, Arm, table
 from uncertune.studies.language.grammar import LENGTH, VOCABULARY, WORDS, Language
-from uncertune.studies.language.losses import noise_weights, objective_loss, rewarded, right_word, selected
+from uncertune.studies.language.losses import (
+    noise_weights,
+    objective_loss,
+    rewarded,
+    right_word,
+    selected,
+    token_scores,
+)
 from uncertune.studies.language.model import Transformer
 from uncertune.studies.language.path import lost_at
 from uncertune.studies.language.training import post_train, pretrained, teacher, trained
@@ -138,6 +145,21 @@ def _weight_by_hand(world, texts, form):
         label = int(texts[1, 0, 1])
         return (1 - share) * float(oracle[label]) / noisy[label]
     return 1 / max(0.05, 1 - sum(p * p for p in noisy))
+
+
+def test_true_scores_do_not_see_the_word(world):
+    texts = world.data[:, :4]
+    logits = world.base(texts[..., :-1]).detach()
+    given = (world, world.base, Arm("masked_mle", metric="expected loss"))
+    expected = token_scores(*given, texts, logits, 0)
+    excess = token_scores(world, world.base, Arm("masked_mle", metric="excess loss"), texts, logits, 0)
+    oracle, log_probs = world.shifted.oracle(texts)[1, 2, 5].tolist(), logits[1, 2, 5].double().log_softmax(-1).tolist()
+    by_hand = sum(-p * q for p, q in zip(oracle, log_probs, strict=True))
+    assert float(expected[1, 2, 5]) == pytest.approx(by_hand)
+    assert float(excess[1, 2, 5]) == pytest.approx(by_hand + sum(p * math.log(p) for p in oracle if p))
+    other = texts.clone()
+    other[1, 2, 6] = other[1, 2, 6] % WORDS + 1  # another word, the same context
+    assert torch.equal(token_scores(*given, other, logits, 0)[1, 2, 5], expected[1, 2, 5])
 
 
 def test_bald_selects_the_same_twice(world):

@@ -77,6 +77,7 @@ REFUSED_FIELDS = [
     ({**MASKED, "selection_fraction": -0.1}, "selection_fraction", "-0.1"),
     ({**MASKED, "selection_fraction": float("nan")}, "selection_fraction", "nan"),
     ({"objective": "mle", "selection_fraction": 2}, "selection_fraction", "2"),
+    ({"probe_steps": 0, "probe_samples": 4}, "probe_samples", "probe_steps=0"),
     ({**MASKED, "selection_metric": "bald", "bald_samples": 1}, "bald_samples", "1"),
     ({**MASKED, "selection_metric": "bald", "bald_rate": 1.0}, "bald_rate", "1.0"),
     ({**MASKED, "bald_samples": 20}, "bald_samples", "loss"),

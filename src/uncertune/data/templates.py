@@ -4,6 +4,7 @@ TRL's ``assistant_only_loss`` reads the mark ``{% generation %} ... {% endgenera
 brings marked copies of many models' templates; this file adds SmolLM2's, and says what to do about the rest.
 """
 
+import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,8 @@ def training_template(tokenizer: Any) -> str | None:
 
     It is TRL's marked copy, where TRL knows the template. One that renders what SmolLM2-Instruct's renders (compared on
     conversations with and without a system prompt, of several turns, with and without a generation prompt) gives the
-    marked copy kept here, which renders the same text.
+    marked copy kept here, which renders the same text. Those of Llama 3.1 to 3.3 are marked where they write a turn;
+    the date in their system prompt is then always their default one, so that a run does not depend on the day.
 
     Raises ``UserError``, one line: the tokenizer has no template, or one without marks that nobody here knows.
     """
@@ -47,6 +49,8 @@ def training_template(tokenizer: Any) -> str | None:
         return None
     with suppress(ValueError):  # TRL does not know it
         return get_training_chat_template(tokenizer)
+    if template.count(_LLAMA_TURN) == 1:
+        return _marked_llama(template)
     marked = smollm2_template()
     if _uses_only_messages(template) and _renders(tokenizer, template) == _renders(tokenizer, marked):
         return marked
@@ -55,6 +59,22 @@ def training_template(tokenizer: Any) -> str | None:
         "assistant's content and its end-of-turn token in {% generation %}…{% endgeneration %} and pass that .jinja "
         "file as chat_template_path"
     )
+
+
+_LLAMA_HEAD = r"{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+_LLAMA_TURN = _LLAMA_HEAD + "+ message['content'] | trim + '<|eot_id|>' }}"
+_LLAMA_TODAY = re.compile(r'strftime_now\("%d %b %Y"\)')
+_LLAMA_DATE = re.compile(r'set date_string = ("\d\d \w{3} \d{4}")')
+
+
+def _marked_llama(template: str) -> str:
+    """The template with marks around what the assistant says and its ``<|eot_id|>``, and a date that stays."""
+    words = "{{- message['content'] | trim + '<|eot_id|>' }}"
+    marked = f"{{%- generation %}}{words}{{%- endgeneration %}}"
+    turn = f"{_LLAMA_HEAD} }}}}{{%- if message['role'] == 'assistant' %}}{marked}{{%- else %}}{words}{{%- endif %}}"
+    out = template.replace(_LLAMA_TURN, turn)
+    date = _LLAMA_DATE.search(out)
+    return _LLAMA_TODAY.sub(date.group(1), out) if date else out
 
 
 @cache

@@ -24,6 +24,7 @@ from uncertune.evaluation.verdicts import verdict
 from uncertune.report import Column, Table, to_text
 from uncertune.report.comparison import write_comparison
 from uncertune.report.comparison_measures import HEAD_TO_HEAD
+from uncertune.report.training import link_comparison
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.folder import check_usable, held
 
@@ -36,6 +37,9 @@ def compare(options: CompareOptions) -> Path:
     named = [stem(name) if name in files else name for name in options.models]
     labels = dict(zip(options.models, labels_of(named, options.chosen_labels), strict=True))
     baseline = _baseline(options, list(labels.values()))
+    inside = [name for name in options.chosen_tasks if name in options.in_distribution_tasks]
+    if options.judge and options.prompts in options.in_distribution_tasks:
+        inside.append(HEAD_TO_HEAD)
     _check_work(options, models)
     check_usable(folder)
     with held(folder):
@@ -43,18 +47,22 @@ def compare(options: CompareOptions) -> Path:
         if baseline in answers:
             check_same_prompts(answers, baseline)
         judge = judge_of(options) if options.judge else None
-        if judge is not None and not all((folder / "answers" / f"{labels[n]}.jsonl").is_file() for n in models):
+        kept = [(folder / "answers" / f"{labels[name]}.jsonl").is_file() for name in models]
+        if judge is not None and (options.overwrite or not all(kept)):
             judge.check()
-        if options.overwrite:
-            (folder / "verdicts.json").unlink(missing_ok=True)
         _keep(answers, folder / "answers", overwrite=options.overwrite)
         if models:
             answers |= _run_models(options, models, [labels[name] for name in models], folder)
+        if options.overwrite:
+            (folder / "verdicts.json").unlink(missing_ok=True)
         if judge is not None:
             ordered = {label: answers[label] for label in labels.values()}
             check_same_prompts(ordered, baseline)
-            print(to_text(_judge(judge, ordered, baseline, folder)))
-        return write_comparison(folder, baseline=baseline, in_distribution=_in_distribution(options))
+            _judge(judge, ordered, {"baseline": baseline, "judge": judge.name, "in_distribution": inside}, folder)
+        page = write_comparison(folder, baseline=baseline, in_distribution=inside)
+        for name in models:
+            link_comparison(name, page)
+        return page
 
 
 def judge_of(options: CompareOptions) -> Judge:
@@ -98,11 +106,6 @@ def _check_work(options: CompareOptions, models: Sequence[str]) -> None:
         raise UserError("judge is missing: files of answers are compared by a judge: give --judge")
 
 
-def _in_distribution(options: CompareOptions) -> list[str]:
-    """Tasks as the page names them: what is judged is one of them."""
-    return [HEAD_TO_HEAD if name == options.prompts else name for name in options.in_distribution_tasks]
-
-
 def _keep(answers: Mapping[str, Answers], folder: Path, *, overwrite: bool) -> None:
     """Copy the answers of given files beside those of models. Raises UserError where others lie under a label."""
     folder.mkdir(exist_ok=True)
@@ -144,26 +147,26 @@ def _run_models(
     return {label: read_answers(file) for label, file in zip(labels, files, strict=True)}
 
 
-def _judge(judge: Judge, answers: Mapping[str, Answers], baseline: str, folder: Path) -> Table:
-    """Judge every model against the baseline, write judgements and verdicts; return the table of rates."""
+def _judge(judge: Judge, answers: Mapping[str, Answers], facts: Mapping[str, Any], folder: Path) -> None:
+    """Judge every model against the baseline; write judgements and verdicts, print the rates."""
     (folder / "judgements").mkdir(exist_ok=True)
     cache = Cache(folder / "judgements.cache.jsonl")
     found = {}
     for label, given in answers.items():
-        if label == baseline:
+        if label == facts["baseline"]:
             continue
-        pairs = pairs_of(given, answers[baseline])
+        pairs = pairs_of(given, answers[facts["baseline"]])
         judgements = judge_pairs(judge, pairs, cache, label=f"({label})")
         write_judgements(folder / "judgements" / f"{label}.jsonl", judgements)
         found[label] = verdict(pairs, judgements)
         if found[label]["warning"]:
             print(f"{label}: {found[label]['warning']}", file=sys.stderr)
-    verdicts = {"baseline": baseline, "judge": judge.name, "models": found}
+    verdicts = {**facts, "models": found}
     write_atomically(folder / "verdicts.json", json.dumps(verdicts, indent=1, ensure_ascii=False))
     for path in (folder / "judgements").glob("*.jsonl"):
         if path.stem not in found:  # of another baseline; the replies stay in the cache
             path.unlink()
-    return _table(verdicts)
+    print(to_text(_table(verdicts)))
 
 
 def _table(verdicts: Mapping[str, Any]) -> Table:

@@ -37,7 +37,7 @@ class CompareOptions(ModelOptions):
     in_distribution: str | None = None
     judge: str | None = None
     judge_url: str | None = None
-    judge_key: str = "OPENAI_API_KEY"
+    judge_key: str | None = None
     judge_concurrency: int = 8
     judge_timeout: float = 120.0
     judge_retries: int = 4
@@ -84,7 +84,7 @@ HELP = {
     "in_distribution": "those of the tasks and prompts that are like what the models were trained on, with commas",
     "judge": "model that judges: its name at --judge_url, or a model that runs here; without it nothing is judged",
     "judge_url": "address of an OpenAI-compatible server (vLLM, llama.cpp, Ollama, a hosted one), with its /v1",
-    "judge_key": "environment variable that holds the server's key",
+    "judge_key": "environment variable that holds the server's key; OPENAI_API_KEY, if the address has https",
     "judge_concurrency": "requests at a time",
     "judge_timeout": "seconds after which a request has failed",
     "judge_retries": "further attempts after a timeout, a broken connection, 429 or 5xx",

@@ -8,10 +8,11 @@ what a server says is cleaned of it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.evaluation.judge import TEMPLATE, UNPARSABLE, Question, Reply, read_reply, text_of
 
+KEY_VARIABLE = "OPENAI_API_KEY"
 PAUSE = 1.0
 """Seconds before the first repetition; each further one waits twice as long, at most LONGEST_PAUSE."""
 LONGEST_PAUSE = 60.0
@@ -32,14 +34,17 @@ _CHECK_SECONDS = 10.0
 
 
 class Endpoint:
-    """A chat model at ``url`` (with its ``/v1``)."""
+    """A chat model at ``url`` (with its ``/v1``).
+
+    The key is sent where ``key_variable`` says which, and otherwise KEY_VARIABLE's to addresses with https only.
+    """
 
     def __init__(
         self,
         model: str,
         url: str,
         *,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 4,
@@ -48,13 +53,18 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"judge_url: {_shown(url)!r} is no address: give one like http://localhost:8000/v1")
+        self._key_variable = key_variable or KEY_VARIABLE
+        self._sends_key = parts.scheme == "https" or key_variable is not None
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"judge_url: {_shown(url)!r} holds more than an address: put the key in the variable {key_variable}"
+                f"judge_url: {_shown(url)!r} holds more than an address: put the key in the variable "
+                f"{self._key_variable}"
             )
-        if parts.scheme == "https" and not os.environ.get(key_variable):
-            raise UserError(f"judge_key: the environment variable {key_variable} is not set: put the judge's key there")
-        self.url, self._model, self._key_variable = url.rstrip("/"), model, key_variable
+        if self._sends_key and not self._key:
+            raise UserError(
+                f"judge_key: the environment variable {self._key_variable} is not set: put the judge's key there"
+            )
+        self.url, self._model = url.rstrip("/"), model
         self._concurrency, self._timeout, self._attempts = concurrency, timeout, retries + 1
         self.name = f"{model} ({parts.netloc})"
         self.identity: Mapping[str, Any] = {
@@ -74,6 +84,10 @@ class Endpoint:
         self._stopped = threading.Event()
         self._failures = 0
 
+    @property
+    def _key(self) -> str | None:
+        return os.environ.get(self._key_variable) if self._sends_key else None
+
     def check(self) -> None:
         """Raise UserError where nothing answers, or the key is refused."""
         try:
@@ -83,7 +97,7 @@ class Endpoint:
             raise self._unreachable(error) from None
         self._check_status(answer, (401, 403))
 
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
         """Replies as they come. What has been asked when one of them ends it all is still handed over."""
         self._stopped.clear()
         ending: UserError | None = None
@@ -109,10 +123,9 @@ class Endpoint:
             raise ending
 
     def _client(self, timeout: float) -> httpx2.Client:
-        key = os.environ.get(self._key_variable)
         limits = httpx2.Limits(max_connections=self._concurrency)
         return httpx2.Client(
-            timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else None
+            timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {self._key}"} if self._key else None
         )
 
     def _reply(self, client: httpx2.Client, question: Question) -> Reply:
@@ -181,10 +194,8 @@ class Endpoint:
                 f"judge: {self.url} knows no model {self._model!r}, or is no such server (404): check --judge, "
                 "and that --judge_url ends as the server says, mostly in /v1"
             )
-        there = "is not accepted" if os.environ.get(self._key_variable) else "is not set, and the judge asks for a key"
-        raise UserError(
-            f"judge_key: {self.url} answers {answer.status_code}: the environment variable {self._key_variable} {there}"
-        )
+        why = f"the key in {self._key_variable} is not accepted" if self._key else "it asks for a key: give --judge_key"
+        raise UserError(f"judge_key: {self.url} answers {answer.status_code}: {why}")
 
     def _unreachable(self, reason: object) -> UserError:
         return UserError(
@@ -193,8 +204,7 @@ class Endpoint:
         )
 
     def _clean(self, text: str) -> str:
-        key = os.environ.get(self._key_variable)
-        return (text.replace(key, "***") if key else text)[:_LONGEST_TEXT]
+        return (text.replace(self._key, "***") if self._key else text)[:_LONGEST_TEXT]
 
 
 def _shown(url: str) -> str:
@@ -209,8 +219,6 @@ def _filtered(choice: Mapping[str, Any]) -> bool:
 
 def _probabilities(choice: Mapping[str, Any]) -> list[dict[str, float]]:
     """At each place of the reply the likeliest tokens; a token in several spellings (with a space) counts once each."""
-    import math
-
     out = []
     for place in ((choice.get("logprobs") or {}).get("content")) or ():
         out.append({one["token"]: math.exp(one["logprob"]) for one in place.get("top_logprobs") or ()})

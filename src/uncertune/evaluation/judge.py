@@ -7,7 +7,7 @@ p(A) + p(B) says how well it kept to the letters; where only text is known, the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ complete, and the one that does what the instruction asks. Neither the order of 
 
 Which answer is better? Reply with one letter, A or B, and nothing else."""
 
+_THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _ALONE = re.compile(r"\W*([AB])\W*")
 _CHOSEN = (
     re.compile(r"\[\[([AB])\]\]"),
@@ -85,7 +86,7 @@ class Judge(Protocol):
     def check(self) -> None:
         """Raise UserError, one line, where it cannot be asked."""
 
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
         """Replies as they come, each with its question's number; every question gets one, or UserError ends it."""
 
 
@@ -104,10 +105,13 @@ def text_of(question: Question) -> str:
 
 def read_reply(text: str, probabilities: Sequence[Mapping[str, float]] = (), *, refused: bool = False) -> Reply:
     """A reply of text, and of the likeliest tokens of each of its places with their probabilities, where known."""
-    alone = _ALONE.fullmatch(text)
-    if refused or (alone is None and _REFUSAL.search(text)):
+    decision = _THOUGHT.sub("", text)
+    alone = _ALONE.fullmatch(decision)
+    if refused or (alone is None and _REFUSAL.search(decision)):
         return Reply(REFUSED, text=text)
-    letter = alone[1] if alone else _letter(text)
+    letter = alone[1] if alone else _letter(decision)
+    if letter is None and text.lstrip().startswith("<think>"):
+        return Reply(UNPARSABLE, text=text)
     for place in _places(probabilities, letter):
         masses = [sum(share for token, share in place.items() if token.strip() == label) for label in LABELS]
         if sum(masses) > 0:
@@ -126,11 +130,11 @@ def _letter(text: str) -> str | None:
 
 
 def _places(probabilities: Sequence[Mapping[str, float]], letter: str | None) -> Iterator[Mapping[str, float]]:
-    """Where the letter was said; without one the first place, if both letters are among its likeliest tokens."""
+    """Where the letter was said last; without one the first place, if both letters are among its likeliest tokens."""
     if letter is None:
         first = {token.strip() for token in probabilities[0]} if probabilities else set()
         yield from probabilities[:1] if first.issuperset(LABELS) else ()
         return
-    for place in probabilities:
+    for place in reversed(probabilities):
         if place and max(place, key=place.__getitem__).strip() == letter:
             yield place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -75,12 +76,15 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str
     todo = {key: question for key, (_, _, question) in zip(keys, asked, strict=True) if cache.get(key) is None}
     replies: dict[str, Reply] = {}
     names = list(todo)
-    bar = tqdm(total=len(asked), initial=len(asked) - len(todo), desc=f"judgements {label}", unit="judgement")
-    for number, reply in judge.ask(list(todo.values())) if todo else ():
-        replies[names[number]] = reply
-        cache.add(names[number], reply, judge.name)
-        bar.update()
-    bar.close()
+    bar = tqdm(
+        disable=not todo, total=len(asked), initial=len(asked) - len(todo), desc=f"judgements {label}", unit="judgement"
+    )
+    if todo:
+        with contextlib.closing(bar), contextlib.closing(judge.ask(list(todo.values()))) as answers:
+            for number, reply in answers:
+                replies[names[number]] = reply
+                cache.add(names[number], reply, judge.name)
+                bar.update()
     known = {**replies, **{key: kept for key in keys if (kept := cache.get(key)) is not None}}
     out = []
     for key, (pair, order, _) in zip(keys, asked, strict=True):

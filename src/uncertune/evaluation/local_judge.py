@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class LocalJudge:
         """Nothing is left to go wrong but loading the weights."""
 
     @torch.no_grad()
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
         """Replies in batches, the longest prompts first."""
         model = self._loaded()
         ids = [self._encoded(question) for question in questions]

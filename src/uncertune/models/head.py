@@ -183,7 +183,7 @@ def attach_head(model: nn.Module) -> None:
     """Teach ``model`` to run without its head: ``model(**inputs, head_fn=fn, response_mask=mask)``.
 
     ``mask`` is (B, L-1) bool: column t says whether the token in column t+1 counts. The backbone runs, and the call
-    returns ``fn(hidden, head, aux_loss)`` with
+    returns ``fn(hidden, head, aux_loss)`` with::
 
         hidden     (T, D)  ``last_hidden_state[:, :-1][mask]``, on the head's device
         head       ``output_head(model)`` of this moment

@@ -4,11 +4,15 @@ from uncertune.report.figure import paper_figure
 from uncertune.report.page import (
     AnswerRow,
     Answers,
+    Bar,
+    Bars,
     Column,
     Curves,
     Facts,
     Frame,
     Page,
+    Point,
+    Points,
     Section,
     Series,
     Table,
@@ -16,6 +20,7 @@ from uncertune.report.page import (
     TokenDocument,
     Tokens,
     Value,
+    Written,
 )
 from uncertune.report.run import render, write_page, write_whole
 from uncertune.report.tables import to_markdown, to_text
@@ -32,12 +37,16 @@ from uncertune.report.token_page import (
 __all__ = [
     "AnswerRow",
     "Answers",
+    "Bar",
+    "Bars",
     "Column",
     "Curves",
     "Facts",
     "Frame",
     "Moment",
     "Page",
+    "Point",
+    "Points",
     "Quantity",
     "ScoredDocument",
     "Section",
@@ -48,6 +57,7 @@ __all__ = [
     "TokenPage",
     "Tokens",
     "Value",
+    "Written",
     "draw_tokens",
     "paper_figure",
     "render",

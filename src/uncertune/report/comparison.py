@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def write_comparison(
 ) -> Path:
     """Write ``comparison.html``, ``.md`` and ``.json`` from what lies in the folder; return the page's path.
 
+    The pages of compared runs get a link to it.
+
     Args:
         baseline: a label; else that of the verdicts, else ``mle``, else the first model.
         in_distribution: names of tasks (the judged answers are "head to head"); else those named in ``verdicts.json``.
@@ -64,7 +67,21 @@ def write_comparison(
     }
     for name, content in files.items():
         write_whole(output_dir / name, content.encode())
+    _link(found, output_dir / PAGE)
     return output_dir / PAGE
+
+
+def _link(found: Comparison, page: Path) -> None:
+    """Pages of the runs that were compared say where."""
+    results = [one for by_model in found.results.values() for one in by_model.values()]
+    lines = [line for given in found.answers.values() for line in given[:1]]
+    sources = dict.fromkeys(str(one["model"]) for one in [*results, *lines] if one.get("model"))
+    for source in sources:
+        # os.path, for a name from a file may be no path at all
+        if any(os.path.isfile(os.path.join(source, up, "run.json")) for up in (".", "..")):
+            from uncertune.report.training import link_comparison
+
+            link_comparison(source, page)
 
 
 def _facts(found: Comparison, tasks: Sequence[str], inside: Sequence[str], baseline: str) -> Facts:
@@ -86,6 +103,8 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         f"(model − {baseline}) / {baseline} on each task's first measure, turned so that more is better; of judged "
         f"answers (w − ½) / ½ of the adjusted win rate w. Lines are 95 % intervals."
     )
+    if zero := [task for task in tasks if any(one.task == task and math.isnan(one.value.value) for one in gained)]:
+        how += f" There is no such gain on {', '.join(zero)}, where {baseline} has 0."
     axis = f"gain over {baseline}"
     if inside:
         caption = f"{how} The paper's Fig. 3."
@@ -105,8 +124,8 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
     bars = []
     for model in _models(gained):
         own = [one for one in gained if one.model == model]
-        better = sum(one.value.value > 0 for one in own)
-        sure = sum(one.value.low > 0 for one in own)
+        better = sum(one.ahead.value > 0 for one in own)
+        sure = sum(one.ahead.low > 0 for one in own)
         note = f"{better} of {len(own)}, {sure} with an interval above 0"
         bars.append(Bar(model, Estimate(better / len(own), math.nan, math.nan), note))
     caption = f"Share of tasks on which a model is better than {baseline}. The paper's Fig. 6 (B)."
@@ -220,7 +239,7 @@ def _task_row(one: Measured, relative: Column) -> dict[str, Value]:
     if one.against is not None:
         row |= {
             "difference": written(one.against.difference, dataclasses.replace(one.column, sign=True)),
-            "relative": written(one.against.relative, relative),
+            "relative": written(one.against.relative, relative) if one.column.better else None,
             "counts": f"{one.against.won} / {one.against.lost}",
             "p": _p(one.against.p) + ("" if math.isnan(one.adjusted_p) else f" ({_p(one.adjusted_p)})"),
         }

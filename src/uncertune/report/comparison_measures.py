@@ -23,8 +23,8 @@ _Z = 1.959964  # of a 95 % interval
 class Measured:
     """One model's value of one measure; ``main`` is the measure that stands for its task in figures.
 
-    ``against`` is the paired comparison with the baseline (None: the baseline itself, or no common samples);
-    ``adjusted_p`` its p by Holm over all main measures.
+    ``baseline`` is the baseline's value (NaN: this is it, or it has none), ``against`` the paired comparison with it
+    (None: no common samples), ``adjusted_p`` its p by Holm over all main measures.
     """
 
     task: str
@@ -33,7 +33,7 @@ class Measured:
     model: str
     main: bool
     value: Estimate
-    relative: float
+    baseline: float
     against: paired.Paired | None
     adjusted_p: float = _NAN
 
@@ -41,15 +41,26 @@ class Measured:
     def name(self) -> str:
         return metric_name(self.metric)
 
+    @property
+    def relative(self) -> float:
+        """(model − baseline) / baseline; NaN without a baseline, where it is 0, and where neither way is better."""
+        if not self.baseline or self.column.better is None:
+            return _NAN
+        return (self.value.value - self.baseline) / self.baseline
+
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a model is better than the baseline on a task, relative to the baseline; higher is better."""
+    """By how much a model is better than the baseline on a task: higher is better.
+
+    ``value`` and its standard ``error`` are relative to the baseline, NaN where that is 0; ``ahead`` is the difference.
+    """
 
     task: str
     model: str
     value: Estimate
     error: float
+    ahead: Estimate
 
 
 def measure(found: Comparison, baseline: str) -> list[Measured]:
@@ -69,24 +80,31 @@ def gains(measured: Sequence[Measured], verdicts: Record) -> list[Gain]:
     """The main measure of each task, and the adjusted win rate w as (w − ½) / ½."""
     out = []
     for one in measured:
-        if not one.main or one.column.better is None or math.isnan(one.relative):
+        if not one.main or one.column.better is None or math.isnan(one.baseline):
             continue
         sign = 1.0 if one.column.better == "higher" else -1.0
-        known = one.against.relative if one.against is not None else Estimate(one.relative, _NAN, _NAN)
-        low, high = sorted((sign * known.low, sign * known.high))
-        error = one.against.error if one.against is not None else _NAN
-        out.append(Gain(one.task, one.model, Estimate(sign * one.relative, low, high), error))
+        ahead, error = Estimate(one.value.value - one.baseline, _NAN, _NAN), _NAN
+        value = Estimate(one.relative, _NAN, _NAN)
+        if one.against is not None:
+            value, ahead, error = one.against.relative, one.against.difference, one.against.error
+        out.append(Gain(one.task, one.model, _turned(value, sign), error, _turned(ahead, sign)))
     for model, verdict in verdicts.get("models", {}).items():
         rate = estimate(verdict.get("adjusted"))
         if not math.isnan(rate.value):
             value = Estimate(*(2 * end - 1 for end in (rate.value, rate.low, rate.high)))
-            out.append(Gain(HEAD_TO_HEAD, model, value, (value.high - value.low) / (2 * _Z)))
+            out.append(Gain(HEAD_TO_HEAD, model, value, (value.high - value.low) / (2 * _Z), value))
     return out
 
 
+def _turned(value: Estimate, sign: float) -> Estimate:
+    low, high = sorted((sign * value.low, sign * value.high))
+    return Estimate(sign * value.value, low, high)
+
+
 def mean_gain(chosen: Sequence[Gain]) -> Estimate:
-    """The mean over tasks, which are independent of one another."""
-    return paired.average([one.value for one in chosen], [one.error for one in chosen])
+    """The mean over tasks, which are independent of one another; those without a relative gain do not count."""
+    known = [one for one in chosen if not math.isnan(one.value.value)]
+    return paired.average([one.value for one in known], [one.error for one in known])
 
 
 def estimate(found: Mapping[str, Any] | None) -> Estimate:
@@ -114,12 +132,11 @@ def _measured(found: Comparison, task: str, metric: str, main: bool, model: str,
         half = _Z * float((result.get("stderr") or {}).get(metric, _NAN))
         value = Estimate(reported, reported - half, reported + half)
     other = found.results[task].get(baseline)
-    relative, against = _NAN, None
+    theirs, against = _NAN, None
     if other is not None and model != baseline and metric in other["metrics"]:
         theirs = float(other["metrics"][metric])
-        relative = (reported - theirs) / theirs if theirs else _NAN
         against = _against(mine, _entries(found, task, baseline, metric))
-    return Measured(task, metric, metric_column(result, metric), model, main, value, relative, against)
+    return Measured(task, metric, metric_column(result, metric), model, main, value, theirs, against)
 
 
 def _entries(found: Comparison, task: str, model: str, metric: str) -> dict[Any, tuple[float, float]]:

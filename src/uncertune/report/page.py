@@ -78,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. A NaN or an infinite y is a gap in it.
+    """One line, with ``band`` (lower and upper ends) an interval around it. A NaN or an infinite y is a gap.
 
     Raises:
         ValueError: ``x`` and ``y`` differ in length.
@@ -87,6 +87,7 @@ class Series:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -102,6 +103,7 @@ class Curves:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,12 @@ Section: TypeAlias = Facts | Table | Curves | Points | Bars | Tokens | Answers
 
 @dataclass(frozen=True)
 class Page:
-    """One page: a title, a lead of a sentence or a few, and its sections in order."""
+    """One page: a title, a lead of a sentence or a few, and its sections in order.
+
+    ``links`` are names and relative addresses of other pages of ours.
+    """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    links: tuple[tuple[str, str], ...] = ()

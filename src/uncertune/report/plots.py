@@ -30,6 +30,7 @@ MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
     "P": "M4.5 1.5H7.5V4.5H10.5V7.5H7.5V10.5H4.5V7.5H1.5V4.5H4.5Z",
 }
 LINE_WIDTH = 2.0
+_FEW = 5  # so many places on an axis are each named
 
 _SIZE_INCHES = (5.0, 3.1)  # 360 × 223 units: near one unit a pixel on a phone
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -86,11 +87,13 @@ def _names(section: Section) -> list[str]:
     return []
 
 
-def last_value(series: Series) -> str:
+def last_value(series: Series, percent: bool = False) -> str:
     """The last finite y in three significant digits or as a whole number, – where there is none."""
     finite = [y for y in series.y if math.isfinite(y)]
     if not finite:
         return "–"
+    if percent:
+        return signed_percent(finite[-1])
     return (f"{finite[-1]:,.0f}" if 1e3 <= abs(finite[-1]) < 1e9 else f"{finite[-1]:.3g}").replace("-", "−")
 
 
@@ -164,14 +167,21 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle]) -> 
             line.set_dashes(style.dashes)
         if points == 1:
             line.set_marker("o")
+        if series.band is not None:
+            axes.fill_between(series.x, *series.band, color=_mark(style), alpha=0.14, linewidth=0)
     every_x = [x for series in curves.series for x in series.x]
-    whole = all(float(x).is_integer() for x in every_x)
+    whole = not curves.percent and all(float(x).is_integer() for x in every_x)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+    if not whole and 1 < len(set(every_x)) <= _FEW:
+        axes.set_xticks(sorted(set(every_x)), [f"{x:g}" for x in sorted(set(every_x))])
     axes.margins(x=0.01, y=0.06)
+    if curves.percent:
+        axes.axhline(0, color=_INK, linewidth=1.0)
+        as_percent(axes.yaxis)
 
 
 def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     for line in (axes.axhline, axes.axvline):
         line(0, color=_INK, linewidth=1.0)
@@ -183,8 +193,8 @@ def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> No
         axes.errorbar(
             point.x.value,
             point.y.value,
-            xerr=_ends(point.x),
-            yerr=_ends(point.y),
+            xerr=ends(point.x),
+            yerr=ends(point.y),
             color=_mark(style),
             marker=style.marker,
             markersize=8,
@@ -193,9 +203,16 @@ def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> No
     axes.grid(axis="x", color=_RULE, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if plot.percent:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: signed_percent(value)))
+        as_percent(axes.xaxis, axes.yaxis)
     axes.margins(0.08)
+
+
+def as_percent(*several: Any) -> None:
+    """Axes of matplotlib in signed percent."""
+    from matplotlib.ticker import FuncFormatter
+
+    for axis in several:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: signed_percent(value)))
 
 
 def signed_percent(value: float) -> str:
@@ -204,7 +221,7 @@ def signed_percent(value: float) -> str:
     return text.replace("-", "−") if any(digit in text for digit in "123456789") else "0%"
 
 
-def _ends(value: Estimate) -> list[list[float]] | None:
+def ends(value: Estimate) -> list[list[float]] | None:
     """What matplotlib draws an interval from: distances down and up."""
     if not (math.isfinite(value.low) and math.isfinite(value.high)):
         return None
@@ -219,7 +236,7 @@ def _finite(series: Series) -> tuple[list[float], list[float]]:
 
 def _summary(plot: Curves | Points) -> str:
     if isinstance(plot, Curves):
-        said = [f"{series.name}: last {last_value(series)}" for series in plot.series]
+        said = [f"{series.name}: last {last_value(series, plot.percent)}" for series in plot.series]
     else:
         said = [f"{point.name}: {point.x.value:.3g}, {point.y.value:.3g}" for point in plot.points]
     return f"{plot.y_label} against {plot.x_label}. {'; '.join(said)}".strip()

@@ -132,7 +132,9 @@ def _view(section: Section, name: str, styles: Mapping[str, plots.LineStyle]) ->
             }
         case Curves():
             view["svg"] = plots.svg(section, styles, name + "-")
-            view["lines"] = [(series.name, styles[series.name], plots.last_value(series)) for series in section.series]
+            view["lines"] = [
+                (one.name, styles[one.name], plots.last_value(one, section.percent)) for one in section.series
+            ]
         case Points():
             view["svg"] = plots.svg(section, styles, name + "-")
             view["named"] = [(point, styles[point.name]) for point in section.points]

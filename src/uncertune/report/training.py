@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
-from uncertune.report.run import write_page
+from uncertune.report.run import write_page, write_whole
 from uncertune.report.token_page import QUANTITIES, Moment, ScoredDocument, TokenPage, write_token_page
+from uncertune.training.folder import COMPARISONS, is_complete
 from uncertune.training.probe import PROBE
 from uncertune.training.runlog import METRICS, read_metrics
 
@@ -50,8 +54,37 @@ def write_run_page(folder: Path) -> Path:
         sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
         write_token_page(folder / "tokens.html", token_page(probe, config))
     path = folder / "report.html"
-    write_page(path, Page(f"Fine-tuning {_model(config)}", f"This model was {_trained(config)}.", tuple(sections)))
+    links = tuple((f"Comparison in {page.parent.name}", _address(page, folder)) for page in _comparisons(folder))
+    lead = f"This model was {_trained(config)}."
+    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), links))
     return path
+
+
+def link_comparison(source: str | Path, page: Path) -> None:
+    """Have the page of a finished run say where it was compared; anything else than such a run's folder stays as it is.
+
+    ``source`` is what was compared: the run's folder, or a checkpoint in it.
+    """
+    folder = next((one for one in (Path(source), Path(source).parent) if is_complete(one)), None)
+    if folder is None or not os.access(folder, os.W_OK):
+        return
+    pages = dict.fromkeys([*map(str, _comparisons(folder)), str(page.resolve())])
+    kept = [os.path.relpath(one, folder.resolve()) for one in pages]
+    write_whole(folder / COMPARISONS, json.dumps(kept, indent=1).encode())
+    write_run_page(folder)
+
+
+def _comparisons(folder: Path) -> Iterator[Path]:
+    """Pages that the run was compared in and that are still there."""
+    if (folder / COMPARISONS).is_file():
+        for name in json.loads((folder / COMPARISONS).read_text(encoding="utf-8")):
+            page = (folder / name).resolve()
+            if page.is_file():
+                yield page
+
+
+def _address(page: Path, folder: Path) -> str:
+    return quote(Path(os.path.relpath(page, folder.resolve())).as_posix())
 
 
 def curve_sections(runs: dict[str, list[dict[str, Any]]]) -> list[Section]:

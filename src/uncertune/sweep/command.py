@@ -10,6 +10,8 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.evaluation import harness
 from uncertune.report import to_text
+from uncertune.report.sweep import gains_table, write_sweep
+from uncertune.report.sweep_measures import read_sweep
 from uncertune.sweep import table
 from uncertune.sweep.measuring import measure_base, measure_runs
 from uncertune.sweep.options import Request
@@ -23,7 +25,7 @@ CONFIG = "config.yaml"
 
 
 def sweep(request: Request) -> bool:
-    """Do what is not done yet, write the table, print it; return whether every run succeeded."""
+    """Do what is not done yet, write table and page, print the gains; return whether every run succeeded."""
     found = plan(request)
     if request.options.harness_tasks:
         harness.require()
@@ -39,10 +41,10 @@ def sweep(request: Request) -> bool:
         jobs = processes(request.options.jobs)
         for group in _groups(found, jobs):
             _do(found, group, jobs)
-        made = table.write(found)
+        page = write_sweep(found.folder)
     runs = [*found.first(), *found.rest()]
     failed = [run.label for run in runs if not is_done(found, run)]
-    print(f"{to_text(made)}\n\ntable: {found.folder / table.MARKDOWN}")
+    print(f"{to_text(gains_table(read_sweep(found.folder)))}\n\ntable: {found.folder / table.CSV}\npage:  {page}")
     if failed:
         print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
     return not failed
@@ -50,10 +52,11 @@ def sweep(request: Request) -> bool:
 
 def _groups(found: Plan, jobs: int) -> list[list[Run]]:
     """In one process seed by seed, so that what is there is always comparable; else all that others need first."""
+    first, rest = found.first(), found.rest()
     if jobs > 1:
-        return [found.first(), found.rest()]
+        return [first, rest]
     seeds = found.request.options.chosen_seeds
-    return [[run for run in part if run.seed == seed] for seed in seeds for part in (found.first(), found.rest())]
+    return [[run for run in [*first, *rest] if run.seed == seed] for seed in seeds]
 
 
 def _do(found: Plan, runs: Sequence[Run], jobs: int) -> None:

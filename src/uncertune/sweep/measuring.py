@@ -10,7 +10,7 @@ from uncertune.evaluation.command import measure
 from uncertune.evaluation.options import TOKENS, EvaluateOptions
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run
-from uncertune.sweep.rows import in_data
+from uncertune.sweep.rows import in_data, shown
 
 EVALUATION = "evaluation"
 BASE = "base"
@@ -43,6 +43,7 @@ def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
         "batch_size": options.batch_size,
         "dtype": options.measure_dtype,
         "data_dir": plan.common.data.data_dir,
+        "attn_implementation": plan.common.model.attn_implementation,
         "chat_template_path": plan.common.training.chat_template_path,
     }
     length = plan.common.training.max_length
@@ -67,7 +68,7 @@ def measures_of(plan: Plan, label: str) -> dict[str, dict[str, Any]] | None:
         found = _result(plan, label, TOKENS + name)
         if found is None:
             return None
-        out["out"][name] = _tokens(found)
+        out["out"][shown(name)] = _tokens(found)
     for task in plan.request.options.harness_tasks:
         found = _result(plan, label, task)
         if found is None:

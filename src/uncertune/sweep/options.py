@@ -138,9 +138,10 @@ def _check(out: SweepOptions) -> None:
         value = getattr(out, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    twice = [name for name in out.out_sets if out.out_sets.count(name) > 1]
+    called = [Path(name).name for name in out.out_sets]
+    twice = [name for name in called if called.count(name) > 1]
     if twice:
-        raise UserError(f"out: {twice[0]!r} is named twice: keep one")
+        raise UserError(f"out: {twice[0]!r} is named twice: keep one, or rename a file")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     if out.measure_dtype not in dtypes:
         raise UserError(f"measure_dtype must be one of {', '.join(dtypes)}, got {out.measure_dtype!r}")

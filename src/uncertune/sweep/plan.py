@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from uncertune.sweep.options import Arms, Request
 from uncertune.training import arguments as train_fields
 from uncertune.training.arguments import Arguments
 from uncertune.training.config import BALD_FIELDS, CACHE_FIELDS, SELECTION_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+from uncertune.training.folder import SILENT, SILENT_PREFIXES
 
 MLE = "mle"
 ARM_FIELDS = (
@@ -153,23 +154,21 @@ def plan(request: Request) -> Plan:
     arms = list({one.name: one for one in given}.values())
     folder = Path(str(request.options.output_dir)).expanduser()
     first = Plan(request, folder, tuple(arms), None)  # type: ignore[arg-type]
-    common = parse(first.settings(Run(arms[0], 0)), request.flags)
+    common = train_fields.parse(list(request.flags), first.settings(Run(arms[0], 0)))
+    flags = {name: common.resolved()[name] for name in train_fields.flag_names(request.flags)}
+    request = replace(request, settings=request.settings | flags, flags=())
+    first = replace(first, request=request)
     if common.mixture.datasets or common.data.dataset_streaming:
         raise UserError("datasets and dataset_streaming cannot be used in a sweep: give one dataset_name")
     kept = [arms[0]]
     for arm in arms[1:]:
         try:
-            parse(first.settings(Run(arm, 0)), request.flags)
+            train_fields.parse([], first.settings(Run(arm, 0)))
         except UserError as error:
             print(f"refused: {arm.name}: {error}", file=sys.stderr)
         else:
             kept.append(arm)
     return Plan(request, folder, tuple(kept), common)
-
-
-def parse(settings: dict[str, Any], flags: tuple[str, ...] = ()) -> Arguments:
-    """The fields of one run, checked as ``uncertune train`` checks them."""
-    return train_fields.parse(list(flags), settings)
 
 
 def _check(request: Request) -> None:
@@ -186,8 +185,7 @@ def _check(request: Request) -> None:
         if name in request.settings:
             mend = {"seed": "give sweep.seeds", "objective": "give it in sweep.arms"}.get(name, "remove it")
             raise UserError(f"{name} is set by the sweep: {mend}")
-    taken = [word[2:].split("=")[0] for word in request.flags if word.startswith("--")]
-    ours = [name for name in taken if name in _SET_BY_US]
+    ours = sorted(train_fields.flag_names(request.flags) & {*_SET_BY_US, "hub_token", "push_to_hub_token"})
     if ours:
         raise UserError(f"{ours[0]} cannot be a flag of a sweep: set it in the file")
 
@@ -235,7 +233,8 @@ def check_same(plan: Plan, path: Path) -> None:
         return
     there, here = yaml.safe_load(path.read_text(encoding="utf-8")), resolved(plan)
     there, here = ({**one, **one["sweep"]} for one in (there, here))
-    names = [name for name in here if name != "sweep" and there.get(name) != here[name]]
+    names = [name for name in here if name not in SILENT and not name.startswith(SILENT_PREFIXES)]
+    names = [name for name in names if name != "sweep" and there.get(name) != here[name]]
     if names:
         name = names[0]
         raise UserError(

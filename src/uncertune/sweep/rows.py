@@ -52,6 +52,11 @@ def in_data(plan: Plan) -> str:
     return str(plan.folder / DATA / HELD_OUT)
 
 
+def shown(name: str) -> str:
+    """A data set's name as tables show it: of a path the last part."""
+    return Path(name).name if Path(name.partition("@")[0]).exists() else name
+
+
 def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
     """Training rows, and the last rows of the data, held out; None where nothing is."""
     options, given = plan.request.options, plan.common

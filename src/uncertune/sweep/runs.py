@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
 from uncertune.report.training import write_run_page
-from uncertune.sweep.plan import DATA, Plan, Run, parse
+from uncertune.sweep.plan import DATA, Plan, Run
+from uncertune.training.arguments import parse
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.command import job_of
 from uncertune.training.folder import is_complete
@@ -66,7 +68,14 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
     with ProcessPoolExecutor(jobs, context, _start, (devices, jobs)) as pool, _stopping(pool):
         futures = {pool.submit(train_one, plan, run): run for run in todo}
         for future in as_completed(futures):
-            if stopped := future.result():
+            try:
+                stopped = future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"jobs: one of {jobs} processes died, perhaps for want of memory; the same command goes on, with "
+                    "fewer jobs if that was it"
+                ) from None
+            if stopped:
                 raise InterruptedRun(*stopped)
             yield futures[future]
 
@@ -76,7 +85,7 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
     print(f"== {run.label}", file=sys.stderr, flush=True)
     start, error = time.monotonic(), None
     try:
-        job = job_of(parse(_settings(plan, run), plan.request.flags))
+        job = job_of(parse([], _settings(plan, run)))
         write_run_page(run_training(job))
     except InterruptedRun as stopped:
         if multiprocessing.parent_process() is None:

@@ -98,7 +98,7 @@ def parse(arguments: list[str], settings: Mapping[str, Any] | None = None) -> Ar
     """
     arguments = list(arguments)
     settings = dict(settings) if settings is not None else _read_config(arguments)
-    given = frozenset(settings) | _flags(arguments)
+    given = frozenset(settings) | flag_names(arguments)
     _check_known(given)
     defaults: dict[str, Any] = {}
     if not given & {"save_strategy", "save_steps"}:
@@ -188,7 +188,7 @@ def _read_config(arguments: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _flags(arguments: Iterable[str]) -> frozenset[str]:
+def flag_names(arguments: Iterable[str]) -> frozenset[str]:
     """The names of the flags among the arguments; ``--no_x`` sets ``x``."""
     names = set()
     for argument in arguments:

@@ -41,40 +41,44 @@ def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
 class UncertuneConfig(SFTConfig):
     """Configuration of ``UncertuneTrainer``: every field of TRL's ``SFTConfig``, with its defaults, and these.
 
-    objective: what each token is asked for (SPEC §1): ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
-        ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
-    selection_metric: score by which tokens are selected, always the highest: ``loss``, ``entropy`` (nats), ``rho``
-        (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
-    selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
-    selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
-    selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``; ``running``
-        compares with a threshold carried over from earlier steps, without a pass over the micro-batches first.
-    teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same model
-        fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
-    teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
-    epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped to
-        [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
-    beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
-    teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its last
-        hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only), its
-        ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
-    teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
-    teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same time.
-    rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of the
-        data that no stage trains on, trained first. Its losses are computed once and kept in ``teacher_cache_dir``
-        (of streams: computed in every step).
-    bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each about
-        the cost of a forward pass without gradient.
-    normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
-        ``selected`` ones.
-    probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run, or
-        every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for their
-        uncertainty.
-    save_selection: write which tokens were selected at each step to ``selection.parquet``.
-    assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
-        than ``mle`` it must be set.
+    Args:
+        objective: what each token is asked for: ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
+            ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
+        selection_metric: score by which tokens are selected, always the highest: ``loss``, ``entropy`` (nats), ``rho``
+            (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
+        selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
+        selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
+        selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``;
+            ``running`` compares with a threshold carried over from earlier steps, without a pass over the micro-batches
+            first.
+        teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
+            model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
+        teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
+        epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped
+            to [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
+        beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
+        teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its
+            last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only),
+            its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+        teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
+        teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same
+            time.
+        rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of
+            the data that no stage trains on, trained first. Its losses are computed once and kept in
+            ``teacher_cache_dir`` (of streams: computed in every step).
+        bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each
+            about the cost of a forward pass without gradient.
+        normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
+            ``selected`` ones.
+        probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run,
+            or every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for
+            their uncertainty.
+        save_selection: write which tokens were selected at each step to ``selection.parquet``.
+        assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
+            than ``mle`` it must be set.
 
-    Raises UserError (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
+    Raises:
+        UserError: (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
     """
 
     objective: str = _choice("mle", tuple(OBJECTIVES), "What each token is asked for.")

@@ -26,11 +26,13 @@ RUN = "run.json"
 STAGE_1 = "stage1"
 RHO = "rho_reference"
 TEACHER_CACHE = "teacher_cache"
+COMPARISONS = "comparisons.json"
+"""Relative paths of the pages of ``uncertune compare`` that the run is in."""
 _BEFORE = (STAGE_1, RHO, TEACHER_CACHE)
 """What is in the folder before the run itself has begun."""
 _OURS = (
     *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html", "tokens.html"),
-    *("selection.parquet", "selection", *_BEFORE, "adapter_config.json", "training_args.bin"),
+    *("selection.parquet", "selection", COMPARISONS, *_BEFORE, "adapter_config.json", "training_args.bin"),
 )
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")

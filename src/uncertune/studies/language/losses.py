@@ -10,7 +10,7 @@ from torch import Tensor
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.selection import random_scores, select
 from uncertune.studies.language.arms import Arm
-from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, WORDS, entropy
+from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, WORDS, divergence, entropy
 from uncertune.studies.language.world import World
 from uncertune.studies.stacked import Stacked
 from uncertune.uncertainty import mc_dropout
@@ -98,8 +98,11 @@ def selected(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Ten
 
 
 def token_scores(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Tensor, step: int) -> Tensor:
-    """(M, B, T), by any of the metrics of ``uncertune.selection``."""
+    """(M, B, T), by a metric of ``uncertune.selection``, or by the truth: ``expected loss``, ``excess loss``."""
     labels = texts[..., 1:]
+    if arm.metric in ("expected loss", "excess loss"):
+        oracle, log_probs = world.shifted.oracle(texts), logits.double().log_softmax(-1)
+        return divergence(oracle, log_probs) + (entropy(oracle) if arm.metric == "expected loss" else 0)
     if arm.metric == "entropy":
         return entropy(logits.softmax(-1))
     if arm.metric == "bald":

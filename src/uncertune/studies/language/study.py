@@ -11,6 +11,7 @@ from uncertune.studies.language.proxies import proxies
 from uncertune.studies.language.rewards import rewards
 from uncertune.studies.language.training import pretrained
 from uncertune.studies.language.when import when
+from uncertune.studies.language.why import why
 from uncertune.studies.language.world import SMALL, Setting
 from uncertune.studies.study import Answer, Progress, Study
 
@@ -27,6 +28,7 @@ def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress
             mechanism(world),
             when(world, small, progress),
             path(world, progress),
+            why(world, progress),
         ]
     )
     return Study(
