@@ -29,6 +29,16 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
         assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in page
 
 
+@pytest.mark.parametrize("step", [0, 5, 15, 25])
+def test_the_page_of_uncertainty_holds_the_course_of_training(step):
+    found = json.loads((DOCS / "uncertainty" / f"training-{step}.json").read_text())
+    means = found["mean_nats"]
+    row = f"| {step} | " + " | ".join(f"{means[name]:.3f}" for name in ("loss", "entropy", "aleatoric"))
+    change = found.get("change", {}).get("epistemic")
+    said = f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" if change else ""
+    assert f"{row} | {means['epistemic']:.4f} | {said} |" in (DOCS / "uncertainty.md").read_text()
+
+
 @pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
 def test_the_page_of_studies_holds_what_came_out(path):
     assert path.read_text().strip() in (DOCS / "studies.md").read_text()

@@ -168,7 +168,7 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle]) -> 
         if points == 1:
             line.set_marker("o")
         if series.band is not None:
-            axes.fill_between(series.x, *series.band, color=_mark(style), alpha=0.14, linewidth=0)
+            axes.fill_between(series.x, *series.band, color=_mark(style), alpha=0.11, linewidth=0)
     every_x = [x for series in curves.series for x in series.x]
     whole = not curves.percent and all(float(x).is_integer() for x in every_x)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
