@@ -104,6 +104,7 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
         assert one["in"]["kl"] > 0
         assert one["minutes"] > 0
         assert one["error"] is None
+    assert {path.stem for path in out.glob("runs/*.json")} == set(digests(out))
     assert not (out / "runs/mle-s3/probe.jsonl").exists()
     _check_rows(out, data)
     _check_table(out, found)
