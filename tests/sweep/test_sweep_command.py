@@ -305,6 +305,7 @@ def test_a_refused_arm_is_one_line_and_the_others_stay(write, capsys):
         ({"arms": {"objective": "mle", "learning_rate": [1, 2]}}, {}, "'learning_rate' cannot be varied"),
         ({"arms": {"selection_fraction": 0.5}}, {}, "each with an objective"),
         ({"seeds": [1, 1]}, {}, "seeds: '1,1' must be different"),
+        ({"seeds": [0, 1.5]}, {}, "seeds: '0,1.5' must be different whole numbers"),
         ({"seeds": "one"}, {}, "seeds: 'one' must be numbers"),
         ({"held_out": 20}, {}, "held_out: 20 rows are as many as the data has"),
         ({"speed": 1}, {}, "unknown option 'speed'"),

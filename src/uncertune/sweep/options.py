@@ -132,7 +132,8 @@ def _listed(value: Any) -> list[Any]:
 def _check(out: SweepOptions) -> None:
     if not out.output_dir:
         raise UserError("output_dir is missing: give it, for example --output_dir sweeps/mine")
-    if len(set(out.chosen_seeds)) < len(out.chosen_seeds) or any(seed < 0 for seed in out.chosen_seeds):
+    seeds = options.numbers("seeds", out.seeds)
+    if len(set(seeds)) < len(seeds) or any(seed < 0 or seed != int(seed) for seed in seeds):
         raise UserError(f"seeds: {out.seeds!r} must be different whole numbers from 0")
     for name in ("jobs", "held_out", "documents", "limit", "batch_size"):
         value = getattr(out, name)
