@@ -1,6 +1,7 @@
 """``uncertune sweep``: what is multiplied, what is shared, what is kept, what is tried again, and the table."""
 
 import csv
+import gzip
 import hashlib
 import json
 import re
@@ -103,6 +104,7 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
         assert one["in"]["kl"] > 0
         assert one["minutes"] > 0
         assert one["error"] is None
+    assert {path.stem for path in out.glob("runs/*.json")} == set(digests(out))
     assert not (out / "runs/mle-s3/probe.jsonl").exists()
     _check_rows(out, data)
     _check_table(out, found)
@@ -332,3 +334,19 @@ def test_whole_models_are_swept_too_without_a_divergence_from_the_base(write, tm
     assert [one["status"] for one in runs] == ["done", "done"]
     assert set(runs[1]["in"]) == {"loss", "accuracy", "ece"}
     assert runs[0]["in"]["loss"] != runs[1]["in"]["loss"]
+
+
+def test_answers_to_the_datas_own_task_are_in_distribution(write, tmp_path):
+    pytest.importorskip("lm_eval")
+    for split, start in (("train", 10), ("test", 30)):
+        rows = [{"question": f"What is {n} + 1?", "answer": f"{n + 1}\n#### {n + 1}"} for n in range(start, start + 8)]
+        with gzip.open(tmp_path / f"gsm8k_{split}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    out = tmp_path / "out"
+    sweep = {"arms": {"objective": "mle"}, "seeds": [0], "out": "", "documents": 2, "tasks": "gsm8k", "limit": 1}
+    assert run(write(sweep, dataset_name="gsm8k", data_dir=str(tmp_path)), out) == 0
+    found = json.loads((out / "sweep.json").read_text())
+    assert found["in_data"] == "gsm8k@test"
+    assert {"loss", "kl", "exact_match,strict-match"} <= set(found["runs"][0]["in"])
+    assert found["runs"][0]["out"] == {}
+    assert not (out / "data" / "held_out.jsonl").exists()

@@ -24,7 +24,7 @@ import torch
 from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
 from uncertune.report.training import write_run_page
-from uncertune.sweep.plan import DATA, Plan, Run
+from uncertune.sweep.plan import DATA, RUNS, Plan, Run
 from uncertune.training.arguments import parse
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.command import job_of
@@ -114,7 +114,7 @@ def _settings(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def _record(plan: Plan, run: Run) -> Path:
-    return plan.run_folder(run).with_suffix(".json")
+    return plan.folder / RUNS / f"{run.label}.json"
 
 
 # ---- several processes
