@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import markdown
+from uncertune.studies.writing import markdown as markdown_of_findings
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -40,8 +41,10 @@ def test_the_page_of_uncertainty_holds_the_course_of_training(step):
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
-def test_the_page_of_studies_holds_what_came_out(path):
-    assert path.read_text().strip() in (DOCS / "studies.md").read_text()
+def test_the_pages_of_studies_hold_what_came_out(path):
+    found = path.read_text().strip()
+    assert found in (DOCS / "studies.md").read_text() + (DOCS / "language.md").read_text()
+    assert found == markdown_of_findings(json.loads(path.with_suffix(".json").read_text())).strip()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="needs the extra docs")
