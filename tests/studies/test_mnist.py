@@ -103,3 +103,14 @@ def test_a_run_on_a_part_is_plain_sgd_on_it():
         patch.setattr(mnist, "_descend", spy)
         mnist.train(digits, 1, 3, 1, lambda *_: None)
     assert torch.allclose(seen[1][9], expected, atol=1e-6)
+
+
+def test_the_slope_is_what_a_small_step_brings(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 9, generator=generator), torch.randint(0, 10, (40,), generator=generator)
+    digits = mnist.Digits("toy", images.double(), labels, images.double().flip(0), labels.flip(0))
+    base = mnist.network(9).double()
+    state = {name: value.detach() for name, value in base.named_parameters()}
+    monkeypatch.setattr(mnist, "LEARNING_RATE", 1e-6)
+    drop, slope = mnist.single_steps(base, state, digits)
+    torch.testing.assert_close(drop / 1e-6, slope, rtol=1e-3, atol=1e-6)

@@ -33,6 +33,7 @@ PROBED, PROBE_TEST = 300, 1000
 """C2b: how many data are stepped on one by one, and how many the test loss is measured on."""
 NAMES = (*(f"{10 * part}–{10 * part + 10} %" for part in range(PARTS)), "all data")
 MARGIN = 0.02
+SMALL = ", small step"
 State = dict[str, Tensor]
 
 
@@ -140,25 +141,30 @@ def _descend(models: Stacked, x: Tensor, y: Tensor) -> None:
 
 def probe(digits: Digits, state: State) -> dict[str, Tensor]:
     """C2b at one moment: Spearman correlations (S,) of each uncertainty of ``PROBED`` data with what a step on one of
-    them alone lowers the test loss by. The S models are the ensemble that says how uncertain a datum is."""
+    them alone lowers the test loss by, and, under ``NAME, small step``, with what a step too small to overshoot does.
+    The S models are the ensemble that says how uncertain a datum is."""
     base = network(digits.train.shape[1])
     x, y = digits.train[:PROBED], digits.train_labels[:PROBED]
     sums, identity = StreamedSums(), Logits.of(torch.eye(10), like=torch.zeros(1))
-    drops, own = [], []
+    drops, slopes, own = [], [], []
     for index in range(len(next(iter(state.values())))):
         mine = {name: value[index] for name, value in state.items()}
         with torch.no_grad():
             logits = torch.func.functional_call(base, mine, (x,))
         sums.add(logits, identity)
         own.append(torch.nn.functional.cross_entropy(logits, y, reduction="none"))
-        drops.append(single_steps(base, mine, digits))
-    found, drop_SN = sums.finish(), torch.stack(drops).double()
+        drop_N, slope_N = single_steps(base, mine, digits)
+        drops.append(drop_N)
+        slopes.append(slope_N)
+    found = sums.finish()
     given = {"epistemic": found.epistemic, "aleatoric": found.aleatoric, "loss": torch.stack(own).double()}
-    return {name: spearman(value, drop_SN) for name, value in given.items()}
+    out = {name: spearman(value, torch.stack(drops).double()) for name, value in given.items()}
+    return out | {f"{name}{SMALL}": spearman(value, torch.stack(slopes).double()) for name, value in given.items()}
 
 
-def single_steps(base: nn.Module, state: State, digits: Digits) -> Tensor:
-    """(N,): what a step on each of the ``PROBED`` data alone lowers the loss on ``PROBE_TEST`` test data by."""
+def single_steps(base: nn.Module, state: State, digits: Digits) -> tuple[Tensor, Tensor]:
+    """(N,) each: what a step on each of the ``PROBED`` data alone lowers the loss on ``PROBE_TEST`` test data by, and
+    the slope of that at a rate of 0, the product of the two gradients."""
     x, y = digits.train[:PROBED], digits.train_labels[:PROBED]
     test, test_y = digits.test[:PROBE_TEST], digits.test_labels[:PROBE_TEST]
 
@@ -167,10 +173,12 @@ def single_steps(base: nn.Module, state: State, digits: Digits) -> Tensor:
         return torch.nn.functional.cross_entropy(logits, labels)
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(state, x[:, None], y[:, None])
+    towards = torch.func.grad(loss)(state, test, test_y)
+    slope_N = torch.stack([(gradients[name].flatten(1) @ towards[name].flatten()) for name in state]).sum(0)
     after = {name: state[name] - LEARNING_RATE * gradients[name] for name in state}
     with torch.no_grad():
         measured = torch.func.vmap(loss, in_dims=(0, None, None), chunk_size=50)(after, test, test_y)
-        return loss(state, test, test_y) - measured
+        return loss(state, test, test_y) - measured, slope_N
 
 
 def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress) -> Study:
@@ -229,16 +237,19 @@ def _drawings(data: str, accuracy_SQE: Array, moments: list[int], by_step: dict[
     tenths = Panel("Fig. 12, tenths of the batch by loss", "epoch", "test accuracy", lines[:PARTS], ramp=True)
     ends = Panel("easiest, hardest, all", "epoch", "test accuracy", (lines[0], lines[PARTS - 1], lines[PARTS]))
     steps = [max(step, 1) for step in moments]  # on a logarithmic axis
-    c2b = Panel(
-        "C2b (0 is drawn at 1)",
-        "step of training",
-        "correlation with the drop of test loss",
-        tuple(Line(name, steps, values) for name, values in by_step.items()),
-        log_x=True,
-    )
+    c2b = [
+        Panel(
+            title,
+            "step of training (0 is drawn at 1)",
+            "correlation with the drop of test loss",
+            tuple(Line(name, steps, by_step[name + suffix]) for name in ("epistemic", "aleatoric", "loss")),
+            log_x=True,
+        )
+        for title, suffix in (("C2b, at the training's rate", ""), ("at a rate of 0", SMALL))
+    ]
     return (
         Drawing("fig12", f"Trained on one tenth of each batch, by loss: {data}.", (tenths, ends)),
-        Drawing("c2b", f"What a step on one datum brings, by its uncertainty: {data}.", (c2b,)),
+        Drawing("c2b", f"What a step on one datum brings, by its uncertainty: {data}.", tuple(c2b)),
     )
 
 
@@ -264,6 +275,9 @@ def _findings(accuracy_SQE: Array, by_step: dict[str, Array]) -> tuple[Finding, 
         Finding("C2b", "later, high-epistemic data are best",
                 f"correlation of epistemic {drop}, after the last step",
                 over_seeds(by_step["epistemic"][:, late]), "above"),
+        Finding("C2b", "later, high-epistemic data are best, where no step overshoots",
+                f"correlation of epistemic {drop} at a rate of 0, after the last step",
+                over_seeds(by_step[f"epistemic{SMALL}"][:, late]), "above"),
         Finding("C2b", "later, epistemic uncertainty matters more than aleatoric",
                 f"correlation of epistemic minus that of aleatoric {drop}, after the last step",
                 over_seeds(by_step["epistemic"][:, late] - by_step["aleatoric"][:, late]), "above"),
