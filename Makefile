@@ -63,8 +63,6 @@ bench: $(INSTALLED)  ## measure the output head and whole steps against other im
 	$(BIN)/python -m benchmarks
 
 docs: $(INSTALLED)  ## the pages of docs/ and the reference as a site in build/docs; a warning is an error
-	@$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null \
-		|| $(BIN)/python -m pip install -qq -e '.[docs]' -c constraints.txt
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "site: build/docs/index.html"
 
