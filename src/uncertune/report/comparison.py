@@ -112,13 +112,14 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         yield Bars("Gain out of distribution", f"{how} The paper's Fig. 5.", axis, _groups(gained, outside))
         points = [_point(model, gained, inside, outside) for model in _models(gained)]
         caption = "Means over tasks with 95 % intervals; up and to the right is better. The paper's Fig. 6 (A)."
-        yield Points(
-            "In against out of distribution",
-            caption,
-            f"gain over {baseline} in distribution",
-            f"gain over {baseline} out of distribution",
-            tuple(points),
-        )
+        if any(math.isfinite(one.x.value) and math.isfinite(one.y.value) for one in points):
+            yield Points(
+                "In against out of distribution",
+                caption,
+                f"gain over {baseline} in distribution",
+                f"gain over {baseline} out of distribution",
+                tuple(points),
+            )
     else:
         yield Bars("Gain on each task", f"{how} The paper's Fig. 3 and 5.", axis, _groups(gained, tasks))
     bars = []
