@@ -1,6 +1,7 @@
 """``uncertune score`` on a tiny model: files, numbers, going on after an interruption, two processes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -213,3 +214,7 @@ def test_a_conversation_is_scored_with_its_prompt(model, template, said):
     answer = "".join(token for token, response in zip(scored.tokens, scored.response, strict=True) if response)
     assert answer == said
     assert len(scored.uncertainty.loss) == len(scored.tokens) - 1
+    (document,) = scored.page().documents
+    marked = [place for place, one in enumerate(document.moments[0].selected) if one]
+    assert len(marked) == math.ceil(sum(scored.response) / 4)
+    assert all(scored.response[place] for place in marked)

@@ -25,7 +25,8 @@ _HEIGHT = 560  # pixels of the frame in a notebook
 class ScoredText:
     """A text and the uncertainty of its tokens; in a notebook the last line of a cell shows it as a page.
 
-    ``tokens`` are all tokens as decoded; the first has no numbers, as nothing predicts it.
+    ``tokens`` are all tokens as decoded; the first has no numbers, as nothing predicts it. Marked are the response
+    tokens of highest loss, ``selection_fraction`` of them.
     """
 
     tokens: tuple[str, ...]
@@ -59,9 +60,11 @@ class ScoredText:
         values: dict[str, list[float | None]] = {name: [None] * length for name in QUANTITIES}
         selected = [False] * length
         places = self.uncertainty.position[:, 1].tolist()
-        chosen = select(self.uncertainty.loss.cpu(), self.selection_fraction).tolist()
+        counted = torch.tensor([self.response[place] for place in places], dtype=torch.bool)
+        chosen = torch.zeros_like(counted)
+        chosen[counted] = select(self.uncertainty.loss.cpu()[counted], self.selection_fraction)
         for index, place in enumerate(places):
-            selected[place] = chosen[index]
+            selected[place] = bool(chosen[index])
             for name in QUANTITIES:
                 values[name][place] = float(getattr(self.uncertainty, name)[index])
         return ScoredDocument("text", self.tokens, self.response, (Moment("", values, selected),))
