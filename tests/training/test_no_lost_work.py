@@ -68,6 +68,14 @@ def at_step(monkeypatch, step, act):
 # ---- signals
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell starts what runs in its background with SIGINT ignored, and what is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(whole, monkeypatch, capfd, number):
     out = f"stopped-{number}"
