@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 from uncertune.errors import UserError
 from uncertune.intervals import Estimate
 from uncertune.scoring.correlation import mean_of
-from uncertune.scoring.run import QUANTITIES, TOKENS
+from uncertune.scoring.run import QUANTITIES, TOKENS, is_complete
 
 _TOKEN = ("rate", "document", "position", "token")
 
 
 def earlier_scores(folder: str) -> pa.Table:
     """The finished scores of ``folder``. Raises UserError where there are none."""
-    path = Path(folder) / TOKENS
-    if not path.is_file():
+    path = Path(folder)
+    if not is_complete(path):
         raise UserError(f"against: {folder!r} holds no {TOKENS}: give an output_dir of uncertune score")
-    return pq.read_table(path)
+    return pq.read_table(path / TOKENS)
 
 
 def change(now: pa.Table, before: pa.Table, *, draws: int, seed: int) -> dict[str, Estimate]:
