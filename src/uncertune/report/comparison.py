@@ -112,7 +112,7 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         yield Bars("Gain out of distribution", f"{how} The paper's Fig. 5.", axis, _groups(gained, outside))
         points = [_point(model, gained, inside, outside) for model in _models(gained)]
         caption = "Means over tasks with 95 % intervals; up and to the right is better. The paper's Fig. 6 (A)."
-        if any(math.isfinite(one.x.value) and math.isfinite(one.y.value) for one in points):
+        if any(one.known for one in points):
             yield Points(
                 "In against out of distribution",
                 caption,

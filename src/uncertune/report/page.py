@@ -3,6 +3,7 @@
 Every string here may come from strangers (a data set, a model): it is text, never markup, wherever it is shown.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -114,6 +115,11 @@ class Point:
     x: Estimate
     y: Estimate
 
+    @property
+    def known(self) -> bool:
+        """Whether it has a place; its intervals may still be unknown."""
+        return math.isfinite(self.x.value) and math.isfinite(self.y.value)
+
 
 @dataclass(frozen=True)
 class Points:
@@ -126,6 +132,12 @@ class Points:
     points: tuple[Point, ...]
     percent: bool = True
     front: tuple[str, ...] = ()
+
+    @property
+    def front_line(self) -> tuple[list[float], list[float]]:
+        """x and y of the known points of the front, by x."""
+        line = sorted((one.x.value, one.y.value) for one in self.points if one.known and one.name in self.front)
+        return [x for x, _ in line], [y for _, y in line]
 
 
 @dataclass(frozen=True)

@@ -185,10 +185,8 @@ def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle]) -> No
 
     for line in (axes.axhline, axes.axvline):
         line(0, color=_INK, linewidth=1.0)
-    drawn = [point for point in plot.points if math.isfinite(point.x.value) and math.isfinite(point.y.value)]
-    front = sorted((point.x.value, point.y.value) for point in drawn if point.name in plot.front)
-    axes.plot([x for x, _ in front], [y for _, y in front], color=_INK, linewidth=1.2)
-    for point in drawn:
+    axes.plot(*plot.front_line, color=_INK, linewidth=1.2)
+    for point in filter(lambda one: one.known, plot.points):
         style = styles[point.name]
         axes.errorbar(
             point.x.value,

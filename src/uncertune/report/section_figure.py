@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,8 @@ def _curves(axes: Any, section: Curves, styles: dict[str, LineStyle]) -> None:
 
 
 def _points(axes: Any, section: Points, styles: dict[str, LineStyle]) -> None:
-    drawn = [one for one in section.points if math.isfinite(one.x.value) and math.isfinite(one.y.value)]
-    front = sorted((one.x.value, one.y.value) for one in drawn if one.name in section.front)
-    axes.plot([x for x, _ in front], [y for _, y in front], color=_INK, linewidth=1.0, zorder=1)
-    for one in drawn:
+    axes.plot(*section.front_line, color=_INK, linewidth=1.0, zorder=1)
+    for one in filter(lambda point: point.known, section.points):
         style = styles[one.name]
         axes.errorbar(
             one.x.value,

@@ -53,7 +53,7 @@ def _pareto(sweep: Sweep, outside: list[str]) -> Points:
     zero = Estimate(0.0, math.nan, math.nan)
     points = [Point(MLE, zero, zero)]
     points += [Point(arm, mean(sweep.gains(arm, sweep.inside)), mean(sweep.mean_gains(arm))) for arm in sweep.others]
-    known = [one for one in points if math.isfinite(one.x.value) and math.isfinite(one.y.value)]
+    known = [one for one in points if one.known]
     best = front([(-one.x.value, -one.y.value) for one in known])
     caption = (
         f"Mean gains and 95 % intervals over seeds; out of distribution is the mean over {', '.join(outside)}. Up and "
