@@ -45,6 +45,9 @@ def test_the_folder(scores):
     assert set(summary["correlation"]) == set(summary["difference"]) == {"pearson", "spearman"}
     assert set(summary["mean_epistemic_by_rate"]) == {"0.05", "0.2"}
     assert "epistemic correlates more with loss than with entropy" in (scores / "summary.md").read_text()
+    for shares in summary["hardest"].values():
+        assert sum(one["value"] for one in shares.values()) == pytest.approx(1)
+    assert "hardest 25% by loss" in (scores / "summary.md").read_text()
 
 
 def test_the_table_is_what_the_library_computes(scores, model):
@@ -110,7 +113,12 @@ def test_the_change_from_other_scores_is_paired(scores, model, tmp_path, capsys)
         difference = found["mean_nats"][name] - before["mean_nats"][name]
         assert found["change"][name]["value"] == pytest.approx(difference, abs=1e-12)
         assert found["change"][name]["low"] < difference < found["change"][name]["high"]
-    assert "epistemic, mean change from" in (tmp_path / "s" / "summary.md").read_text()
+    for kind, one in found["hardest"]["loss, change"].items():
+        difference = found["hardest"]["loss"][kind]["value"] - before["hardest"]["loss"][kind]["value"]
+        assert one["value"] == pytest.approx(difference, abs=1e-12)
+    text = (tmp_path / "s" / "summary.md").read_text()
+    assert "epistemic, mean change from" in text
+    assert f"its change from {scores}" in text
     assert main([*command, "--model", str(other), "--max_samples", "5", "--output_dir", str(tmp_path / "t")]) == 2
     assert "against: those scores are of other tokens" in capsys.readouterr().err
 

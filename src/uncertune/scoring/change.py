@@ -23,8 +23,8 @@ def earlier_scores(folder: str) -> pa.Table:
     return pq.read_table(path / TOKENS)
 
 
-def change(now: pa.Table, before: pa.Table, *, draws: int, seed: int) -> dict[str, Estimate]:
-    """Mean of (now − before) of each quantity over the tokens, in nats, with an interval over documents.
+def aligned(now: pa.Table, before: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Both in the order of rates, documents and positions.
 
     Raises UserError where the two do not score the same tokens at the same rates.
     """
@@ -35,6 +35,11 @@ def change(now: pa.Table, before: pa.Table, *, draws: int, seed: int) -> dict[st
             "against: those scores are of other tokens or rates: score the same data with the same tokenizer, "
             "max_samples, max_length and rate"
         )
+    return now, before
+
+
+def change(now: pa.Table, before: pa.Table, *, draws: int, seed: int) -> dict[str, Estimate]:
+    """Mean of (now − before) of each quantity over aligned tokens, in nats, with an interval over documents."""
     document = now["document"].to_numpy()
     return {
         name: mean_of(now[name].to_numpy() - before[name].to_numpy(), document, draws=draws, seed=seed)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,20 @@ import torch
 import yaml
 
 from uncertune.intervals import Estimate
-from uncertune.report import Column, Moment, ScoredDocument, Table, TokenPage, to_markdown, to_text, write_token_page
+from uncertune.report import (
+    Column,
+    Moment,
+    ScoredDocument,
+    Table,
+    TokenPage,
+    Value,
+    to_markdown,
+    to_text,
+    write_token_page,
+)
 from uncertune.scoring import figures, run
-from uncertune.scoring.change import change, earlier_scores
+from uncertune.scoring.change import aligned, change, earlier_scores
+from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
@@ -72,14 +84,21 @@ def _write(
         figures.dropout(folder / "dropout", by_rate, title)
     summary = _summary(options, found, columns, by_rate)
     changes: dict[str, Estimate] = {}
+    earlier = None
     if before is not None:
-        changes = change(main, _at(before, options.rates[0]), draws=options.bootstrap, seed=options.seed)
+        main, earlier = aligned(main, _at(before, options.rates[0]))
+        changes = change(main, earlier, draws=options.bootstrap, seed=options.seed)
         summary["change"] = {"against": options.against} | {name: _plain(one) for name, one in changes.items()}
+    made_of = _made_of(main, earlier, prepared, options)
+    summary["hardest"] = {name: {kind: _plain(one) for kind, one in shares.items()} for name, shares in made_of.items()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     shown, said = _table(found, title, options), _claim(found) + _changes(options, changes)
-    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + said)
+    parts = _made_of_table(made_of, options)
+    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + said + "\n" + to_markdown(parts))
     write_token_page(folder / "tokens.html", _page(options, prepared, columns, main, title))
-    print(f"{to_text(shown)}\n{said}\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
+    print(
+        f"{to_text(shown)}\n{said}\n{to_text(parts)}\n\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}"
+    )
     return summary
 
 
@@ -154,6 +173,40 @@ def _changes(options: ScoreOptions, changes: dict[str, Estimate]) -> str:
         f"- {name}, mean change from {options.against}: {one.value:+.4f} nats [{one.low:+.4f}, {one.high:+.4f}]\n"
         for name, one in changes.items()
     )
+
+
+def _made_of(now: pa.Table, earlier: pa.Table | None, prepared: Prepared, options: ScoreOptions) -> dict[str, Shares]:
+    """Shares of kinds of tokens: of all, of the hardest by each quantity, and the change of these from ``earlier``."""
+    kinds, document = kinds_of(now, set(prepared.tokenizer.all_special_ids)), now["document"].to_numpy()
+    shares = partial(composition, kinds, document, draws=options.bootstrap, seed=options.seed)
+    found = {"all": shares(np.ones(len(kinds), dtype=bool))}
+    for by in BY:
+        chosen = hardest(now, by, options.selection_fraction)
+        found[by] = shares(chosen)
+        if earlier is not None:
+            found[f"{by}, change"] = shares(chosen, hardest(earlier, by, options.selection_fraction))
+    return found
+
+
+def _made_of_table(made_of: dict[str, Shares], options: ScoreOptions) -> Table:
+    """Fig. 4 in numbers."""
+    columns = [Column(kind, kind.capitalize(), None, 0) for kind in KINDS]
+    part = f"{options.selection_fraction:.0%}"
+    rows: list[dict[str, Value]] = []
+    for name, shares in made_of.items():
+        changed = name.endswith(", change")
+        label = "all response tokens" if name == "all" else f"hardest {part} by {name.removesuffix(', change')}"
+        if changed:
+            label = f"its change from {options.against}"
+        rows.append({"tokens": label, **{kind: _percent(one, sign=changed) for kind, one in shares.items()}})
+    caption = "Shares of the tokens in per cent with 95 % intervals over documents; changes in points."
+    return Table("What the hardest tokens are made of", caption, tuple(columns), tuple(rows), "tokens", None)
+
+
+def _percent(one: Estimate, *, sign: bool) -> str:
+    form = "+.1f" if sign else ".1f"
+    low, high = (f"{100 * end:{form}}" for end in (one.low, one.high))
+    return f"{100 * one.value:{form}} [{low}, {high}]"
 
 
 def _at(table: pa.Table, rate: float) -> pa.Table:
