@@ -12,6 +12,7 @@ from sweep_folders import ARMS, sweep_folder
 from uncertune.errors import UserError
 from uncertune.intervals import over_seeds
 from uncertune.report.sweep import write_sweep
+from uncertune.report.sweep_claims import claims
 from uncertune.report.sweep_figures import figures
 from uncertune.report.sweep_measures import families, read_sweep
 
@@ -199,3 +200,45 @@ def test_the_page_never_scrolls_sideways_and_runs_nothing(visit, width):
     page = visit(width)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert "window.hacked = 1" in page.locator("#failed-runs").text_content()
+
+
+# ---- the paper's claims
+
+
+def test_claims_are_tested_in_pairs_of_arms(folder):
+    found = list(claims(read_sweep(folder)))
+    masked, mixed = "masked_mle-loss-0.25", "masked_mle_distill-loss-0.25"
+    outcome = {
+        says: f.outcome
+        for (claim, says, test), f in found.items()
+        if (claim == "C5" and masked in test) or mixed in test
+    }
+    assert outcome == {
+        "masked MLE gains in distribution": "held",
+        "masked MLE loses out of distribution": "held",
+        "with distillation it gains in distribution": "held",
+        "distillation mends what masked MLE loses out of distribution": "held",
+    }
+    sweep = read_sweep(folder)
+    document = sweep.gains(f"{masked}-document", sweep.inside)
+    (tokens,) = [f for f in found if f.says == "tokens beat documents, by loss"]
+    expected = over_seeds([one - document[seed] for seed, one in sweep.gains(masked, sweep.inside).items()])
+    assert tokens.effect == expected
+    assert tokens.outcome == "held"
+    (entropy,) = [f for f in found if f.says == "the highest loss is better than entropy"]
+    assert entropy.test.endswith(f"{masked} less masked_mle-entropy-0.25")
+    assert entropy.outcome == "undecided"  # the two have the same effect
+    text = (folder / "sweep.md").read_text()
+    assert text.index("What came out") < text.index("Gains over MLE")
+
+
+def test_a_sweep_without_masks_claims_nothing(folder, tmp_path):
+    def only_distill(content):
+        content["arms"] = [arm for arm in content["arms"] if "mask" not in arm["name"]]
+
+    write_sweep(change(folder, tmp_path, only_distill))
+    assert "What came out" not in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_claim_of_one_seed_is_undecided(tmp_path):
+    assert {f.outcome for f in claims(read_sweep(sweep_folder(tmp_path, seeds=1, fail=False)))} == {"undecided"}

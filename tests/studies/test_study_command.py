@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from uncertune.cli import main
+from uncertune.findings import Finding
 from uncertune.intervals import Estimate, over_seeds
 from uncertune.studies import command
-from uncertune.studies.study import Finding
 
 
 @pytest.mark.parametrize("name", ["polynomial", "subset"])

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from uncertune.intervals import MOST_SEEDS, Estimate, over_seeds, seeds_needed
+from uncertune.report.findings import findings_table
 from uncertune.report.page import Column, Facts, Page, Section, Table, Value, Written
 from uncertune.report.run import render, write_whole
 from uncertune.report.section_figure import draw_sections
+from uncertune.report.sweep_claims import claims
 from uncertune.report.sweep_figures import HOW, figures
 from uncertune.report.sweep_measures import MLE, Sweep, column, difference, mean, read_sweep
 from uncertune.report.tables import markdown_text, to_markdown, written
@@ -26,7 +28,8 @@ def write_sweep(output_dir: Path) -> Path:
     """
     sweep = read_sweep(output_dir)
     drawings = dict(figures(sweep))
-    numbers = [gains_table(sweep), *_measures(sweep)]
+    found = tuple(claims(sweep))
+    numbers = [*([findings_table(found)] if found else []), gains_table(sweep), *_measures(sweep)]
     failed = _failed(sweep)
     seeds = sorted({run["seed"] for run in sweep.content["runs"]})
     lead = (

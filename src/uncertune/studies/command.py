@@ -9,11 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from uncertune.errors import UserError
+from uncertune.report.findings import shown
 from uncertune.studies import mnist, polynomial, subset
 from uncertune.studies.language import study as language
 from uncertune.studies.options import StudyOptions
 from uncertune.studies.study import Runner, Study
-from uncertune.studies.writing import PAGE, shown, write
+from uncertune.studies.writing import PAGE, write
 
 STUDIES: dict[str, Runner] = {
     "polynomial": polynomial.run,

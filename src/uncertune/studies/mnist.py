@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.studies.correlation import spearman
 from uncertune.studies.digits import Digits, load
 from uncertune.studies.stacked import Stacked
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Grid, Line, Panel, Progress, Row, Study
+from uncertune.studies.study import Answer, Array, Drawing, Grid, Line, Panel, Progress, Row, Study
 from uncertune.uncertainty.bald import Logits, StreamedSums
 
 PARTS = 10

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.correlation import spearman
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Line, Panel, Progress, Study
+from uncertune.studies.study import Answer, Array, Drawing, Line, Panel, Progress, Study
 
 DEGREE = 5
 DATA = 20

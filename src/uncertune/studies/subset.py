@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uncertune.findings import Finding
 from uncertune.intervals import Estimate, over_seeds
 from uncertune.selection import select
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Line, Panel, Progress, Row, Study
+from uncertune.studies.study import Answer, Array, Drawing, Line, Panel, Progress, Row, Study
 
 N, K = 16, 4
 HELD_OUT = 200

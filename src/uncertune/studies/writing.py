@@ -15,6 +15,7 @@ import numpy as np
 
 from uncertune.intervals import Estimate
 from uncertune.report import Column, Curves, Facts, Page, Section, Series, Table, Value, write_page, write_whole
+from uncertune.report.findings import findings_table, shown
 from uncertune.studies.drawing import draw
 from uncertune.studies.study import Drawing, Grid, Panel, Plane, Study
 
@@ -72,13 +73,6 @@ def _cell(estimate: Mapping[str, float | None]) -> str:
     return shown(Estimate(*numbers))
 
 
-def shown(estimate: Estimate) -> str:
-    """Three digits, or – where there is none; the interval only where there is one."""
-    if math.isnan(estimate.value):
-        return "–"
-    return f"{estimate.value:.3g}" if math.isnan(estimate.low) else str(estimate)
-
-
 def _plain(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, float):
@@ -89,23 +83,8 @@ def _plain(value: Any) -> Any:
 
 
 def _page(study: Study, command: str) -> Page:
-    rows: tuple[Mapping[str, Value], ...] = tuple(
-        {
-            "claim": f"{f.claim}: {f.says}",
-            "outcome": f.outcome,
-            "effect": shown(f.effect),
-            "claimed": f"{'>' if f.side == 'above' else '<'} {f.level:g}",
-            "test": f.test,
-        }
-        for f in study.answer.findings
-    )
-    columns = tuple(Column(key, key, None, 0) for key in ("outcome", "effect", "claimed", "test"))
-    caption = (
-        "The effect is a mean with its 95 % interval over seeds. A claim is held where the whole interval is on the "
-        "claimed side, not held where it is on the other, else undecided."
-    )
     sections: list[Section] = [
-        Table("What came out", caption, columns, rows, "claim", None),
+        findings_table(study.answer.findings),
         *map(_table, study.answer.tables),
         *(curves for drawing in study.answer.drawings for curves in _curves(drawing)),
         Facts("Setting", (("command", command), *study.setting.items())),

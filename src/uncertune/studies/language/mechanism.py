@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, MASKED
 from uncertune.studies.language.grammar import divergence, entropy
@@ -17,7 +18,7 @@ from uncertune.studies.language.training import teacher, trained
 from uncertune.studies.language.truth import Measures, calibration, rows_of
 from uncertune.studies.language.world import World
 from uncertune.studies.stacked import Stacked
-from uncertune.studies.study import Answer, Array, Finding, Grid
+from uncertune.studies.study import Answer, Array, Grid
 
 REFERENCE = "reference (MLE)"
 SHOWN = {

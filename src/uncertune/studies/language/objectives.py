@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from uncertune.findings import Finding
 from uncertune.intervals import Estimate, over_seeds
 from uncertune.selection.scores import METRICS
 from uncertune.studies.language.arms import BOTH, DISTILL, FRACTIONS, MASKED, MLE, NAMES, ORACLE, Arm, table
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures, rows_of
 from uncertune.studies.language.world import World
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Grid, Line, Panel, Plane, Progress, Trail
+from uncertune.studies.study import Answer, Array, Drawing, Grid, Line, Panel, Plane, Progress, Trail
 
 PRETRAINED = "pretrained"
 Results = dict[str, Measures]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, DISTILL, MASKED, MLE, NAMES, ORACLE, Arm
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures
 from uncertune.studies.language.world import World
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Plane, Progress, Row, Trail
+from uncertune.studies.study import Answer, Array, Drawing, Plane, Progress, Row, Trail
 
 ARMS = (MLE, MASKED, BOTH, Arm("masked_mle", metric="random"), DISTILL, ORACLE)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.correlation import spearman
 from uncertune.studies.language.grammar import Language, divergence, entropy
@@ -18,7 +19,7 @@ from uncertune.studies.language.losses import decomposition, token_losses
 from uncertune.studies.language.training import teacher
 from uncertune.studies.language.world import World
 from uncertune.studies.stacked import Stacked
-from uncertune.studies.study import Answer, Array, Drawing, Finding, Grid, Line, Panel, Row
+from uncertune.studies.study import Answer, Array, Drawing, Grid, Line, Panel, Row
 
 SCORES = ("epistemic", "aleatoric", "loss", "entropy")
 DECILES = 10

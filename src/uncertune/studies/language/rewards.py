@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.language.arms import DISTILL, MLE, ORACLE, REWARDED
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures, rows_of
 from uncertune.studies.language.world import World
 from uncertune.studies.stacked import Stacked
-from uncertune.studies.study import Answer, Finding, Grid, Progress
+from uncertune.studies.study import Answer, Grid, Progress
 
 TEST = "expected reward (1 for the most probable word) in distribution, paired difference"
 

@@ -7,13 +7,14 @@ context, E_oracle[loss], and the true excess loss, KL(oracle ‖ model).
 
 from __future__ import annotations
 
+from uncertune.findings import Finding
 from uncertune.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, MASKED, MLE, NAMES, Arm
 from uncertune.studies.language.objectives import gain
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures, rows_of
 from uncertune.studies.language.world import World
-from uncertune.studies.study import Answer, Finding, Grid, Progress
+from uncertune.studies.study import Answer, Grid, Progress
 
 SCORES = ("loss", "expected loss", "excess loss")
 

@@ -1,0 +1,81 @@
+"""What a sweep's runs say about the paper's claims C3 (§4.2) and C5 (§4.3).
+
+Effects are relative gains over MLE, (arm − MLE) / MLE of each seed turned so that more is better; the gain out of
+distribution is the mean over its data sets. Two arms are compared within each seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from uncertune.findings import Finding
+from uncertune.report.sweep_measures import Record, Sweep, mean
+
+_BALD = ("bald_samples", "bald_rate")
+
+
+def claims(sweep: Sweep) -> Iterator[Finding]:
+    """Of C3 and C5, what the arms of the sweep can say."""
+    if sweep.inside not in sweep.relative:
+        return
+    masked = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
+    yield from _c3(sweep, masked)
+    for arm in masked:
+        if arm["metric"] == "loss" and arm.get("level") == "token":
+            yield from _c5(sweep, arm)
+
+
+def _c3(sweep: Sweep, masked: list[Record]) -> Iterator[Finding]:
+    for arm in masked:
+        if arm.get("level") != "token":
+            continue
+        other = _like(sweep, arm, level="document")
+        if other is not None:
+            effect = mean(_less(sweep.gains(arm["name"], sweep.inside), sweep.gains(other, sweep.inside)))
+            test = f"gain in distribution, {arm['name']} less {other}"
+            yield Finding("C3", f"tokens beat documents, by {arm['metric']}", test, effect, "above")
+    for arm in masked:
+        if arm["metric"] == "loss" or arm.get("level") != "token":
+            continue
+        best = _like(sweep, arm, metric="loss")
+        if best is not None:
+            effect = mean(_less(sweep.gains(best, sweep.inside), sweep.gains(arm["name"], sweep.inside)))
+            test = f"gain in distribution, {best} less {arm['name']}"
+            yield Finding("C3", f"the highest loss is better than {arm['metric']}", test, effect, "above")
+
+
+def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
+    name, inside = arm["name"], sweep.inside
+    yield Finding(
+        "C5",
+        "masked MLE gains in distribution",
+        f"gain of {name} on {inside}",
+        mean(sweep.gains(name, inside)),
+        "above",
+    )
+    outside = sweep.mean_gains(name)
+    if outside:
+        test = f"mean gain of {name} out of distribution"
+        yield Finding("C5", "masked MLE loses out of distribution", test, mean(outside), "below")
+    mixed = _like(sweep, arm, objective="masked_mle_distill")
+    if mixed is None:
+        return
+    test = f"gain of {mixed} on {inside}"
+    yield Finding("C5", "with distillation it gains in distribution", test, mean(sweep.gains(mixed, inside)), "above")
+    if outside:
+        test = f"mean gain out of distribution, {mixed} less {name}"
+        effect = mean(_less(sweep.mean_gains(mixed), outside))
+        yield Finding("C5", "distillation mends what masked MLE loses out of distribution", test, effect, "above")
+
+
+def _like(sweep: Sweep, arm: Record, **changed: str) -> str | None:
+    """The arm that differs from ``arm`` in this alone; what only BALD has does not count."""
+    wanted = {name: value for name, value in {**arm, **changed}.items() if name not in ("name", *_BALD)}
+    for other in sweep.arms:
+        if {name: value for name, value in other.items() if name not in ("name", *_BALD)} == wanted:
+            return str(other["name"])
+    return None
+
+
+def _less(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
