@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uncertune.cli import main as uncertune
 from uncertune.data.synthetic import WordProblem, check_answer, word_problems
 from uncertune.evaluation.measures import generate
+from uncertune.intervals import Estimate, over_seeds, paired
 from uncertune.models import resolve_model
 from uncertune.objectives import group_advantages
 from uncertune.training.rollouts import Answer, policy_rows, sample_answers
@@ -47,67 +48,91 @@ class Options:
     output_dir: str = "runs/rewards"
     model: str = "smollm2-135m"
     level: int = 1
-    warmup: int = 64
+    warmup: int = 32
     rounds: int = 3
-    problems: int = 64
+    problems: int = 32
     samples: int = 8
     epochs: int = 2
-    batch_size: int = 32
-    learning_rate: float = 2e-4
+    batch_size: int = 16
+    learning_rate: float = 5e-4
     beta: float = 0.0
     max_new_tokens: int = 40
-    test_problems: int = 128
+    test_problems: int = 64
+    test_samples: int = 4
     seed: int = 0
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
-    """Run it all; one record a round, the last one without training after it."""
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run it all; the held-out reward at the start and at the end, and their difference, each with its interval."""
     options = _options(arguments)
     output, began = Path(options.output_dir), time.perf_counter()
     problems = word_problems(options.seed, options.level)
     policy = start = warm_up(options, list(islice(problems, options.warmup)), output / "start")
     test = list(islice(word_problems(options.seed, options.level, split="test"), options.test_problems))
-    first = exact_match(policy, test, options)
-    print(f"start: exact match {first:.1%} of {len(test)} held-out problems", flush=True)
-    records = []
-    for number in range(1, options.rounds + 2):
+    before = held_out(policy, test, options)
+    print(f"start: {before}", flush=True)
+    for number in range(1, options.rounds + 1):
         asked = list(islice(problems, options.problems))
+        policy, reward = learn(
+            policy,
+            [one.messages()[:1] for one in asked],
+            lambda answer, asked=asked: is_right(answer, asked),
+            output / f"round-{number}",
+            options,
+            seed=options.seed + number,
+            reference=start,
+        )
+        print(f"round {number}: reward {reward} before it, {time.perf_counter() - began:.0f} s", flush=True)
+    after = held_out(policy, test, options)
+    gain = paired(after.rewards, before.rewards)
+    print(f"end: {after}\ngained: {gain} over {len(test)} held-out problems")
+    return {"start": before.rewards, "end": after.rewards, "gain": gain}
 
-        def reward(answer: Answer, asked: list[WordProblem] = asked) -> float:
-            return float(answer.finished and check_answer(answer.text, asked[answer.prompt].answer))
 
-        prompts = [one.messages()[:1] for one in asked]
-        last = number > options.rounds
-        folder = None if last else output / f"round-{number}"
-        record, policy = learn(policy, prompts, reward, folder, options, seed=options.seed + number, reference=start)
-        records.append(record)
-        spent = time.perf_counter() - began
-        name = "end" if last else f"round {number}"
-        print(f"{name}: mean reward {record['reward']:.3f} ± {record['error']:.3f}, {spent:.0f} s", flush=True)
-    final = exact_match(policy, test, options)
-    print(f"end: exact match {final:.1%} of {len(test)} held-out problems (start: {first:.1%})")
-    return records
+@dataclass(frozen=True)
+class HeldOut:
+    """Of the same problems each time: the mean reward of sampled answers, a number a problem, and greedy answers."""
+
+    rewards: list[float]
+    greedy: float
+
+    def __str__(self) -> str:
+        return f"held-out reward {over_seeds(self.rewards)}, greedy answers right {self.greedy:.1%}"
+
+
+def held_out(policy: str, test: Sequence[WordProblem], options: Options) -> HeldOut:
+    """Sampled answers at temperature 1, as in the rounds, and one greedy answer, to every problem of ``test``."""
+    tokenizer, model = AutoTokenizer.from_pretrained(policy), _load(policy)
+    prompts = [one.messages()[:1] for one in test]
+    lengths = {"max_new_tokens": options.max_new_tokens, "samples": options.test_samples}
+    answers = sample_answers(model, tokenizer, prompts, seed=options.seed, **lengths)
+    rewards = torch.tensor([is_right(answer, test) for answer in answers]).view(len(test), -1).mean(1)
+    greedy = generate(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, batch_size=64)
+    right = [check_answer(text, one.answer) for text, one in zip(greedy, test, strict=True)]
+    return HeldOut(rewards.tolist(), sum(right) / len(right))
+
+
+def is_right(answer: Answer, asked: Sequence[WordProblem]) -> float:
+    """1 for an answer that came to an end with the right number, else 0."""
+    return float(answer.finished and check_answer(answer.text, asked[answer.prompt].answer))
 
 
 def learn(
     policy: str,
     prompts: Prompts,
     reward: Callable[[Answer], float],
-    folder: Path | None,
+    folder: Path,
     options: Options,
     *,
     seed: int = 0,
     reference: str | None = None,
-) -> tuple[dict[str, float], str]:
-    """One round: the mean reward of ``policy`` with its standard error over prompts, and the policy trained on it."""
+) -> tuple[str, Estimate]:
+    """One round: the policy after it, and the mean reward of ``policy`` before it, with an interval over prompts."""
     tokenizer, model = AutoTokenizer.from_pretrained(policy), _load(policy)
     lengths = {"max_new_tokens": options.max_new_tokens, "samples": options.samples}
     answers = sample_answers(model, tokenizer, prompts, seed=seed, **lengths)
     rewards = torch.tensor([reward(answer) for answer in answers])
-    means = rewards.view(len(prompts), -1).mean(1)
-    record = {"reward": float(means.mean()), "error": float(means.std() / len(prompts) ** 0.5)}
-    if folder is None:
-        return record, policy
+    found = over_seeds(rewards.view(len(prompts), -1).mean(1).tolist())
     advantages = group_advantages(rewards, [answer.prompt for answer in answers])
     # answers to a problem that are all right, or all wrong, teach nothing
     kept = [(answer, float(a)) for answer, a in zip(answers, advantages, strict=True) if a != 0]
@@ -119,7 +144,7 @@ def learn(
     fields: dict[str, Any] = {"objective": "policy_gradient", "num_train_epochs": options.epochs}
     if options.beta:
         fields |= {"beta": options.beta, "teacher": reference}
-    return record, train(policy, str(data), folder, options, **fields)
+    return train(policy, str(data), folder, options, **fields), found
 
 
 def warm_up(options: Options, problems: list[WordProblem], folder: Path) -> str:
@@ -161,15 +186,6 @@ def train(policy: str, data: str, folder: Path, options: Options, **fields: Any)
     PeftModel.from_pretrained(_load(policy), str(folder / "run")).merge_and_unload().save_pretrained(merged)
     AutoTokenizer.from_pretrained(policy).save_pretrained(merged)
     return str(merged)
-
-
-def exact_match(policy: str, problems: list[WordProblem], options: Options) -> float:
-    """The share of greedy answers that are right."""
-    prompts = [one.messages()[:1] for one in problems]
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    found = generate(_load(policy), tokenizer, prompts, max_new_tokens=options.max_new_tokens, batch_size=64)
-    right = [check_answer(text, one.answer) for text, one in zip(found, problems, strict=True)]
-    return sum(right) / len(right)
 
 
 def _load(policy: str) -> Any:
