@@ -8,6 +8,8 @@ from typing import Literal
 
 from uncertune.intervals import Estimate
 
+Side = Literal["above", "below"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,7 +19,7 @@ class Finding:
     says: str
     test: str
     effect: Estimate
-    side: Literal["above", "below"]
+    side: Side
     level: float = 0.0
 
     @property

@@ -208,16 +208,13 @@ def test_the_page_never_scrolls_sideways_and_runs_nothing(visit, width):
 def test_claims_are_tested_in_pairs_of_arms(folder):
     found = list(claims(read_sweep(folder)))
     masked, mixed = "masked_mle-loss-0.25", "masked_mle_distill-loss-0.25"
-    outcome = {
-        says: f.outcome
-        for (claim, says, test), f in found.items()
-        if (claim == "C5" and masked in test) or mixed in test
-    }
+    outcome = {f.says: f.outcome for f in found if f.claim == "C5" and (masked in f.test or mixed in f.test)}
+    places = ("on wikitext2", "on mmlu_dev", "mean of the data sets")
     assert outcome == {
         "masked MLE gains in distribution": "held",
-        "masked MLE loses out of distribution": "held",
+        **{f"masked MLE loses out of distribution, {place}": "held" for place in places},
         "with distillation it gains in distribution": "held",
-        "distillation mends what masked MLE loses out of distribution": "held",
+        **{f"distillation mends what masked MLE loses out of distribution, {place}": "held" for place in places},
     }
     sweep = read_sweep(folder)
     document = sweep.gains(f"{masked}-document", sweep.inside)

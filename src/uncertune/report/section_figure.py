@@ -99,6 +99,7 @@ def _points(axes: Any, section: Points, styles: dict[str, LineStyle]) -> None:
     axes.axvline(0, color=_INK, linewidth=0.8)
     axes.set_xlabel(section.x_label)
     axes.set_ylabel(section.y_label)
+    axes.locator_params(nbins=6)
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     if section.percent:
         as_percent(axes.xaxis, axes.yaxis)

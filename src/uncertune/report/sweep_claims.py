@@ -6,9 +6,10 @@ distribution is the mean over its data sets. Two arms are compared within each s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
-from uncertune.findings import Finding
+from uncertune.findings import Finding, Side
 from uncertune.report.sweep_measures import Record, Sweep, mean
 
 _BALD = ("bald_samples", "bald_rate")
@@ -53,19 +54,33 @@ def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
         mean(sweep.gains(name, inside)),
         "above",
     )
-    outside = sweep.mean_gains(name)
-    if outside:
-        test = f"mean gain of {name} out of distribution"
-        yield Finding("C5", "masked MLE loses out of distribution", test, mean(outside), "below")
+    yield from _outside(sweep, "masked MLE loses", f"gain of {name}", "below", lambda one: sweep.gains(name, one))
     mixed = _like(sweep, arm, objective="masked_mle_distill")
     if mixed is None:
         return
     test = f"gain of {mixed} on {inside}"
     yield Finding("C5", "with distillation it gains in distribution", test, mean(sweep.gains(mixed, inside)), "above")
-    if outside:
-        test = f"mean gain out of distribution, {mixed} less {name}"
-        effect = mean(_less(sweep.mean_gains(mixed), outside))
-        yield Finding("C5", "distillation mends what masked MLE loses out of distribution", test, effect, "above")
+    mended = "distillation mends what masked MLE loses"
+    yield from _outside(
+        sweep,
+        mended,
+        f"gain of {mixed} less that of {name}",
+        "above",
+        lambda one: _less(sweep.gains(mixed, one), sweep.gains(name, one)),
+    )
+
+
+def _outside(
+    sweep: Sweep, says: str, test: str, side: Side, gains: Callable[[str], Mapping[int, float]]
+) -> Iterator[Finding]:
+    """On each data set out of distribution, and on their mean where there are several."""
+    by_set = {name: gains(name) for name in sweep.relative if name != sweep.inside}
+    for name, found in by_set.items():
+        yield Finding("C5", f"{says} out of distribution, on {name}", test, mean(found), side)
+    if len(by_set) > 1:
+        seeds = sorted(set.intersection(*map(set, by_set.values())))
+        means = {seed: math.fsum(one[seed] for one in by_set.values()) / len(by_set) for seed in seeds}
+        yield Finding("C5", f"{says} out of distribution, mean of the data sets", test, mean(means), side)
 
 
 def _like(sweep: Sweep, arm: Record, **changed: str) -> str | None:
