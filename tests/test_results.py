@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from uncertune.report.sweep import write_sweep
+from uncertune.report.sweep_measures import difference, read_sweep
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.json"))
@@ -26,3 +27,19 @@ def test_the_table_is_that_of_the_runs(folder, tmp_path):
 @pytest.mark.parametrize("recipe", COMMANDS.values())
 def test_a_command_names_a_recipe(recipe):
     assert (RESULTS.parent / recipe).is_file()
+
+
+def losses(folder):
+    """A row a data set: each arm's loss less that of MLE with the same seed."""
+    sweep = read_sweep(folder)
+    for name in sweep.sets:
+        found = [difference(sweep, arm, name, "loss") for arm in sweep.others]
+        cells = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]".replace("-", "−") for one in found]
+        yield f"| {sweep.content['data']} | {name} | " + " | ".join(cells) + " |"
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "alpaca"])
+def test_the_readme_quotes_the_runs(name):
+    page = (RESULTS / "README.md").read_text()
+    for row in losses(RESULTS / name):
+        assert row in page
