@@ -48,13 +48,13 @@ class Options:
     output_dir: str = "runs/rewards"
     model: str = "smollm2-135m"
     level: int = 1
-    warmup: int = 32
+    warmup: int = 24
     rounds: int = 3
     problems: int = 32
     samples: int = 8
     epochs: int = 2
-    batch_size: int = 16
-    learning_rate: float = 5e-4
+    batch_size: int = 32
+    learning_rate: float = 3e-4
     beta: float = 0.0
     max_new_tokens: int = 40
     test_problems: int = 64

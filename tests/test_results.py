@@ -38,8 +38,14 @@ def losses(folder):
         yield f"| {sweep.content['data']} | {name} | " + " | ".join(cells) + " |"
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "alpaca"])
-def test_the_readme_quotes_the_runs(name):
-    page = (RESULTS / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "name"), [("results/README.md", "gsm8k"), ("results/README.md", "alpaca"), ("README.md", "gsm8k")]
+)
+def test_the_pages_quote_the_runs(page, name):
+    text = (RESULTS.parent / page).read_text()
     for row in losses(RESULTS / name):
-        assert row in page
+        assert row in text
+
+
+def test_the_readme_quotes_the_demo():
+    assert (RESULTS / "demo" / "table.md").read_text().strip() in (RESULTS.parent / "README.md").read_text()
