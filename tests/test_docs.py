@@ -30,6 +30,10 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
         assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in page
 
 
+def test_the_page_of_uncertainty_holds_what_the_hardest_tokens_are():
+    assert (DOCS / "uncertainty" / "hardest.md").read_text().strip() in (DOCS / "uncertainty.md").read_text()
+
+
 @pytest.mark.parametrize("step", [0, 5, 15, 25])
 def test_the_page_of_uncertainty_holds_the_course_of_training(step):
     found = json.loads((DOCS / "uncertainty" / f"training-{step}.json").read_text())
