@@ -11,8 +11,15 @@ on it sees no solution. In each round it
    answers, advantages and the probabilities they were sampled with;
 4. trains on it with `uncertune train` and `objective: policy_gradient`: off-policy, with PPO's clip.
 
-The mean reward of a round is that of the policy before the round's training, on problems new to it. Greedy answers to
-held-out problems are checked at the start and at the end.
+At the start and at the end the same held-out problems are answered, four times each at temperature 1 and once greedily.
+With the defaults, on SmolLM2-135M (half an hour of one processor core):
+
+    start: held-out reward 0.211 [0.156, 0.266], greedy answers right 60.9%
+    end: held-out reward 0.508 [0.42, 0.596], greedy answers right 64.1%
+    gained: 0.297 [0.222, 0.371] over 64 held-out problems
+
+What it learns is mostly to answer as surely as it could at its best: sampled answers come near the greedy ones. At a
+learning rate of 5e-4 in batches of 16, from a start of 32 solutions, it gained nothing (−0.008 [−0.091, 0.075]).
 """
 
 from __future__ import annotations
