@@ -22,7 +22,8 @@ def findings_table(findings: Iterable[Finding]) -> Table:
         }
         for f in findings
     )
-    columns = tuple(Column(key, key, None, 0) for key in ("outcome", "effect", "claimed", "test"))
+    names = ("outcome", "effect", "claimed", "test")
+    columns = tuple(Column(name, name, None, 0, words=name == "test") for name in names)
     caption = (
         "The effect is a mean with its 95 % interval over seeds. A claim is held where the whole interval is on the "
         "claimed side, not held where it is on the other, else undecided."

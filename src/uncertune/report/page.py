@@ -32,7 +32,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers.
+    """One column of numbers; or of ``words``, whose lines break.
 
     ``digits`` are those after the point. With ``percent`` the value is a share: 0.412 is shown as 41.2% and its
     differences are in percentage points. ``better`` is None where neither direction is. With ``sign`` a
@@ -45,6 +45,7 @@ class Column:
     digits: int
     percent: bool = False
     sign: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,10 @@ def to_text(table: Table, width: int = 100) -> str:
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown, differences in brackets after the values."""
     heads = [label_heading(table), *(f"{column.label} {direction(column)}".strip() for column in table.columns)]
-    lines = ["| " + " | ".join(map(markdown_text, heads)) + " |", "|:--|" + "--:|" * len(table.columns)]
+    lines = [
+        "| " + " | ".join(map(markdown_text, heads)) + " |",
+        "|:--|" + "".join(":--|" if column.words else "--:|" for column in table.columns),
+    ]
     for name, _, row in cells(table):
         shown = [f"{entry.whole} ({entry.change})" if entry.difference else entry.whole for entry in row]
         lines.append("| " + " | ".join(map(markdown_text, [name, *shown])) + " |")
