@@ -6,11 +6,10 @@ distribution is the mean over its data sets. Two arms are compared within each s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 from uncertune.findings import Finding, Side
-from uncertune.report.sweep_measures import Record, Sweep, mean
+from uncertune.report.sweep_measures import Record, Sweep, less, mean, mean_over
 
 _BALD = ("bald_samples", "bald_rate")
 
@@ -27,22 +26,21 @@ def claims(sweep: Sweep) -> Iterator[Finding]:
 
 
 def _c3(sweep: Sweep, masked: list[Record]) -> Iterator[Finding]:
-    for arm in masked:
-        if arm.get("level") != "token":
-            continue
+    tokens = [arm for arm in masked if arm.get("level") == "token"]
+    for arm in tokens:
         other = _like(sweep, arm, level="document")
-        if other is not None:
-            effect = mean(_less(sweep.gains(arm["name"], sweep.inside), sweep.gains(other, sweep.inside)))
-            test = f"gain in distribution, {arm['name']} less {other}"
-            yield Finding("C3", f"tokens beat documents, by {arm['metric']}", test, effect, "above")
-    for arm in masked:
-        if arm["metric"] == "loss" or arm.get("level") != "token":
-            continue
-        best = _like(sweep, arm, metric="loss")
-        if best is not None:
-            effect = mean(_less(sweep.gains(best, sweep.inside), sweep.gains(arm["name"], sweep.inside)))
-            test = f"gain in distribution, {best} less {arm['name']}"
-            yield Finding("C3", f"the highest loss is better than {arm['metric']}", test, effect, "above")
+        yield from _better(sweep, f"tokens beat documents, by {arm['metric']}", arm["name"], other)
+    for arm in tokens:
+        if arm["metric"] != "loss":
+            best = _like(sweep, arm, metric="loss")
+            yield from _better(sweep, f"the highest loss is better than {arm['metric']}", best, arm["name"])
+
+
+def _better(sweep: Sweep, says: str, one: str | None, other: str | None) -> Iterator[Finding]:
+    """One arm against another in distribution, where the sweep has both."""
+    if one is not None and other is not None:
+        effect = mean(less(sweep.gains(one, sweep.inside), sweep.gains(other, sweep.inside)))
+        yield Finding("C3", says, f"gain in distribution, {one} less {other}", effect, "above")
 
 
 def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
@@ -66,7 +64,7 @@ def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
         mended,
         f"gain of {mixed} less that of {name}",
         "above",
-        lambda one: _less(sweep.gains(mixed, one), sweep.gains(name, one)),
+        lambda one: less(sweep.gains(mixed, one), sweep.gains(name, one)),
     )
 
 
@@ -74,12 +72,11 @@ def _outside(
     sweep: Sweep, says: str, test: str, side: Side, gains: Callable[[str], Mapping[int, float]]
 ) -> Iterator[Finding]:
     """On each data set out of distribution, and on their mean where there are several."""
-    by_set = {name: gains(name) for name in sweep.relative if name != sweep.inside}
+    by_set = {name: gains(name) for name in sweep.outside}
     for name, found in by_set.items():
         yield Finding("C5", f"{says} out of distribution, on {name}", test, mean(found), side)
     if len(by_set) > 1:
-        seeds = sorted(set.intersection(*map(set, by_set.values())))
-        means = {seed: math.fsum(one[seed] for one in by_set.values()) / len(by_set) for seed in seeds}
+        means = mean_over(list(by_set.values()))
         yield Finding("C5", f"{says} out of distribution, mean of the data sets", test, mean(means), side)
 
 
@@ -90,7 +87,3 @@ def _like(sweep: Sweep, arm: Record, **changed: str) -> str | None:
         if {name: value for name, value in other.items() if name not in ("name", *_BALD)} == wanted:
             return str(other["name"])
     return None
-
-
-def _less(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    return {seed: one[seed] - other[seed] for seed in one if seed in other}

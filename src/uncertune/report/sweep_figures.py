@@ -22,7 +22,7 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
     """File stems and their panels."""
     if not sweep.others or MLE not in [arm["name"] for arm in sweep.arms]:
         return
-    inside, outside = sweep.inside, [name for name in sweep.relative if name != sweep.inside]
+    inside, outside = sweep.inside, sweep.outside
     if inside in sweep.relative:
         selecting = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
         by_metric = dict.fromkeys(str(arm["metric"]) for arm in selecting)

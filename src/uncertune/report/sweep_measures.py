@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
-from uncertune.intervals import Estimate, over_seeds, paired
+from uncertune.intervals import Estimate, over_seeds
 from uncertune.report.metrics import metric_column
 from uncertune.report.page import Column
 
@@ -70,6 +70,11 @@ class Sweep:
         """Data sets on which a gain relative to MLE is defined: its measure is 0 with no seed."""
         return [name for name, measure in self.main.items() if all(self.values(MLE, name, measure).values())]
 
+    @property
+    def outside(self) -> list[str]:
+        """Those of ``relative`` that are out of distribution."""
+        return [name for name in self.relative if name != self.inside]
+
     def values(self, arm: str, name: str, measure: str) -> dict[int, float]:
         """By seed, of the finished runs that have it."""
         out = {}
@@ -87,8 +92,7 @@ class Sweep:
 
     def differences(self, arm: str, name: str, measure: str) -> dict[int, float]:
         """Arm − MLE by seed."""
-        mine, theirs = self.values(arm, name, measure), self.values(MLE, name, measure)
-        return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+        return less(self.values(arm, name, measure), self.values(MLE, name, measure))
 
     def ahead(self, arm: str, name: str) -> dict[int, float]:
         """arm − MLE on the set's main measure by seed, turned so that more is better."""
@@ -104,9 +108,7 @@ class Sweep:
 
     def mean_gains(self, arm: str) -> dict[int, float]:
         """By seed, the mean over the data sets out of distribution; seeds that lack one are left out."""
-        outside = [self.gains(arm, name) for name in self.relative if name != self.inside]
-        seeds = set.intersection(*map(set, outside)) if outside else set()
-        return {seed: math.fsum(one[seed] for one in outside) / len(outside) for seed in sorted(seeds)}
+        return mean_over([self.gains(arm, name) for name in self.outside])
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -136,11 +138,20 @@ def mean(values: Mapping[int, float]) -> Estimate:
     return over_seeds(list(values.values()))
 
 
+def less(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """one − other by seed, of those that both have."""
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+
+
+def mean_over(sets: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """By seed, the mean over data sets; seeds that lack one are left out."""
+    seeds = set.intersection(*map(set, sets)) if sets else set()
+    return {seed: math.fsum(one[seed] for one in sets) / len(sets) for seed in sorted(seeds)}
+
+
 def difference(sweep: Sweep, arm: str, name: str, measure: str) -> Estimate:
     """Arm − MLE over seeds."""
-    mine, theirs = sweep.values(arm, name, measure), sweep.values(MLE, name, measure)
-    seeds = [seed for seed in mine if seed in theirs]
-    return paired([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return mean(sweep.differences(arm, name, measure))
 
 
 def families(arms: Sequence[Record]) -> list[list[Record]]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
 
 from uncertune.intervals import Estimate
@@ -34,7 +33,6 @@ from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardes
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
-from uncertune.selection import select
 from uncertune.training.checkpoints import write_atomically
 from uncertune.training.folder import environment, held
 
@@ -84,12 +82,12 @@ def _write(
         figures.dropout(folder / "dropout", by_rate, title)
     summary = _summary(options, found, columns, by_rate)
     changes: dict[str, Estimate] = {}
-    earlier = None
+    now, earlier = main, None
     if before is not None:
-        main, earlier = aligned(main, _at(before, options.rates[0]))
-        changes = change(main, earlier, draws=options.bootstrap, seed=options.seed)
+        now, earlier = aligned(main, _at(before, options.rates[0]))
+        changes = change(now, earlier, draws=options.bootstrap, seed=options.seed)
         summary["change"] = {"against": options.against} | {name: _plain(one) for name, one in changes.items()}
-    made_of = _made_of(main, earlier, prepared, options)
+    made_of = _made_of(now, earlier, prepared, options)
     summary["hardest"] = {name: {kind: _plain(one) for kind, one in shares.items()} for name, shares in made_of.items()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     shown, said = _table(found, title, options), _claim(found) + _changes(options, changes)
@@ -218,7 +216,7 @@ def _interval(one: Estimate) -> str:
 
 
 def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], main: pa.Table, title: str) -> TokenPage:
-    chosen = select(torch.from_numpy(columns["loss"].copy()), options.selection_fraction).numpy()
+    chosen = hardest(main, "loss", options.selection_fraction)
     numbers, position = main["document"].to_numpy(), main["position"].to_numpy()
     texts: dict[int, str] = {}
     documents = []
