@@ -113,7 +113,7 @@ def test_the_change_from_other_scores_is_paired(scores, model, tmp_path, capsys)
         difference = found["mean_nats"][name] - before["mean_nats"][name]
         assert found["change"][name]["value"] == pytest.approx(difference, abs=1e-12)
         assert found["change"][name]["low"] < difference < found["change"][name]["high"]
-    for kind, one in found["hardest"]["loss, change"].items():
+    for kind, one in found["hardest_change"]["loss"].items():
         difference = found["hardest"]["loss"][kind]["value"] - before["hardest"]["loss"][kind]["value"]
         assert one["value"] == pytest.approx(difference, abs=1e-12)
     text = (tmp_path / "s" / "summary.md").read_text()

@@ -97,9 +97,10 @@ def _measures(sweep: Sweep) -> Iterator[Table]:
             cells = {one.key: _cell(sweep, arm["name"], one, measure) for one in columns}
             rows.append({"arm": arm["name"], **cells})
         unit = {"loss": " in nats per response token", "kl": " from the base in nats per response token"}
+        points = " in points" if columns[0].percent else ""
         caption = (
-            f"Means over seeds{unit.get(measure, '')}; Δ is the difference to MLE with the same seed and its 95 % "
-            "interval, with * where that is clear of 0."
+            f"Means over seeds{unit.get(measure, '')}; Δ is the difference to MLE with the same seed{points} and its "
+            "95 % interval, with * where that is clear of 0."
         )
         yield Table(f"Measured: {measure}", caption, tuple(columns), tuple(rows), "arm", None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from uncertune.report import (
     to_text,
     write_token_page,
 )
+from uncertune.report.tables import written
 from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
@@ -87,11 +88,13 @@ def _write(
         now, earlier = aligned(main, _at(before, options.rates[0]))
         changes = change(now, earlier, draws=options.bootstrap, seed=options.seed)
         summary["change"] = {"against": options.against} | {name: _plain(one) for name, one in changes.items()}
-    made_of = _made_of(now, earlier, prepared, options)
-    summary["hardest"] = {name: {kind: _plain(one) for kind, one in shares.items()} for name, shares in made_of.items()}
+    made_of, made_of_changes = _made_of(now, earlier, prepared, options)
+    summary["hardest"] = {by: _plain_shares(shares) for by, shares in made_of.items()}
+    if made_of_changes:
+        summary["hardest_change"] = {by: _plain_shares(shares) for by, shares in made_of_changes.items()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     shown, said = _table(found, title, options), _claim(found) + _changes(options, changes)
-    parts = _made_of_table(made_of, options)
+    parts = _made_of_table(made_of, made_of_changes, options)
     write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + said + "\n" + to_markdown(parts))
     write_token_page(folder / "tokens.html", _page(options, prepared, columns, main, title))
     print(
@@ -125,6 +128,10 @@ def _summary(
 
 def _plain(one: Estimate) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in asdict(one).items()}
+
+
+def _plain_shares(shares: Shares) -> dict[str, dict[str, float | None]]:
+    return {kind: _plain(one) for kind, one in shares.items()}
 
 
 def _table(found: Correlations, title: str, options: ScoreOptions) -> Table:
@@ -173,38 +180,37 @@ def _changes(options: ScoreOptions, changes: dict[str, Estimate]) -> str:
     )
 
 
-def _made_of(now: pa.Table, earlier: pa.Table | None, prepared: Prepared, options: ScoreOptions) -> dict[str, Shares]:
-    """Shares of kinds of tokens: of all, of the hardest by each quantity, and the change of these from ``earlier``."""
+def _made_of(
+    now: pa.Table, earlier: pa.Table | None, prepared: Prepared, options: ScoreOptions
+) -> tuple[dict[str, Shares], dict[str, Shares]]:
+    """Shares of kinds of tokens: of all, of the hardest by each quantity, and how the latter changed from ``earlier``."""
     kinds, document = kinds_of(now, set(prepared.tokenizer.all_special_ids)), now["document"].to_numpy()
     shares = partial(composition, kinds, document, draws=options.bootstrap, seed=options.seed)
-    found = {"all": shares(np.ones(len(kinds), dtype=bool))}
+    found, changes = {"all": shares(np.ones(len(kinds), dtype=bool))}, {}
     for by in BY:
         chosen = hardest(now, by, options.selection_fraction)
         found[by] = shares(chosen)
         if earlier is not None:
-            found[f"{by}, change"] = shares(chosen, hardest(earlier, by, options.selection_fraction))
-    return found
+            changes[by] = shares(chosen, hardest(earlier, by, options.selection_fraction))
+    return found, changes
 
 
-def _made_of_table(made_of: dict[str, Shares], options: ScoreOptions) -> Table:
+def _made_of_table(made_of: dict[str, Shares], changes: dict[str, Shares], options: ScoreOptions) -> Table:
     """Fig. 4 in numbers."""
-    columns = [Column(kind, kind.capitalize(), None, 0) for kind in KINDS]
-    part = f"{options.selection_fraction:.0%}"
+    columns = [Column(kind, kind.capitalize(), None, 1, percent=True) for kind in KINDS]
     rows: list[dict[str, Value]] = []
-    for name, shares in made_of.items():
-        changed = name.endswith(", change")
-        label = "all response tokens" if name == "all" else f"hardest {part} by {name.removesuffix(', change')}"
-        if changed:
-            label = f"its change from {options.against}"
-        rows.append({"tokens": label, **{kind: _percent(one, sign=changed) for kind, one in shares.items()}})
-    caption = "Shares of the tokens in per cent with 95 % intervals over documents; changes in points."
+    for by, shares in made_of.items():
+        hard = f"hardest {options.selection_fraction:.0%} by {by}"
+        rows.append({"tokens": "all response tokens" if by == "all" else hard, **_shown(shares, columns)})
+        if by in changes:
+            signed = [replace(column, sign=True) for column in columns]
+            rows.append({"tokens": f"its change from {options.against}", **_shown(changes[by], signed)})
+    caption = "Shares of the tokens with 95 % intervals over documents; changes in points."
     return Table("What the hardest tokens are made of", caption, tuple(columns), tuple(rows), "tokens", None)
 
 
-def _percent(one: Estimate, *, sign: bool) -> str:
-    form = "+.1f" if sign else ".1f"
-    low, high = (f"{100 * end:{form}}" for end in (one.low, one.high))
-    return f"{100 * one.value:{form}} [{low}, {high}]"
+def _shown(shares: Shares, columns: list[Column]) -> dict[str, Value]:
+    return {column.key: written(shares[column.key], column) for column in columns}
 
 
 def _at(table: pa.Table, rate: float) -> pa.Table:
