@@ -61,7 +61,5 @@ def parse(arguments: list[str]) -> DemoOptions:
         raise UserError(f"selection_fraction must be in (0, 1], got {out.selection_fraction}")
     if not out.learning_rate > 0:
         raise UserError(f"learning_rate must be above 0, got {out.learning_rate}")
-    for name in ("train_problems", "batch_size", "test_problems", "general_prompts", "max_new_tokens"):
-        if getattr(out, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(out, name)}")
+    options.check_counts(out, "train_problems", "batch_size", "test_problems", "general_prompts", "max_new_tokens")
     return out

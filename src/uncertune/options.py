@@ -9,13 +9,23 @@ from __future__ import annotations
 import argparse
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn, TypeVar
 
 from uncertune.errors import UserError
 
 T = TypeVar("T")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+HELP = {
+    "attn_implementation": "eager, sdpa or flash_attention_2; the model's own choice",
+    "chat_template_path": "a .jinja file, or a model, whose chat template to use",
+    "data_dir": "folder with the built-in data sets' files, else $UNCERTUNE_DATA",
+    "dataset_config": "configuration of a hub data set",
+    "dtype": "of the model: auto (as stored), float32, bfloat16 or float16",
+}
+"""Texts of options that several commands have."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +80,25 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"{name}: {text!r} must be numbers with commas between them, like 0.1 or 0.05,0.1") from None
+
+
+def split(text: str | None) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def check_counts(given: object, *names: str) -> None:
+    """Raise UserError for an option below 1; None is fine."""
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UserError for a value that is none of ``choices``."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _types(kind: type) -> dict[str, type]:

@@ -15,7 +15,6 @@ from uncertune.evaluation.options import (
     check_limits,
     check_numbers,
     limits_of,
-    split,
 )
 
 
@@ -46,11 +45,11 @@ class CompareOptions(ModelOptions):
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
-        return split(self.tasks)
+        return options.split(self.tasks)
 
     @property
     def in_distribution_tasks(self) -> tuple[str, ...]:
-        return split(self.in_distribution)
+        return options.split(self.in_distribution)
 
     @property
     def asked(self) -> tuple[str, ...]:

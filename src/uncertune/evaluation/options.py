@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from uncertune import options
 from uncertune.errors import UserError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("hf", "vllm")
 TOKENS = "tokens:"
 
@@ -32,7 +31,7 @@ class ModelOptions:
 
     @property
     def chosen_labels(self) -> tuple[str, ...]:
-        return tuple(part.strip() for part in self.labels.split(",")) if self.labels else ()
+        return options.split(self.labels)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class EvaluateOptions(ModelOptions):
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
-        return split(self.tasks)
+        return options.split(self.tasks)
 
     def limit_of(self, task: str) -> int | None:
         return limits_of(self.limits).get(task, self.limit)
@@ -69,15 +68,12 @@ class GenerateOptions(ModelOptions):
 
 
 COMMON_HELP = {
+    **options.HELP,
     "models": "a model, and LoRA adapters of it (folders, runs, hub ids); an adapter alone brings its base along",
     "output_dir": "folder of the results",
     "labels": "names of the models in the results, with commas; by default the last part of each path",
     "batch_size": "prompts that run together",
     "seed": "of every random number",
-    "data_dir": "folder with the built-in data sets' files, else $UNCERTUNE_DATA",
-    "chat_template_path": "a .jinja file, or a model, whose chat template to use",
-    "dtype": "of the model: auto (as stored), float32, bfloat16 or float16",
-    "attn_implementation": "eager, sdpa or flash_attention_2; the model's own choice",
 }
 EVALUATE_HELP = {
     **COMMON_HELP,
@@ -97,7 +93,6 @@ GENERATE_HELP = {
     **COMMON_HELP,
     "prompts": "alpaca_eval, ifeval, gsm8k, word_problems, a file with messages or prompts, a folder or a hub id",
     "dataset_split": "split of the prompts; test where there is one",
-    "dataset_config": "configuration of a hub data set",
     "limit": "prompts to answer, the first ones; all",
     "max_new_tokens": "longest answer, in tokens; 1024",
     "temperature": "0 takes the likeliest token, above 0 samples",
@@ -145,8 +140,7 @@ def parse_evaluate(arguments: list[str]) -> EvaluateOptions:
         raise UserError(f"num_fewshot must be 0 or more, got {out.num_fewshot}")
     if out.max_length < 2:
         raise UserError(f"max_length must be at least 2, got {out.max_length}")
-    if out.backend not in BACKENDS:
-        raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {out.backend!r}")
+    options.check_choice("backend", out.backend, BACKENDS)
     if out.backend == "vllm" and any(task.startswith(TOKENS) for task in out.chosen_tasks):
         raise UserError(f"backend: {TOKENS}… needs the logits of transformers: leave those tasks to --backend hf")
     return out
@@ -165,15 +159,10 @@ def parse_generate(arguments: list[str]) -> GenerateOptions:
     return out
 
 
-def split(text: str | None) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
 def limits_of(text: str | None) -> dict[str, int]:
     """``NAME=COUNT`` with commas between them. Raises UserError for anything else."""
     out = {}
-    for part in split(text):
+    for part in options.split(text):
         name, _, count = part.rpartition("=")
         if not name or not count.isdecimal() or int(count) < 1:
             raise UserError(f"limits: {part!r} must be a task and a number from 1 on, like gsm8k=32")
@@ -198,9 +187,5 @@ def _check(out: EvaluateOptions | GenerateOptions, folder: str) -> None:
 
 def check_numbers(out: ModelOptions, *names: str) -> None:
     """Raise UserError for a count below 1 (of ``names``, and of those common to all commands), or an unknown dtype."""
-    for name in ("batch_size", "max_new_tokens", *names):
-        value = getattr(out, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if out.dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {out.dtype!r}")
+    options.check_counts(out, "batch_size", "max_new_tokens", *names)
+    options.check_choice("dtype", out.dtype, options.DTYPES)

@@ -183,7 +183,7 @@ def _changes(options: ScoreOptions, changes: dict[str, Estimate]) -> str:
 def _made_of(
     now: pa.Table, earlier: pa.Table | None, prepared: Prepared, options: ScoreOptions
 ) -> tuple[dict[str, Shares], dict[str, Shares]]:
-    """Shares of kinds of tokens: of all, of the hardest by each quantity, and how the latter changed from ``earlier``."""
+    """Shares of kinds of tokens, of all and of the hardest by each quantity; how these changed from ``earlier``."""
     kinds, document = kinds_of(now, set(prepared.tokenizer.all_special_ids)), now["document"].to_numpy()
     shares = partial(composition, kinds, document, draws=options.bootstrap, seed=options.seed)
     found, changes = {"all": shares(np.ones(len(kinds), dtype=bool))}, {}

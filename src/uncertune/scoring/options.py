@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uncertune import options
 from uncertune.errors import UserError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = tuple(one for one in options.DTYPES if one != "auto")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class ScoreOptions:
 
 
 HELP = {
+    **options.HELP,
     "data": "alpaca, gsm8k, sharegpt, word_problems, a file, a folder or a hub id",
     "model": "hub id, folder, .gguf file, or smollm2-135m",
     "output_dir": "folder of the scores, the figures and the page",
@@ -64,13 +65,9 @@ HELP = {
     "max_samples": "documents to score, the first ones of the data",
     "max_length": "tokens after which a document is cut",
     "dataset_split": "split of the data",
-    "dataset_config": "configuration of a hub data set",
     "dataset_format": "auto, trl, alpaca, gsm8k or sharegpt",
     "dataset_text_field": "column of plain text, all of which is scored",
-    "data_dir": "folder with the built-in data sets' files, else $UNCERTUNE_DATA",
-    "chat_template_path": "a .jinja file, or a model, whose chat template to use",
     "dtype": "of the model: float32, bfloat16 or float16",
-    "attn_implementation": "eager, sdpa or flash_attention_2; the model's own choice",
     "selection_fraction": "the page marks this share of the tokens, those of highest loss",
     "bootstrap": "resamplings of the documents for the intervals",
     "memory_mib": "MiB for what is kept of the samples of a document",
@@ -104,13 +101,10 @@ def parse(arguments: list[str]) -> ScoreOptions:
             raise UserError(f"rate: {rate} is not in (0, 1): give the share of activations to drop, for example 0.1")
     if len(set(out.rates)) < len(out.rates):
         raise UserError(f"rate: {out.rate!r} names a rate twice: keep one")
-    for name in ("samples", "max_samples", "bootstrap", "memory_mib", "pass_tokens"):
-        if getattr(out, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(out, name)}")
+    options.check_counts(out, "samples", "max_samples", "bootstrap", "memory_mib", "pass_tokens")
     if out.max_length < 2:
         raise UserError(f"max_length must be at least 2, got {out.max_length}")
     if not 0 < out.selection_fraction <= 1:
         raise UserError(f"selection_fraction must be in (0, 1], got {out.selection_fraction}")
-    if out.dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {out.dtype!r}")
+    options.check_choice("dtype", out.dtype, DTYPES)
     return out

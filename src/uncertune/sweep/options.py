@@ -35,15 +35,11 @@ class SweepOptions:
 
     @property
     def out_sets(self) -> tuple[str, ...]:
-        return _names(self.out)
+        return options.split(self.out)
 
     @property
     def harness_tasks(self) -> tuple[str, ...]:
-        return _names(self.tasks)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+        return options.split(self.tasks)
 
 
 HELP = {
@@ -135,14 +131,9 @@ def _check(out: SweepOptions) -> None:
     seeds = options.numbers("seeds", out.seeds)
     if len(set(seeds)) < len(seeds) or any(seed < 0 or seed != int(seed) for seed in seeds):
         raise UserError(f"seeds: {out.seeds!r} must be different whole numbers from 0")
-    for name in ("jobs", "held_out", "documents", "limit", "batch_size"):
-        value = getattr(out, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    options.check_counts(out, "jobs", "held_out", "documents", "limit", "batch_size")
     called = [Path(name).name for name in out.out_sets]
     twice = [name for name in called if called.count(name) > 1]
     if twice:
         raise UserError(f"out: {twice[0]!r} is named twice: keep one, or rename a file")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    if out.measure_dtype not in dtypes:
-        raise UserError(f"measure_dtype must be one of {', '.join(dtypes)}, got {out.measure_dtype!r}")
+    options.check_choice("measure_dtype", out.measure_dtype, options.DTYPES)

@@ -15,8 +15,6 @@ import yaml
 from uncertune import options
 from uncertune.errors import UserError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True)
 class MergeOptions:
@@ -51,8 +49,7 @@ def parse(arguments: list[str]) -> MergeOptions:
     for name, example in (("run", "runs/mine"), ("output_dir", "--output_dir merged")):
         if not getattr(out, name):
             raise UserError(f"{name} is missing: give it, for example {example}")
-    if out.dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {out.dtype!r}")
+    options.check_choice("dtype", out.dtype, options.DTYPES)
     return out
 
 
