@@ -128,7 +128,7 @@ def sweep(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """make the pages of sweeps and runs anew"""
+    """make the pages of sweeps, comparisons and runs anew"""
     from uncertune.report.redraw import parse, redraw
 
     for folder in parse(arguments).folders:

@@ -9,6 +9,7 @@ from comparison_folders import MODELS, comparison_folder, write_lines
 from report_pages import HOSTILE
 from scipy import stats
 
+from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.report.comparison import write_comparison
 from uncertune.report.training import write_run_page
@@ -54,6 +55,17 @@ def test_every_model_on_every_task(made):
         "prompt_level_strict_acc",
         "loss",
     ]
+
+
+def test_the_page_is_made_anew(made, capsys):
+    """Also against whom and what is in distribution: neither is said again."""
+    files = [made.parent / f"comparison.{ending}" for ending in ("html", "md", "json")]
+    before = [file.read_bytes() for file in files]
+    for file in files[:2]:
+        file.unlink()
+    assert main(["report", str(made.parent)]) == 0
+    assert [file.read_bytes() for file in files] == before
+    assert capsys.readouterr().out == f"page: {made}\n"
 
 
 def test_the_paired_test_is_of_the_samples(made):

@@ -151,7 +151,7 @@ def _check_redrawn(out, capsys):
     assert main(["report", *(str(page.parent) for page in pages)]) == 0
     assert [page.read_bytes() for page in pages] == before
     assert main(["report", str(out / "data")]) == 2
-    assert "holds no sweep (sweep.json) and no run" in capsys.readouterr().err
+    assert "holds no sweep (sweep.json), no comparison" in capsys.readouterr().err
 
 
 def _check_resumed(path, out, capsys):

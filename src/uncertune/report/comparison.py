@@ -13,7 +13,7 @@ from typing import Any
 from uncertune.errors import UserError
 from uncertune.intervals import Estimate
 from uncertune.report.comparison_answers import answer_sections
-from uncertune.report.comparison_data import Comparison, read_comparison
+from uncertune.report.comparison_data import Comparison, read_comparison, read_object
 from uncertune.report.comparison_measures import (
     HEAD_TO_HEAD,
     Gain,
@@ -69,6 +69,12 @@ def write_comparison(
         write_whole(output_dir / name, content.encode())
     _link(found, output_dir / PAGE)
     return output_dir / PAGE
+
+
+def rewrite_comparison(output_dir: Path) -> Path:
+    """``write_comparison`` as before: ``comparison.json`` says against whom, and what is in distribution."""
+    before = read_object(output_dir / "comparison.json")
+    return write_comparison(output_dir, baseline=before.get("baseline"), in_distribution=before.get("in_distribution"))
 
 
 def _link(found: Comparison, page: Path) -> None:

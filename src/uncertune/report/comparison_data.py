@@ -38,7 +38,7 @@ def read_comparison(folder: Path) -> Comparison:
     results, samples = _results(folder / "evaluation")
     answers = {path.stem: list(_lines(path, ("id", "messages", "answer"))) for path in _files(folder / "answers")}
     judgements = {path.stem: list(_lines(path, ("id", "order", "outcome"))) for path in _files(folder / "judgements")}
-    verdicts = _object(folder / "verdicts.json") if (folder / "verdicts.json").is_file() else {}
+    verdicts = read_object(folder / "verdicts.json") if (folder / "verdicts.json").is_file() else {}
     found = Comparison(results, samples, answers, judgements, verdicts)
     if not found.models:
         raise UserError(
@@ -51,10 +51,10 @@ def _results(folder: Path) -> tuple[dict[str, dict[str, Record]], dict[tuple[str
     """The result files, ordered as ``results.json`` lists them, others behind."""
     found: dict[tuple[str, str], tuple[Path, Record]] = {}
     for path in sorted(folder.glob("*/*.json")):
-        one = _object(path)
+        one = read_object(path)
         if all(name in one for name in ("task", "label", "metrics")) and one["label"] == path.parent.name:
             found[one["task"], one["label"]] = path, one
-    listed = _object(folder / "results.json").get("results", []) if (folder / "results.json").is_file() else []
+    listed = read_object(folder / "results.json").get("results", []) if (folder / "results.json").is_file() else []
     order = [(one.get("task"), one.get("label")) for one in listed]
     results: dict[str, dict[str, Record]] = {}
     samples: dict[tuple[str, str], list[Record]] = {}
@@ -75,7 +75,8 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith(".partial.jsonl")]
 
 
-def _object(path: Path) -> Record:
+def read_object(path: Path) -> Record:
+    """A file of one JSON object. Raises UserError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
