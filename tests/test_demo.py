@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tiny import save_tiny
+from tools import demos
 from uncertune.cli import main
 
 ARMS = ("mle", "masked_mle", "masked_mle_distill")
@@ -38,6 +39,7 @@ def test_what_it_leaves_behind(demo):
         for name in ("config.yaml", "environment.json", "metrics.jsonl", "adapter_model.safetensors", "report.html"):
             assert (out / arm / name).is_file(), f"{arm}/{name}"
     page = (out / "report.html").read_text(encoding="utf-8")
+    assert "--train_problems 8 --batch_size 4 --learning_rate 0.01" in page
     for text in ("masked MLE + distillation", "KL from base", "exact match", "Which tokens are selected", "Answers"):
         assert text in page
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page), "the page loads something from elsewhere"
@@ -53,6 +55,25 @@ def test_the_measures(demo):
         assert 0 <= measures[arm]["exact_match"] <= 1
         assert measures[arm]["loss"] < measures["base"]["loss"]
     assert len({round(measures[arm]["loss"], 6) for arm in ARMS}) == len(ARMS)
+
+
+def test_several_seeds_in_one_table(demo, tmp_path):
+    """``tools.demos``: another seed whose masked MLE solves one problem more than MLE, and refused where it differs."""
+    one = json.loads((demo / "demo" / "measures.json").read_text(encoding="utf-8"))
+    for seed, more in ((0, 0.0), (1, 1 / 3)):
+        one["settings"]["seed"] = seed
+        one["measures"]["masked_mle"]["exact_match"] = one["measures"]["mle"]["exact_match"] + more
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "measures.json").write_text(json.dumps(one))
+    folders = [str(tmp_path / f"seed-{seed}") for seed in (0, 1)]
+    demos.main(str(tmp_path / "both"), *folders)
+    assert main(["report", str(tmp_path / "both")]) == 0
+    rows = [line for line in (tmp_path / "both" / "sweep.md").read_text().splitlines() if "masked\\_mle-loss" in line]
+    assert any("Δ +16.67% \\[−195.10, +228.44\\]" in line for line in rows)
+    one["settings"]["test_problems"] = 5
+    (tmp_path / "seed-1" / "measures.json").write_text(json.dumps(one))
+    with pytest.raises(ValueError, match="differ in more than their seed"):
+        demos.main(str(tmp_path / "other"), *folders)
 
 
 def test_arms_start_alike_and_see_the_same_data(demo):

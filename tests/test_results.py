@@ -29,21 +29,36 @@ def test_a_command_names_a_recipe(recipe):
     assert (RESULTS.parent / recipe).is_file()
 
 
-def losses(folder):
-    """A row a data set: each arm's loss less that of MLE with the same seed."""
+def loss(found):
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def accuracy(found):
+    """In points."""
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def rows(folder, shown):
+    """A row a data set: each arm's measure less that of MLE with the same seed."""
     sweep = read_sweep(folder)
     for name in sweep.sets:
-        found = [difference(sweep, arm, name, "loss") for arm in sweep.others]
-        cells = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]".replace("-", "−") for one in found]
+        cells = [shown(difference(sweep, arm, name, shown.__name__)).replace("-", "−") for arm in sweep.others]
         yield f"| {sweep.content['data']} | {name} | " + " | ".join(cells) + " |"
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("results/README.md", "gsm8k"), ("results/README.md", "alpaca"), ("README.md", "gsm8k")]
+    ("page", "name", "shown"),
+    [
+        ("results/README.md", "gsm8k", loss),
+        ("results/README.md", "gsm8k", accuracy),
+        ("results/README.md", "alpaca", loss),
+        ("results/README.md", "alpaca", accuracy),
+        ("README.md", "gsm8k", loss),
+    ],
 )
-def test_the_pages_quote_the_runs(page, name):
+def test_the_pages_quote_the_runs(page, name, shown):
     text = (RESULTS.parent / page).read_text()
-    for row in losses(RESULTS / name):
+    for row in rows(RESULTS / name, shown):
         assert row in text
 
 

@@ -231,7 +231,7 @@ def _page(table: Table, measures: dict[str, Any], output: Path, options: DemoOpt
         ("teacher", "the MLE run above, a second adapter on the same base"),
         ("seed", str(options.seed)),
         ("versions", packages),
-        ("command", f"uncertune demo --output_dir {output}"),
+        ("command", options.command),
     )
     sections: list[Section] = [table, *_curves(output)]
     probe = output / "masked_mle_distill" / PROBE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from uncertune import options
 from uncertune.errors import UserError
@@ -24,6 +24,15 @@ class DemoOptions:
     max_new_tokens: int = 80
     seed: int = 0
     overwrite: bool = False
+
+    @property
+    def command(self) -> str:
+        """As it would be typed: the folder, and what differs from the defaults."""
+        known = {one.name: one.default for one in fields(self) if one.name not in ("output_dir", "overwrite")}
+        chosen = [
+            f"--{name} {getattr(self, name)}" for name, default in known.items() if getattr(self, name) != default
+        ]
+        return " ".join(["uncertune demo", *chosen, f"--output_dir {self.output_dir}"])
 
 
 HELP = {
