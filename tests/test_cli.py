@@ -98,6 +98,32 @@ def test_a_mistake_is_one_line_and_leaves_nothing(place, tmp_path, capsys, mista
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"eval_strategy": "steps", "eval_steps": 100, "load_best_model_at_end": True, "do_eval": True},
+        {"resume_from_checkpoint": True},
+    ],
+    ids=["the best model at the end", "resuming, which it does by itself"],
+)
+def test_files_of_trl_run_as_they_are(place, tmp_path, fields):
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    given = {"dataset_test_split": "train"} if "do_eval" in fields else {}
+    assert main(words(place, tmp_path / "out", config=path, **given)) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file() or (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_of_two_data_sets_the_mixture_is_taken_and_it_is_said(place, tmp_path, capsys):
+    """As ``trl sft`` does."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(ROW) + "\n" for _ in range(4)))
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump({"datasets": [{"path": str(tmp_path / "data")}]}))
+    assert main(words(place, tmp_path / "out", config=path)) == 0
+    assert "good.jsonl' is left out, since datasets is set" in capsys.readouterr().err
+
+
 def test_the_hub_token_is_written_nowhere(place, tmp_path, monkeypatch):
     arguments = words(place, tmp_path / "out", hub_token="hf_SECRET")
     monkeypatch.setattr(sys, "argv", ["uncertune", *arguments])

@@ -36,6 +36,8 @@ class Data:
     other: tuple[str, ...]
     task: str | None = None
     max_length: int = 1024
+    cut: bool = False
+    """Whether the source has more rows than the paper names."""
 
 
 MODELS = (
@@ -45,7 +47,9 @@ MODELS = (
 )
 DATA = (
     Data("alpaca", "Alpaca", 52_000, 108, ("gsm8k", "ifeval_gpt4", "wikitext2", "mmlu_dev")),
-    Data("sharegpt", "ShareGPT", 52_000, 1302, ("alpaca", "gsm8k", "ifeval_gpt4", "wikitext2"), max_length=2048),
+    Data(
+        "sharegpt", "ShareGPT", 52_000, 1302, ("alpaca", "gsm8k", "ifeval_gpt4", "wikitext2"), max_length=2048, cut=True
+    ),
     Data("gsm8k", "GSM8K", 7_473, 215, ("alpaca", "ifeval_gpt4", "wikitext2", "mmlu_dev"), task="gsm8k"),
 )
 OBJECTIVES = {
@@ -110,6 +114,7 @@ def settings(model: Model, data: Data) -> list[str]:
         f"model_name_or_path: {model.hub}",
         f"chat_template_path: {model.instruct}   # the base model has no chat template",
         f"dataset_name: {data.name}",
+        *([f"max_train_samples: {data.rows}   # the paper's ShareGPT 52K; the file has more"] if data.cut else []),
         *([f"max_length: {data.max_length}"] if data.max_length != 1024 else []),
         "assistant_only_loss: true",
         "",

@@ -131,8 +131,9 @@ def report(arguments: list[str]) -> int:
     """make the pages of sweeps, comparisons and runs anew"""
     from uncertune.report.redraw import parse, redraw
 
-    for folder in parse(arguments).folders:
-        print(f"page: {redraw(Path(folder).expanduser())}")
+    options = parse(arguments)
+    for folder in options.folders:
+        print(f"page: {redraw(Path(folder).expanduser(), Path(options.output_dir or folder).expanduser())}")
     return 0
 
 

@@ -189,6 +189,14 @@ def test_nothing_but_wins_has_an_interval_all_the_same():
     assert any("half a won and half a lost prompt" in line for line in found.warnings)
 
 
+def test_prompts_are_told_apart_by_any_label():
+    """1 and "1" are two prompts, and so are two tuples."""
+    preference, place = [0.9, 0.6, 0.4, 0.8], [1, -1, 1, -1]
+    by_number = win_rate(preference, [3, 2, 1, 5], place, [0, 0, 1, 1])
+    assert win_rate(preference, [3, 2, 1, 5], place, [1, 1, "1", "1"]) == by_number
+    assert win_rate(preference, [3, 2, 1, 5], place, [("a", 1), ("a", 1), ("a", 2), ("a", 2)]) == by_number
+
+
 def test_a_column_that_says_nothing_is_left_out():
     rng = np.random.default_rng(5)
     preference, _, position, prompt = simulated(rng, 0.6)

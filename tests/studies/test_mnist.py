@@ -47,9 +47,15 @@ def test_files_are_read_and_standardised(tmp_path):
     assert int(digits.test_labels.max()) < 10
 
 
-def test_without_files_the_bundled_digits(monkeypatch):
+def test_without_files_the_hub_and_offline_one_line(monkeypatch):
+    """Never other digits in its place."""
     monkeypatch.delenv("UNCERTUNE_DATA", raising=False)
-    digits = load(None)
+    with pytest.raises(UserError, match=r"cannot be had from the hub .* or --data digits"):
+        load(None)
+
+
+def test_the_bundled_digits():
+    digits = load("digits")
     assert digits.name == "scikit-learn's digits"
     assert digits.train.shape == (1500, 64)
 

@@ -66,7 +66,10 @@ def test_mnist_on_a_few_digits(tmp_path, monkeypatch):
         (["subset"], "output_dir is missing"),
         (["subset", "--output_dir", "x", "--seeds", "1"], "seeds must be at least 2"),
         (["subset", "--output_dir", "x", "--data", "y"], "data: study subset makes its own data"),
-        (["mnist", "--output_dir", "x", "--data", "/nowhere"], "data: /nowhere has no MNIST"),
+        (["subset", "--output_dir", "x", "--data_dir", "y"], "data_dir: study subset makes its own data"),
+        (["mnist", "--output_dir", "x", "--data", "cifar"], "data must be one of mnist, digits, got 'cifar'"),
+        (["mnist", "--output_dir", "x", "--data_dir", "/nowhere"], "data_dir: /nowhere has no MNIST"),
+        (["mnist", "--output_dir", "x", "--data", "digits", "--data_dir", "y"], "data_dir: digits come with"),
     ],
 )
 def test_mistakes_are_one_line(arguments, says, capsys, tmp_path, monkeypatch):

@@ -150,6 +150,11 @@ def _check_redrawn(out, capsys):
     capsys.readouterr()
     assert main(["report", *(str(page.parent) for page in pages)]) == 0
     assert [page.read_bytes() for page in pages] == before
+    elsewhere = out.parent / "pages"
+    assert main(["report", str(out), "--output_dir", str(elsewhere)]) == 0
+    assert (elsewhere / "sweep.html").read_bytes() == before[0]
+    assert main(["report", str(out), str(pages[1].parent), "--output_dir", str(elsewhere)]) == 2
+    assert "is for one folder, got 2" in capsys.readouterr().err
     assert main(["report", str(out / "data")]) == 2
     assert "holds no sweep (sweep.json), no comparison" in capsys.readouterr().err
 

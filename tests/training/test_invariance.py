@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from harness import VOCABULARY, relative_difference, rows, run
 
 from tiny import tiny_model
@@ -129,6 +130,26 @@ def test_microbatch_scope_ranks_each_micro_batch_alone(tmp_path):
     assert pieces.masks != whole.masks
     dropped = cut(tmp_path / "dropout", "masked_mle", 2, 4, selection_scope="microbatch", lora={"lora_dropout": 0.4})
     assert dropped.masks == pieces.masks
+
+
+@pytest.mark.parametrize("level", ["token", "document"])
+def test_microbatch_scope_draws_by_the_documents_place_in_the_step(tmp_path, level):
+    """``random`` gives micro-batches of one shape different masks: every document of a step has its own numbers."""
+    ids = torch.randint(3, VOCABULARY, (16, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    step = run(
+        tmp_path,
+        data=Dataset.from_list([{"input_ids": row, "labels": row} for row in ids]),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        objective="masked_mle",
+        selection_metric="random",
+        selection_fraction=0.5,
+        selection_level=level,
+        selection_scope="microbatch",
+    )
+    masks = list(step.masks.values())
+    assert len(masks) == 16
+    assert len(set(zip(masks[::2], masks[1::2], strict=True))) > 1
 
 
 def test_an_all_masked_micro_batch_still_reaches_every_parameter(tmp_path):

@@ -210,6 +210,22 @@ def test_eval_loss_is_cross_entropy_and_eval_objective_the_objective(tmp_path, o
     assert abs(metrics["eval_objective"] - metrics["eval_loss"]) > 1e-3
 
 
+def test_weights_of_tokens_have_an_objective_of_their_own(tmp_path):
+    data = rows(8, side="token_weight")
+    trainer = UncertuneTrainer(
+        tiny_model("llama", VOCABULARY, torch.float64),
+        settings(tmp_path / "run", per_device_eval_batch_size=8),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tiny_tokenizer(),
+    )
+    metrics = trainer.evaluate()
+    losses = plain_losses(trainer.model, data)
+    weights = [torch.tensor(row["token_weight"])[1:][torch.tensor(response(row["labels"]))] for row in data]
+    weighted = torch.cat([loss * weight for loss, weight in zip(losses.values(), weights, strict=True)])
+    assert metrics["eval_objective"] == pytest.approx(float(weighted.mean()), rel=1e-5)
+
+
 def test_evaluation_leaves_training_as_it_was(tmp_path):
     plain = run(tmp_path / "plain", data=rows(8), objective="masked_mle", max_steps=3)
     trainer = UncertuneTrainer(

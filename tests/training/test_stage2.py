@@ -1,6 +1,7 @@
 """Stage 2: the teacher is what it says it is, and the objective's limits are the objectives it is made of."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.selection import exact_count, select
+from uncertune.teachers.adapter import AdapterTeacher
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -210,6 +212,32 @@ def test_the_path_may_stand_in_the_configuration(tmp_path, teacher):
     )
     trainer.model.double()
     assert trainer.train().training_loss == pytest.approx(argument.loss, rel=1e-6)  # a float32 scalar
+
+
+def test_an_adapter_of_the_hub_shares_the_base(tmp_path, teacher, monkeypatch):
+    """Given by its id it is a second adapter too, and no second copy of the model; ``~`` is expanded."""
+    commit = "0123456789" * 4
+    there = tmp_path / "hub" / "models--somebody--teacher"
+    (there / "refs").mkdir(parents=True)
+    (there / "refs" / "main").write_text(commit)
+    shutil.copytree(teacher, there / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    steps = [
+        run(tmp_path / name, data=rows(8), objective="distill", teacher=source, per_device_train_batch_size=8)
+        for name, source in (("folder", teacher), ("hub", "somebody/teacher"), ("home", "~/teacher"))
+    ]
+    for step in steps:
+        assert isinstance(step.trainer.references.teacher, AdapterTeacher)
+        assert step.loss == steps[0].loss
+    with pytest.raises(UserError, match="nobody/nothing"):
+        run(tmp_path / "none", data=rows(8), objective="distill", teacher="nobody/nothing")
+
+
+def test_the_teacher_as_reference_of_rho_is_said_to_be_no_holdout(tmp_path, teacher, capsys):
+    fields = {"objective": "masked_mle", "selection_metric": "rho", "rho_reference": "teacher"}
+    run(tmp_path / "run", data=rows(8), teacher=teacher, per_device_train_batch_size=8, **fields)
+    assert "it is no holdout" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_with_a_tied_head(tmp_path):

@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
+from uncertune.training.runlog import read_metrics
 
 VOCABULARY = 259
 PRECISION = {"float32": {"bf16": False}, "default": {}}
@@ -81,6 +82,13 @@ def losses(trainer_class: Any, config_class: Any, folder: Path, form: str, kind:
         evaluated["eval_loss"],
         [entry.get("aux_loss", 0.0) for entry in logs],
     )
+
+
+def test_the_auxiliary_loss_is_in_every_steps_record(tmp_path):
+    losses(UncertuneTrainer, UncertuneConfig, tmp_path, "text", "mixtral", False, bf16=False)
+    steps = read_metrics(tmp_path / "UncertuneTrainer" / "metrics.jsonl", "step")
+    assert len(steps) == 5
+    assert all(row["aux_loss"] > 0 for row in steps)
 
 
 def both(folder: Path, form: str = "text", kind: str = "llama", lora: bool = False, **fields: Any) -> Any:

@@ -11,7 +11,9 @@ Legend: N judgements, C columns (constant, length, position).
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +54,12 @@ class WinRate:
     warnings: tuple[str, ...] = ()
 
 
-def win_rate(preference: ArrayLike, length_difference: ArrayLike, position: ArrayLike, prompt: ArrayLike) -> WinRate:
+def win_rate(
+    preference: ArrayLike,
+    length_difference: ArrayLike,
+    position: ArrayLike,
+    prompt: Sequence[Hashable] | NDArray[Any],
+) -> WinRate:
     """Fit the model by maximum likelihood; standard errors by a sandwich clustered by prompt.
 
     Equals a binomial GLM with cluster covariance and small-sample correction, intervals by Student's t on the scale of
@@ -91,10 +98,10 @@ class _Fit:
     clusters: int
 
 
-def _clusters(prompt: ArrayLike) -> NDArray[np.int64]:
-    labels = np.asarray(prompt).ravel()
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(label, len(numbers)) for label in labels.tolist()], dtype=np.int64)
+def _clusters(prompt: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
+    labels = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
 
 
 def _check(y: Array, length: Array, place: Array, cluster: NDArray[np.int64]) -> None:

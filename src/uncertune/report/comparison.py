@@ -33,20 +33,27 @@ PAGE = "comparison.html"
 
 
 def write_comparison(
-    output_dir: Path, *, baseline: str | None = None, in_distribution: Sequence[str] | None = None
+    folder: Path,
+    into: Path | None = None,
+    *,
+    baseline: str | None = None,
+    in_distribution: Sequence[str] | None = None,
 ) -> Path:
     """Write ``comparison.html``, ``.md`` and ``.json`` from what lies in the folder; return the page's path.
 
     The pages of compared runs get a link to it.
 
     Args:
+        into: another folder to write to.
         baseline: a label; else that of the verdicts, else ``mle``, else the first model.
         in_distribution: names of tasks (the judged answers are "head to head"); else those named in ``verdicts.json``.
 
     Raises:
         UserError: nothing to compare, a file that cannot be read, or a name that is not there.
     """
-    found = read_comparison(output_dir)
+    found = read_comparison(folder)
+    output_dir = into or folder
+    output_dir.mkdir(parents=True, exist_ok=True)
     baseline = choose_baseline(found, baseline)
     tasks = list(tasks_of(found))
     inside = list(found.verdicts.get("in_distribution", []) if in_distribution is None else in_distribution)
@@ -71,10 +78,11 @@ def write_comparison(
     return output_dir / PAGE
 
 
-def rewrite_comparison(output_dir: Path) -> Path:
+def rewrite_comparison(folder: Path, into: Path | None = None) -> Path:
     """``write_comparison`` as before: ``comparison.json`` says against whom, and what is in distribution."""
-    before = read_object(output_dir / "comparison.json")
-    return write_comparison(output_dir, baseline=before.get("baseline"), in_distribution=before.get("in_distribution"))
+    before = read_object(folder / "comparison.json")
+    named = {"baseline": before.get("baseline"), "in_distribution": before.get("in_distribution")}
+    return write_comparison(folder, into, **named)
 
 
 def _link(found: Comparison, page: Path) -> None:

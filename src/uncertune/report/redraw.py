@@ -15,6 +15,7 @@ class ReportOptions:
     """What ``uncertune report`` can be told."""
 
     folders: tuple[str, ...] = ()
+    output_dir: str | None = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +25,10 @@ def parser() -> argparse.ArgumentParser:
         "uncertune report",
         "Make the pages of folders anew from what they hold: of a sweep sweep.html, sweep.md and the figures, of a "
         "comparison comparison.html, .md and .json, of a training run report.html and tokens.html.",
-        {"folders": "folders of sweeps, comparisons and training runs"},
+        {
+            "folders": "folders of sweeps, comparisons and training runs",
+            "output_dir": "where to write the page of one folder; into the folder itself",
+        },
         positional="folders",
     )
 
@@ -36,25 +40,28 @@ def parse(arguments: list[str]) -> ReportOptions:
         raise UserError(
             "folders is missing: give the folder of a sweep, a comparison or a run, for example sweeps/mine"
         )
+    if out.output_dir and len(out.folders) > 1:
+        raise UserError(f"output_dir {out.output_dir!r} is for one folder, got {len(out.folders)}: leave it out")
     return out
 
 
-def redraw(folder: Path) -> Path:
-    """Write the page of a folder; return its path. Raises UserError where the folder holds none of the three."""
+def redraw(folder: Path, into: Path) -> Path:
+    """Write the page of a folder ``into`` it or another; return its path. Raises UserError where it has none."""
     if (folder / "sweep.json").is_file():
         from uncertune.report.sweep import write_sweep
 
-        return write_sweep(folder)
+        return write_sweep(folder, into)
     if (folder / "comparison.json").is_file():
         from uncertune.report.comparison import rewrite_comparison
 
-        return rewrite_comparison(folder)
+        return rewrite_comparison(folder, into)
 
     from uncertune.report.training import write_run_page
     from uncertune.training.folder import read
 
     if read(folder) and (folder / "config.yaml").is_file():
-        return write_run_page(folder)
+        into.mkdir(parents=True, exist_ok=True)
+        return write_run_page(folder, into)
     raise UserError(
         f"folders: {str(folder)!r} holds no sweep (sweep.json), no comparison (comparison.json) and no run (run.json): "
         "name another"

@@ -20,13 +20,18 @@ from uncertune.report.tables import markdown_text, to_markdown, written
 PAGE, MARKDOWN = "sweep.html", "sweep.md"
 
 
-def write_sweep(output_dir: Path) -> Path:
+def write_sweep(folder: Path, into: Path | None = None) -> Path:
     """Write ``sweep.html``, ``sweep.md`` and the figures as PNG and SVG from ``sweep.json``; return the page's path.
+
+    Args:
+        into: another folder to write to.
 
     Raises:
         UserError: there is no sweep in the folder, or its file cannot be read.
     """
-    sweep = read_sweep(output_dir)
+    sweep = read_sweep(folder)
+    output_dir = into or folder
+    output_dir.mkdir(parents=True, exist_ok=True)
     drawings = dict(figures(sweep))
     found = tuple(claims(sweep))
     numbers = [*([findings_table(found)] if found else []), gains_table(sweep), *_measures(sweep)]

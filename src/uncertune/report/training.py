@@ -41,8 +41,10 @@ CURVES = (
 )
 
 
-def write_run_page(folder: Path) -> Path:
-    """Write ``report.html``, and from the probes ``tokens.html``, into a run folder; return the former's path."""
+def write_run_page(folder: Path, into: Path | None = None) -> Path:
+    """Write ``report.html``, and from the probes ``tokens.html``, into a run folder, or another; return the former's
+    path."""
+    into = into or folder
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     items = [(name, str(config[name])) for name in FACTS if config.get(name) is not None]
@@ -52,9 +54,9 @@ def write_run_page(folder: Path) -> Path:
     probe = folder / PROBE
     if probe.is_file():
         sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
-        write_token_page(folder / "tokens.html", token_page(probe, config))
-    path = folder / "report.html"
-    links = tuple((f"Comparison in {page.parent.name}", _address(page, folder)) for page in _comparisons(folder))
+        write_token_page(into / "tokens.html", token_page(probe, config))
+    path = into / "report.html"
+    links = tuple((f"Comparison in {page.parent.name}", _address(page, into)) for page in _comparisons(folder))
     lead = f"This model was {_trained(config)}."
     write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), links))
     return path

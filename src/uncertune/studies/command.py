@@ -49,7 +49,7 @@ def study(options: StudyOptions) -> Study:
     bar = _Bar()
     start = time.monotonic()
     try:
-        done = STUDIES[str(options.name)](options.count, options.seed, options.small, options.data, bar)
+        done = STUDIES[str(options.name)](options.count, options.seed, options.small, options.source, bar)
     finally:
         bar.close()
     write(done, folder, options.command)

@@ -27,22 +27,19 @@ class Digits:
     test_labels: Tensor
 
 
-def load(data: str | None) -> Digits:
-    """``data``: a folder with MNIST's four files (or ``mnist/`` in it), ``hub`` (ylecun/mnist), ``digits`` (those of
-    scikit-learn), or None: the folder $UNCERTUNE_DATA where that has them, else ``digits``.
+def load(source: str | None) -> Digits:
+    """``source``: ``digits`` (those of scikit-learn), a folder with MNIST's four files (or ``mnist/`` in it), or None:
+    the folder $UNCERTUNE_DATA where that has them, else the hub (ylecun/mnist).
 
     Raises UserError where what was named cannot be had.
     """
-    if data == "hub":
-        return _hub()
-    if data not in (None, "digits"):
-        found = _files(Path(str(data)))
-        if found is None:
-            raise UserError(f"data: {data} has no MNIST: put {FILES[0]}.gz and its three companions there")
-        return _digits("MNIST", *map(_idx, found))
-    folder = os.environ.get("UNCERTUNE_DATA")
-    found = _files(Path(folder)) if folder and data is None else None
-    return _digits("MNIST", *map(_idx, found)) if found else _bundled()
+    if source == "digits":
+        return _bundled()
+    folder = source or os.environ.get("UNCERTUNE_DATA")
+    found = _files(Path(folder).expanduser()) if folder else None
+    if found is None and source:
+        raise UserError(f"data_dir: {source} has no MNIST: put {FILES[0]}.gz and its three companions there")
+    return _digits("MNIST", *map(_idx, found)) if found else _hub()
 
 
 def _files(folder: Path) -> list[Path] | None:
@@ -61,7 +58,10 @@ def _hub() -> Digits:
         parts = [load_dataset("ylecun/mnist", split=split).with_format("torch") for split in ("train", "test")]
     except Exception as error:  # whatever datasets or the hub raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data: ylecun/mnist cannot be had from the hub ({reason}); name a folder") from error
+        raise UserError(
+            f"data: ylecun/mnist cannot be had from the hub ({reason}); give --data_dir FOLDER, or --data digits for "
+            "the small ones of scikit-learn"
+        ) from error
     arrays = [part[:][column] for part in parts for column in ("image", "label")]
     return _digits("MNIST", *arrays)
 
@@ -84,8 +84,7 @@ def _bundled() -> Digits:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
-            "data: no MNIST in --data or $UNCERTUNE_DATA, and scikit-learn, whose digits would stand in, is "
-            'not installed: pip install "uncertune[studies]"'
+            'data: digits come with scikit-learn, which is not installed: pip install "uncertune[studies]"'
         ) from None
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

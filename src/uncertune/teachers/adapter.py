@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, attach_head, causal_lm, fingerprint, has_weights, head_shape, verify_head
+from uncertune.models import (
+    OutputHead,
+    attach_head,
+    causal_lm,
+    fingerprint,
+    has_weights,
+    head_shape,
+    resolve_model,
+    verify_head,
+)
 from uncertune.models.adapters import active_adapter
 from uncertune.objectives import FactoredTeacher
 
@@ -76,7 +86,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def is_adapter(path: str | Path) -> bool:
     """Whether a folder holds a PEFT adapter."""
-    return (Path(path) / "adapter_config.json").is_file()
+    return (Path(path).expanduser() / "adapter_config.json").is_file()
+
+
+def adapter_folder(source: str) -> str | None:
+    """The folder of a PEFT adapter given by its folder or hub id; None where that is no adapter or cannot be had."""
+    local = Path(resolve_model(source))
+    if not local.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            local = Path(snapshot_download(source, allow_patterns=["adapter_*"]))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            return None
+    return str(local) if is_adapter(local) else None
 
 
 def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, tokenizer: Any, dtype: Any) -> Teacher:
@@ -86,8 +110,9 @@ def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, toke
     another vocabulary.
     """
     if isinstance(source, str):
-        if is_adapter(source) and hasattr(student, "peft_config"):
-            return _load_adapter(source, student, name)
+        folder = adapter_folder(source) if hasattr(student, "peft_config") else None
+        if folder is not None:
+            return _load_adapter(folder, student, name)
         model = _load_model(source, tokenizer, dtype)
     else:
         model = source
@@ -116,8 +141,6 @@ def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
 
 def _load_model(path: str, tokenizer: Any, dtype: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from uncertune.models import resolve_model
 
     local = resolve_model(path)
     try:

@@ -101,7 +101,7 @@ def parse(arguments: list[str], settings: Mapping[str, Any] | None = None) -> Ar
     given = frozenset(settings) | flag_names(arguments)
     _check_known(given)
     defaults: dict[str, Any] = {}
-    if not given & {"save_strategy", "save_steps"}:
+    if not given & {"save_strategy", "save_steps", "load_best_model_at_end"}:  # the best wants a multiple of eval_steps
         defaults |= {"save_strategy": "steps", "save_steps": 0.1}
         if "save_total_limit" not in given:
             defaults["save_total_limit"] = 2
@@ -144,6 +144,8 @@ def _checked(name: str, value: Any) -> Any:
         raise UserError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
     if name == "datasets" and not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
         raise UserError(f"datasets must be a list of mappings, each with a path; got {value!r}")
+    if name == "resume_from_checkpoint" and isinstance(value, bool):  # as Trainer.train takes it
+        return str(value)
     if choices or isinstance(value, str) or not members <= set(_SCALARS):
         return value
     if type(value) in members or (type(value) is int and members & {float, bool}):

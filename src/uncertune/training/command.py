@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,7 +84,7 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
     data, mixture = given.data, given.mixture
     if mixture.datasets:
         if data.dataset_name:
-            raise UserError("dataset_name and datasets are both set: keep one")
+            print(f"dataset_name: {data.dataset_name!r} is left out, since datasets is set", file=sys.stderr)
         with _refusals("datasets cannot be loaded"):
             splits = get_dataset(mixture)
         for field in ("dataset_train_split", *(["dataset_test_split"] if evaluates else [])):

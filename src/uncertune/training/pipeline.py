@@ -153,7 +153,7 @@ def _check(job: Job) -> None:
     """Refuse what a run that resumes cannot honour."""
     if job.config.save_only_model:
         raise UserError("save_only_model=True leaves nothing to resume from: set it to false, or save_strategy to 'no'")
-    if job.config.resume_from_checkpoint:
+    if str(job.config.resume_from_checkpoint).lower() not in ("none", "false", "true"):
         raise UserError(
             f"resume_from_checkpoint={job.config.resume_from_checkpoint!r}: a run goes on by itself from the last "
             "checkpoint in its output_dir; remove the field, or --overwrite to start anew"

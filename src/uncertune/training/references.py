@@ -5,6 +5,7 @@ Shape legend: ``T`` response tokens of a micro-batch.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -96,6 +97,8 @@ class References:
             self.teacher = self._load(source, "reference")
         if same:
             self.rho = self.teacher
+            if self._trainer.accelerator.is_main_process:
+                print("rho_reference: the teacher saw the data of this run, so it is no holdout", file=sys.stderr)
         elif wanted:
             self.rho = self._load(self._args.rho_reference, "rho_reference")
         for one, live in ((cached, self.teacher), (rho, self.rho)):

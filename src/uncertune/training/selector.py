@@ -17,7 +17,7 @@ from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
 from uncertune.training.kept import keep_selected, skipped
 from uncertune.training.references import stats_of
 from uncertune.training.running import RunningThreshold
-from uncertune.training.step import Chosen, Rule, StepRecord, choose, has_dropout, sum_over_ranks
+from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_dropout, sum_over_ranks
 from uncertune.uncertainty import mc_dropout, token_uncertainty
 
 
@@ -60,8 +60,11 @@ class Selector:
         if self._everywhere:
             chosen = [choose(self.rule, record.step, scores, places)]
         else:
-            pairs = zip(scores, places, strict=True)
-            chosen = [choose(self.rule, record.step, [score], [place], everywhere=False) for score, place in pairs]
+            firsts = first_documents(places) if self.rule.metric == "random" else [0] * len(places)
+            chosen = [
+                choose(self.rule, record.step, [score], [place], everywhere=False, first=first)
+                for score, place, first in zip(scores, places, firsts, strict=True)
+            ]
         masks = [mask for one in chosen for mask in one.masks]
         self._note(record, chosen, batches, masks)
         for batch, mask in zip(batches, masks, strict=True):
@@ -78,6 +81,8 @@ class Selector:
         if not record.exact:
             return False
         if self._drops(record) and self._args.selection_fraction <= 0.5:
+            return True
+        if self.rule.metric == "random" and not self._everywhere:  # its documents are counted over the whole step
             return True
         alone = self._args.selection_scope == "microbatch" and self._args.normalize_by == "all"
         inside = record.micro_batches == 1 or alone

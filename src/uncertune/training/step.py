@@ -51,9 +51,17 @@ class Chosen:
 
 
 def choose(
-    rule: Rule, step: int, scores: Sequence[Tensor | None], documents: Sequence[Documents], *, everywhere: bool = True
+    rule: Rule,
+    step: int,
+    scores: Sequence[Tensor | None],
+    documents: Sequence[Documents],
+    *,
+    everywhere: bool = True,
+    first: int = 0,
 ) -> Chosen:
     """Select among all micro-batches given, and with ``everywhere`` among those of all ranks.
+
+    ``first`` is the index in the step of the first document given.
 
     ``scores`` are (T,), or None for ``random``, whose numbers depend on a document's index in the step alone.
     The arithmetic runs on the CPU in one fixed order, so every rank finds the same mask, bit for bit.
@@ -64,7 +72,7 @@ def choose(
     ]
     ranks = all_ranks(mine) if everywhere else [mine]
     rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
-    pieces, offset, lengths, own = [], 0, [], []
+    pieces, offset, lengths, own = [], first, [], []
     for micro in range(max(len(parts) for parts in ranks)):
         for source, parts in enumerate(ranks):
             if micro >= len(parts):
@@ -73,7 +81,7 @@ def choose(
             if score is not None and bool(score.isnan().any()):
                 raise NotFiniteError(f"{place(step, micro, len(parts), source)}: the {rule.metric} of a token is nan")
             pieces.append((score, index + offset, position))
-            offset += int(index[-1]) + 1 if index.numel() else 0
+            offset += count_of(index)
             lengths.append(index.numel())
             own.append(source == rank)
     document_S = torch.cat([index for _, index, _ in pieces])
@@ -90,6 +98,24 @@ def choose(
         lowest,
         int(mask_S.sum()),
     )
+
+
+def first_documents(documents: Sequence[Documents]) -> list[int]:
+    """Of each of this rank's micro-batches, the index in the step of its first document."""
+    ranks = all_ranks([count_of(one.index) for one in documents])
+    rank = dist.get_rank() if len(ranks) > 1 else 0
+    found, before = [], 0
+    for micro in range(max(map(len, ranks))):
+        for source, counts in enumerate(ranks):
+            if micro < len(counts):
+                found += [before] if source == rank else []
+                before += counts[micro]
+    return found
+
+
+def count_of(index: Tensor) -> int:
+    """How many documents a micro-batch's ``Documents.index`` counts."""
+    return int(index[-1]) + 1 if index.numel() else 0
 
 
 def place(step: int, micro: int, micro_batches: int, rank: int) -> str:
@@ -176,6 +202,8 @@ class StepRecord:
             out["entropy"] = sums["entropy"] / scored
             out["mean_token_accuracy"] = sums["correct"] / scored
         out |= {name: sums[name] / tokens for name in POLICY_MEASURES if name in sums}
+        if "aux_loss" in sums:
+            out["aux_loss"] = sums["aux_loss"] / sums["aux_losses"]
         if "selected" in sums:
             out["loss_selected"] = sums["loss_selected"] / denominator
             out["loss_unselected"] = sums["loss_unselected"] / denominator

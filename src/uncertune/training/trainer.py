@@ -256,7 +256,7 @@ class UncertuneTrainer(SFTTrainer):
             loss = loss_T.sum() / self._denominator(record) * self.accelerator.num_processes
             if self.aux_loss_enabled:
                 assert aux_loss is not None
-                self._metrics["train"]["aux_loss"].append(self._mean_over_ranks(aux_loss.detach()))
+                record.add(aux_loss=float(aux_loss.detach()), aux_losses=1)
                 loss = loss + self.router_aux_loss_coef * aux_loss / record.micro_batches
             exact.append(loss.detach())
             return {"loss": loss}
@@ -326,7 +326,8 @@ class UncertuneTrainer(SFTTrainer):
                 hidden, head.weight, plain, tokens.labels, rounded=True, **head.options
             )
             values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
-            if self.args.objective != "mle" and policy.has_columns(self.args, tokens):
+            differs = self.args.objective != "mle" or "token_weight" in tokens.side
+            if differs and policy.has_columns(self.args, tokens):
                 selected = self.selector.evaluated(stats, tokens, beside_T) if self.args.uses_selection else None
                 targets = self._targets(tokens, selected, self.references.bound(teacher, head), stats)
                 values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
@@ -354,9 +355,6 @@ class UncertuneTrainer(SFTTrainer):
                 self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         self.run_log.step = {**metrics, "num_tokens": self._total_train_tokens}
-
-    def _mean_over_ranks(self, value: Tensor) -> float:
-        return sum_over_ranks({"value": float(value)})["value"] / self.accelerator.num_processes
 
 
 def _name_of(reference: Any) -> str | None:
