@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from uncertune.report.sweep import write_sweep
-from uncertune.report.sweep_measures import difference, read_sweep
+from uncertune.report.sweep_measures import difference, mean, read_sweep
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.json"))
@@ -60,6 +60,32 @@ def test_the_pages_quote_the_runs(page, name, shown):
     text = (RESULTS.parent / page).read_text()
     for row in rows(RESULTS / name, shown):
         assert row in text
+
+
+def share(found):
+    return f"{100 * found.value:+.1f} % [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "−")
+
+
+def gains(folder):
+    """Each arm's gains over MLE, in and out of distribution."""
+    sweep = read_sweep(folder)
+    return {
+        arm: [share(mean(found)) for found in (sweep.gains(arm, sweep.inside), sweep.mean_gains(arm))]
+        for arm in sweep.others
+    }
+
+
+@pytest.mark.parametrize("q", ["0.1", "0.25", "0.5", "0.75"])
+def test_the_page_quotes_every_q(q):
+    found = gains(RESULTS / "gsm8k-q")
+    cells = [*found[f"masked_mle-loss-{q}"], *found[f"masked_mle_distill-loss-{q}"]]
+    assert f"| {q} | " + " | ".join(cells) + " |" in (RESULTS / "README.md").read_text()
+
+
+def test_the_page_quotes_every_selection():
+    text = (RESULTS / "README.md").read_text()
+    for arm, cells in gains(RESULTS / "gsm8k-selection").items():
+        assert f"| `{arm}` | " + " | ".join(cells) + " |" in text
 
 
 def test_the_readme_quotes_the_demo():
