@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import markdown
+from uncertune.data.sources import BUILTIN, FORMATS
 from uncertune.studies.writing import markdown as markdown_of_findings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -32,6 +33,16 @@ def test_the_page_of_uncertainty_holds_what_was_scored(name):
 
 def test_the_page_of_uncertainty_holds_what_the_hardest_tokens_are():
     assert (DOCS / "uncertainty" / "hardest.md").read_text().strip() in (DOCS / "uncertainty.md").read_text()
+
+
+def test_the_page_of_data_names_every_format_and_every_data_set():
+    page = (DOCS / "data.md").read_text()
+    for format in FORMATS:
+        assert f"| `{format}` |" in page
+    for name, one in BUILTIN.items():
+        files = ", ".join(f"`{file}`" for file in one.files.values())
+        assert f"| `{name}` | {files}" in page
+        assert one.hub_id in (None, "json") or f"| {one.hub_id} |" in page
 
 
 @pytest.mark.parametrize("step", [0, 5, 15, 25])

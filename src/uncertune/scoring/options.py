@@ -65,7 +65,7 @@ HELP = {
     "max_samples": "documents to score, the first ones of the data",
     "max_length": "tokens after which a document is cut",
     "dataset_split": "split of the data",
-    "dataset_format": "auto, trl, alpaca, gsm8k or sharegpt",
+    "dataset_format": "auto, trl, alpaca, gsm8k, sharegpt, responses, mmlu or wikitext",
     "dataset_text_field": "column of plain text, all of which is scored",
     "dtype": "of the model: float32, bfloat16 or float16",
     "selection_fraction": "the page marks this share of the tokens, those of highest loss",

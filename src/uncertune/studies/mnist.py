@@ -1,8 +1,8 @@
 """Fig. 12 (C.2): a small network on handwritten digits, trained on one tenth of each batch, by loss; and C2b beside it.
 
 784-32-16-10, ReLU, SGD at 0.01, batches of 256, 20 epochs; within each batch the data are ranked by their loss and cut
-into ten equal parts; a run trains on one of them. All runs are one batch of models. Offline and without MNIST's files
-the digits that scikit-learn carries stand in for it.
+into ten equal parts; a run trains on one of them. All runs are one batch of models. ``--data digits`` takes the
+smaller digits that scikit-learn carries.
 
 C2b (§3): the models trained on everything, one a seed, are an ensemble; at several moments of their training the
 uncertainties of single data are correlated with how much a step on each lowers the test loss.
