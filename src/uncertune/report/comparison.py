@@ -27,7 +27,7 @@ from uncertune.report.comparison_measures import (
 )
 from uncertune.report.page import Bar, Bars, Column, Facts, Page, Point, Points, Section, Table, Value
 from uncertune.report.run import render, write_whole
-from uncertune.report.tables import MISSING, format_value, markdown_text, to_markdown, written
+from uncertune.report.tables import MISSING, counted, format_value, markdown_text, to_markdown, written
 
 PAGE = "comparison.html"
 
@@ -65,7 +65,7 @@ def write_comparison(
     numbers = [*_tables(found, measured, baseline)]
     figures = _figures(gained, tasks, inside, baseline)
     facts = _facts(found, tasks, inside, baseline)
-    lead = f"{len(found.models)} models on {len(tasks)} tasks, each against {baseline}."
+    lead = f"{counted(len(found.models), 'model')} on {counted(len(tasks), 'task')}, each against {baseline}."
     sections: list[Section] = [*numbers[:1], *figures, *numbers[1:], *answer_sections(found, baseline), facts]
     files = {
         "comparison.md": _markdown(lead, numbers),

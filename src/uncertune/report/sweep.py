@@ -15,7 +15,7 @@ from uncertune.report.section_figure import draw_sections
 from uncertune.report.sweep_claims import claims
 from uncertune.report.sweep_figures import HOW, figures
 from uncertune.report.sweep_measures import MLE, Sweep, column, difference, mean, read_sweep
-from uncertune.report.tables import markdown_text, to_markdown, written
+from uncertune.report.tables import counted, markdown_text, to_markdown, written
 
 PAGE, MARKDOWN = "sweep.html", "sweep.md"
 
@@ -38,8 +38,8 @@ def write_sweep(folder: Path, into: Path | None = None) -> Path:
     failed = _failed(sweep)
     seeds = sorted({run["seed"] for run in sweep.content["runs"]})
     lead = (
-        f"{sweep.content['model']} trained on {sweep.content['data']}: {len(sweep.arms)} arms, "
-        f"{len(seeds)} seeds, measured on {len(sweep.sets)} data sets."
+        f"{sweep.content['model']} trained on {sweep.content['data']}: {counted(len(sweep.arms), 'arm')}, "
+        f"{counted(len(seeds), 'seed')}, measured on {counted(len(sweep.sets), 'data set')}."
     )
     drawn = [section for sections in drawings.values() for section in sections]
     sections: list[Section] = [*drawn, *numbers, *failed, _facts(sweep, seeds)]

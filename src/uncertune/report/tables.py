@@ -45,6 +45,11 @@ class Cell:
         return self.difference + self.arrow
 
 
+def counted(number: int, what: str) -> str:
+    """“1 seed”, “2 seeds”."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def format_value(value: float | str | None, column: Column) -> str:
     """A value with the column's digits: – for None, NaN and ∞ by name, a string on one line."""
     if value is None:
