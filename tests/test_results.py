@@ -1,11 +1,13 @@
 """The tables in ``results`` are those of the runs beside them, and each folder names the command that made it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from uncertune.intervals import Estimate
 from uncertune.report.sweep import write_sweep
 from uncertune.report.sweep_measures import difference, mean, read_sweep
 
@@ -86,6 +88,29 @@ def test_the_page_quotes_every_selection():
     text = (RESULTS / "README.md").read_text()
     for arm, cells in gains(RESULTS / "gsm8k-selection").items():
         assert f"| `{arm}` | " + " | ".join(cells) + " |" in text
+
+
+def answers(folder):
+    """A row a model: right answers of GSM8K, as strictly and as flexibly read, and the judged win rate over MLE."""
+    found = json.loads((folder / "comparison.json").read_text())
+    right = {(one["measure"], one["model"]): one["value"] for one in found["measures"]}
+    for model in found["models"]:
+        cells = [share(Estimate(**right[f"exact_match,{how}", model])) for how in ("strict-match", "flexible-extract")]
+        rate = found["head_to_head"].get(model)
+        yield model, [cell.replace("+", "") for cell in [*cells, share(Estimate(**rate["adjusted"])) if rate else "–"]]
+
+
+@pytest.mark.parametrize("data", ["gsm8k", "alpaca"])
+def test_the_page_quotes_the_answers(data):
+    text = (RESULTS / "README.md").read_text()
+    for model, cells in answers(RESULTS / f"{data}-answers"):
+        assert f"| {data} | {model} | " + " | ".join(cells) + " |" in text
+
+
+def test_the_page_quotes_what_the_judge_is_worth():
+    found = json.loads((RESULTS / "judge" / "comparison.json").read_text())["head_to_head"]["gpt4"]
+    said = share(Estimate(**found["adjusted"])).replace("+", "")
+    assert said in (RESULTS / "README.md").read_text()
 
 
 def test_the_readme_quotes_the_demo():
