@@ -138,6 +138,8 @@ def _check_table(out, found):
     loss = {(row["arm"], row["seed"]): float(row["in loss"]) for row in rows}
     gains = [1 - loss[NAMES[1], seed] / loss["mle", seed] for seed in ("3", "5")]
     page = (out / "sweep.md").read_text().replace("\\_", "_").replace("−", "-")
+    assert f"\n{found['model']} trained on " in page
+    assert "/" not in found["model"]
     assert re.search(rf"\| {NAMES[1]} \| 2 \| {100 * np.mean(gains):+.2f}%", page)
 
 

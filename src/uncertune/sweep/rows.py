@@ -53,7 +53,7 @@ def in_data(plan: Plan) -> str:
 
 
 def shown(name: str) -> str:
-    """A data set's name as tables show it: of a path the last part."""
+    """The name of a data set or a model as tables show it: of a path the last part."""
     return Path(name).name if Path(name.partition("@")[0]).exists() else name
 
 

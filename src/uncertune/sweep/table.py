@@ -47,7 +47,7 @@ def collect(plan: Plan) -> dict[str, Any]:
     base = measures_of(plan, BASE) or {"in": {}, "out": {}}
     name, inside = shown(str(plan.common.data.dataset_name)), in_data(plan)
     return {
-        "model": str(plan.common.model.model_name_or_path),
+        "model": shown(str(plan.common.model.model_name_or_path)),
         "data": name,
         "in_data": f"{name}, held out" if inside.endswith(HELD_OUT) else inside,
         "arms": [{"name": arm.name, **arm.axes} for arm in plan.arms],
