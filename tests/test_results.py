@@ -55,6 +55,7 @@ def rows(folder, shown):
         ("results/README.md", "gsm8k", accuracy),
         ("results/README.md", "alpaca", loss),
         ("results/README.md", "alpaca", accuracy),
+        ("results/README.md", "gsm8k-gemma", loss),
         ("README.md", "gsm8k", loss),
     ],
 )
