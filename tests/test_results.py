@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ COMMANDS = dict(
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_the_table_is_that_of_the_runs(folder, tmp_path):
-    assert folder.name in COMMANDS
+    assert f"\n| `{folder.name}` | `" in (RESULTS / "README.md").read_text()
     shutil.copy(folder / "sweep.json", tmp_path)
     write_sweep(tmp_path)
     assert (tmp_path / "sweep.md").read_text() == (folder / "sweep.md").read_text()
@@ -106,6 +107,25 @@ def test_the_page_quotes_the_answers(data):
     text = (RESULTS / "README.md").read_text()
     for model, cells in answers(RESULTS / f"{data}-answers"):
         assert f"| {data} | {model} | " + " | ".join(cells) + " |" in text
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "measure", "digits"),
+    [
+        ("problems solved, points", "word_problems@test", "exact_match", 1),
+        ("loss on solutions", "word_problems@test", "loss", 3),
+        ("KL from the untrained model", "prompts", "kl", 4),
+        ("loss on prose", "prose", "loss", 4),
+    ],
+)
+def test_the_page_quotes_the_demos(what, name, measure, digits):
+    sweep = read_sweep(RESULTS / "word_problems")
+    times = 100 if measure == "exact_match" else 1
+    cells = [f"{times * mean(sweep.values('mle', name, measure)).value:.{digits}f}"]
+    for arm in sweep.others:
+        ends = [f"{times * end:+.{digits}f}" for end in astuple(difference(sweep, arm, name, measure))]
+        cells.append("{} [{}, {}]".format(*ends).replace("-", "−"))
+    assert f"| {what} | " + " | ".join(cells) + " |" in (RESULTS / "README.md").read_text()
 
 
 def test_the_page_quotes_what_the_judge_is_worth():

@@ -19,8 +19,11 @@ Record = dict[str, Any]
 
 
 def sweep_of(folders: list[Path]) -> Record:
-    """What ``sweep.json`` holds. Raises ValueError for demos that differ in more than their seed."""
+    """What ``sweep.json`` holds. Raises ValueError for demos that are unfinished or differ in more than their seed."""
     demos = [json.loads((folder / "measures.json").read_text(encoding="utf-8")) for folder in folders]
+    for folder, demo in zip(folders, demos, strict=True):
+        if not set(demo["measures"]) >= {BASE, *ARMS}:
+            raise ValueError(f"{folder} holds a demo that is not finished: run it again")
     settings = [{name: value for name, value in demo["settings"].items() if name != "seed"} for demo in demos]
     if any(one != settings[0] for one in settings):
         raise ValueError(f"the demos differ in more than their seed: {settings}")
