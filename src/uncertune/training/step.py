@@ -7,9 +7,9 @@ in the order accumulation step, rank, row, position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from uncertune.errors import NotFiniteError
 from uncertune.fused import TokenStats
 from uncertune.selection import random_scores, select, threshold
 from uncertune.training.batch import Documents
+
+T = TypeVar("T")
 
 POLICY_MEASURES = ("importance_ratio", "clipped_fraction", "kl")
 """Sums over tokens that a step of ``policy_gradient`` adds to its record; their means are logged."""
@@ -73,17 +75,14 @@ def choose(
     ranks = all_ranks(mine) if everywhere else [mine]
     rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
     pieces, offset, lengths, own = [], first, [], []
-    for micro in range(max(len(parts) for parts in ranks)):
-        for source, parts in enumerate(ranks):
-            if micro >= len(parts):
-                continue
-            score, index, position = parts[micro]
-            if score is not None and bool(score.isnan().any()):
-                raise NotFiniteError(f"{place(step, micro, len(parts), source)}: the {rule.metric} of a token is nan")
-            pieces.append((score, index + offset, position))
-            offset += count_of(index)
-            lengths.append(index.numel())
-            own.append(source == rank)
+    for micro, source, (score, index, position) in in_order(ranks):
+        if score is not None and bool(score.isnan().any()):
+            where = place(step, micro, len(ranks[source]), source)
+            raise NotFiniteError(f"{where}: the {rule.metric} of a token is nan")
+        pieces.append((score, index + offset, position))
+        offset += count_of(index)
+        lengths.append(index.numel())
+        own.append(source == rank)
     document_S = torch.cat([index for _, index, _ in pieces])
     position_S = torch.cat([position for _, _, position in pieces])
     if rule.metric == "random":
@@ -105,12 +104,19 @@ def first_documents(documents: Sequence[Documents]) -> list[int]:
     ranks = all_ranks([count_of(one.index) for one in documents])
     rank = dist.get_rank() if len(ranks) > 1 else 0
     found, before = [], 0
-    for micro in range(max(map(len, ranks))):
-        for source, counts in enumerate(ranks):
-            if micro < len(counts):
-                found += [before] if source == rank else []
-                before += counts[micro]
+    for _, source, count in in_order(ranks):
+        if source == rank:
+            found.append(before)
+        before += count
     return found
+
+
+def in_order(ranks: Sequence[Sequence[T]]) -> Iterator[tuple[int, int, T]]:
+    """Micro-batch, rank and its part, of every micro-batch of a step: by accumulation step, then by rank."""
+    for micro in range(max(map(len, ranks))):
+        for rank, parts in enumerate(ranks):
+            if micro < len(parts):
+                yield micro, rank, parts[micro]
 
 
 def count_of(index: Tensor) -> int:
