@@ -40,9 +40,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uncertune.cli import main as uncertune
 from uncertune.data.synthetic import WordProblem, check_answer, word_problems
 from uncertune.evaluation.measures import generate
-from uncertune.intervals import Estimate, over_seeds, paired
 from uncertune.models import resolve_model
 from uncertune.objectives import group_advantages
+from uncertune.statistics.intervals import Estimate, over_seeds, paired
 from uncertune.training.rollouts import Answer, policy_rows, sample_answers
 
 Prompts = Sequence[list[dict[str, str]]]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from uncertune import demo_options
-from uncertune.evaluation import compare_options, options
+from uncertune.comparison import options as compare_options
+from uncertune.evaluation import options
 from uncertune.scoring import options as scoring
 from uncertune.studies import options as studies
 from uncertune.sweep import options as sweep

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "quickstart.ipynb"
 

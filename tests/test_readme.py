@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 
 README = Path(__file__).parent.parent / "README.md"
 

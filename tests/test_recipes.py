@@ -12,7 +12,7 @@ import trl
 import yaml
 
 import uncertune
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from tools.recipes import DATA, MODELS, OBJECTIVES, recipes
 from uncertune.cli import main
 from uncertune.sweep import options

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from uncertune.intervals import Estimate
-from uncertune.report.sweep import write_sweep
-from uncertune.report.sweep_measures import difference, mean, read_sweep
+from uncertune.statistics.intervals import Estimate
+from uncertune.sweep.measures import difference, mean, read_sweep
+from uncertune.sweep.page import write_sweep
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.json"))

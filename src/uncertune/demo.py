@@ -40,10 +40,10 @@ from uncertune.report import (
     to_text,
     write_page,
 )
-from uncertune.report.training import token_section, write_run_page
-from uncertune.training.checkpoints import write_atomically
+from uncertune.runs.environment import environment
+from uncertune.runs.files import write_atomically
 from uncertune.training.config import UncertuneConfig
-from uncertune.training.folder import environment
+from uncertune.training.page import token_section, write_run_page
 from uncertune.training.pipeline import Job, run
 from uncertune.training.probe import PROBE
 from uncertune.training.runlog import METRICS, read_metrics

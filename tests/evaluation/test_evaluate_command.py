@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import main
 
 pytest.importorskip("lm_eval")
@@ -157,7 +157,7 @@ def test_one_table_holds_every_model_and_task(evaluated):
 
 
 def test_what_is_there_is_not_measured_again(evaluated, models, data, capsys, monkeypatch):
-    from uncertune.evaluation import command
+    from uncertune.evaluation import evaluate as command
 
     before = {path: path.stat().st_mtime_ns for path in evaluated.glob("*/*.json*")}
     monkeypatch.setattr(command, "measure_tokens", None)

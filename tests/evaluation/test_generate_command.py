@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.data.sources import load_prompts
-from uncertune.evaluation import answers
+from uncertune.evaluation import generate as answers
 from uncertune.evaluation.measures import generate as greedy
 
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from cases import CASES, T, V, labels
+from helpers.cases import CASES, T, V, labels
 from uncertune.fused import elementwise, kernels, projection, score_tokens
 from uncertune.fused import linear_weighted_nll as fused_nll
 from uncertune.fused.elementwise import Finish, Teacher

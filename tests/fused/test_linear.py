@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cases import CASES, D, K, T, V, factored, half, labels
+from helpers.cases import CASES, D, K, T, V, factored, half, labels
 from uncertune.fused import (
     kernels,
     linear_token_stats,

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cases import D, T, V, labels
+from helpers.cases import D, T, V, labels
 from uncertune.objectives import (
     OBJECTIVES,
     FactoredTeacher,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cases import CASES, D, K, T, V, factored, half, labels, probabilities, sparse
+from helpers.cases import CASES, D, K, T, V, factored, half, labels, probabilities, sparse
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, SparseTeacher, Targets, clipped_advantage, weighted_nll
 
 CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -1,8 +1,8 @@
 """The page in a browser: what it asks for, what it does on a key, a hover and a tap, and how it fits a phone."""
 
 import pytest
-from report_pages import sample_page
 
+from helpers.report_pages import sample_page
 from uncertune.report import write_page
 
 pytestmark = pytest.mark.browser

@@ -9,8 +9,8 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from report_pages import HOSTILE, curves, document, sample_page
 
+from helpers.report_pages import HOSTILE, curves, document, sample_page
 from uncertune.report import Answers, Curves, Facts, Page, Series, Table, Tokens, render, write_page
 
 VOID = {"meta", "link", "input", "br", "wbr", "img"}
@@ -53,7 +53,7 @@ def html() -> str:
 def test_the_same_page_gives_the_same_bytes(tmp_path, html):
     write_page(tmp_path / "a.html", sample_page())
     assert (tmp_path / "a.html").read_bytes() == html.encode()
-    code = "import sys; from report_pages import sample_page; from uncertune.report import write_page; "
+    code = "import sys; from helpers.report_pages import sample_page; from uncertune.report import write_page; "
     code += "write_page(sys.argv[1], sample_page())"
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.html")], check=True, env=environment)

@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from report_pages import table
 
+from helpers.report_pages import table
 from uncertune.report import Column, Table, to_markdown, to_text
 from uncertune.report.tables import cell, format_value
 

@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from report_pages import HOSTILE, hostile_text
 
+from helpers.report_pages import HOSTILE, hostile_text
 from uncertune.report import Moment, ScoredDocument, TokenPage, draw_tokens, render_token_page, write_token_page
 from uncertune.report.token_page import payload
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.scoring import run
 from uncertune.scoring.text import score_text

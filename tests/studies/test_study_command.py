@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from uncertune.cli import main
-from uncertune.findings import Finding
-from uncertune.intervals import Estimate, over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import Estimate, over_seeds
 from uncertune.studies import command
 
 

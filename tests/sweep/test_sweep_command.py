@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.sweep.options import parse
 from uncertune.sweep.plan import plan

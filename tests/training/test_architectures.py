@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from harness import VOCABULARY, rows, run
 
-from tiny import KINDS, tiny_model
+from helpers.harness import VOCABULARY, rows, run
+from helpers.tiny import KINDS, tiny_model
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.selection import select
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from harness import VOCABULARY, rows, run, settings
 
-from tiny import tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, rows, run, settings
+from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.selection import select
 from uncertune.training.batch import document_hash

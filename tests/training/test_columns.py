@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from harness import VOCABULARY, rows, run, settings
 from test_config import refused
 
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, rows, run, settings
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.cli import main
 from uncertune.objectives import OBJECTIVES, weighted_nll

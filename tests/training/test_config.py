@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 from datasets import Dataset
-from harness import VOCABULARY, rows
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase, ProcessorMixin
 from trl import SFTConfig
 
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, rows
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.errors import UserError
 

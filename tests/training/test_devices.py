@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import VOCABULARY, relative_difference, rows, run
-from two_processes import two_processes
 
-from tiny import tiny_model
+from helpers.harness import VOCABULARY, relative_difference, rows, run
+from helpers.tiny import tiny_model
+from helpers.two_processes import two_processes
 from uncertune.models import causal_lm
 
 LORA_HEAD = {"modules_to_save": ["lm_head"]}

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from datasets import Dataset, IterableDataset
-from harness import rows, settings
 from peft import LoraConfig
 
-from tiny import save_tiny, tiny_tokenizer
+from helpers.harness import rows, settings
+from helpers.tiny import save_tiny, tiny_tokenizer
 from uncertune.errors import UserError
 from uncertune.training import pipeline
 from uncertune.training.holdout import held_out

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from datasets import Dataset
-from harness import VOCABULARY, relative_difference, rows, run
 
-from tiny import tiny_model
+from helpers.harness import VOCABULARY, relative_difference, rows, run
+from helpers.tiny import tiny_model
 from uncertune import UncertuneTrainer
 
 CUTS = ((8, 1), (4, 2), (2, 4))

@@ -5,10 +5,10 @@ import random
 import time
 
 import pytest
-from killable import kill_when, start
 from test_resume import arguments, steps
 
-from tiny import save_tiny
+from helpers.killable import kill_when, start
+from helpers.tiny import save_tiny
 
 PAUSE = 0.02
 

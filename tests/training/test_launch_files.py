@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 import uncertune
-from tiny import tiny_model
+from helpers.tiny import tiny_model
 from uncertune.errors import UserError
 from uncertune.training import devices
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from harness import settings
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from helpers.harness import settings
+from helpers.tiny import WIDTH, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.fused import projection
 

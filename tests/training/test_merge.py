@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness import VOCABULARY, relative_difference, rows, run, settings
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.training import command

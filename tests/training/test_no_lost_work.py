@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_resume import arguments, steps
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import _again, main
 from uncertune.errors import InterruptedRun
-from uncertune.training.checkpoints import MARKER
+from uncertune.runs.checkpoints import MARKER
 from uncertune.training.failures import disk_error, explained
 from uncertune.training.stopping import Stop
 from uncertune.training.trainer import UncertuneTrainer

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from datasets import Dataset
-from harness import VOCABULARY, relative_difference, rows, run, settings
 from test_config import refused
 
-from tiny import tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
+from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.objectives import group_advantages
 from uncertune.training.rollouts import Answer, policy_rows, sample_answers, token_log_probs

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import VOCABULARY, relative_difference, rows, run
-from two_processes import two_processes
 
-from tiny import tiny_model
+from helpers.harness import VOCABULARY, relative_difference, rows, run
+from helpers.tiny import tiny_model
+from helpers.two_processes import two_processes
 
 MASKED, BOTH = {"objective": "masked_mle"}, {"objective": "masked_mle_distill"}
 DOCUMENT = {"selection_level": "document"}

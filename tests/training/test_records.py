@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from harness import VOCABULARY, rows, run, settings
 from peft import LoraConfig
 
-from tiny import tiny_model, tiny_tokenizer
+from helpers.harness import VOCABULARY, rows, run, settings
+from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.selection import exact_count, select

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from tiny import save_tiny
+from helpers.tiny import save_tiny
 from uncertune.cli import main
-from uncertune.training.checkpoints import MARKER, latest_complete, remove_unfinished
+from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unfinished
 from uncertune.training.runlog import cut_metrics, read_metrics
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import uncertune.training.step as step_module
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, settings
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, weighted_nll

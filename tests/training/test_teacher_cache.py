@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from peft import LoraConfig
 from test_stage2 import adapter
 
 import uncertune.training.references as references_module
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, settings
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.teachers import cache

@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from tiny import tiny_model, tiny_tokenizer
+from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.training.runlog import read_metrics
 

@@ -14,12 +14,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from harness import VOCABULARY, rows, run
 from peft import LoraConfig, get_peft_model
 from trl import SFTTrainer
-from two_processes import two_processes
 
-from tiny import tiny_model
+from helpers.harness import VOCABULARY, rows, run
+from helpers.tiny import tiny_model
+from helpers.two_processes import two_processes
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, has_weights, head_shape, verify_head
 from uncertune.teachers.fingerprints import teacher_fingerprint

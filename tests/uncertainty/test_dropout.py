@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, OPTConfig
 
-from tiny import KINDS, tiny_model
+from helpers.tiny import KINDS, tiny_model
 from uncertune.errors import UserError
 from uncertune.uncertainty import dropout_places, mc_dropout, sample_seed, token_uncertainty
 from uncertune.uncertainty.sites import own_reads

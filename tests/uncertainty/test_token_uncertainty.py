@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tiny import KINDS, tiny_model
+from helpers.tiny import KINDS, tiny_model
 from uncertune.errors import UserError
 from uncertune.models import attach_head
 from uncertune.uncertainty import (

@@ -1,5 +1,5 @@
 """Evaluation: what a trained model gained in distribution, and what it lost elsewhere."""
 
-from uncertune.evaluation.winrate import WinRate, win_rate
+from uncertune.statistics.winrate import WinRate, win_rate
 
 __all__ = ["WinRate", "win_rate"]

@@ -19,7 +19,7 @@ from uncertune.evaluation.lineup import Contestant, base_of, place_of, plan, run
 from uncertune.evaluation.measures import adapter as switched_on
 from uncertune.evaluation.options import ModelOptions
 from uncertune.models import fingerprint, resolve_model
-from uncertune.training.folder import read
+from uncertune.runs.folder import read
 
 
 @dataclass(frozen=True)

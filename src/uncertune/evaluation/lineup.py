@@ -14,8 +14,8 @@ import yaml
 from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.models import resolve_model
+from uncertune.runs.folder import read
 from uncertune.teachers.adapter import is_adapter
-from uncertune.training.folder import read
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from uncertune.data.rows import Row
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.objectives import OBJECTIVES
 from uncertune.teachers.adapter import evaluating, frozen_rows
-
-Row = dict[str, list[int]]
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from uncertune.data.rows import Document
 from uncertune.evaluation.measures import batches
-from uncertune.evaluation.rows import Document
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.models import OutputHead
 from uncertune.objectives import OBJECTIVES, FactoredTeacher

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from uncertune.findings import Finding
-from uncertune.intervals import Estimate
 from uncertune.report.page import Column, Table, Value
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import Estimate
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from uncertune.intervals import Estimate
+from uncertune.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)

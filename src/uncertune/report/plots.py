@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from uncertune.intervals import Estimate
 from uncertune.report.page import Bars, Curves, Points, Section, Series
+from uncertune.statistics.intervals import Estimate
 
 COLOURS = 7  # the page's style sheet defines --series-0 … --series-6
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.6, 1, 1.6), (1.2, 1.4))  # in line widths

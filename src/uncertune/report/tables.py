@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from uncertune.intervals import Estimate
 from uncertune.report.page import Column, Table, Value, Written
+from uncertune.statistics.intervals import Estimate
 
 MISSING = "–"
 _ARROWS = {("better", True): "▲", ("better", False): "▼", ("worse", True): "△", ("worse", False): "▽"}

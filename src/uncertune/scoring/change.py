@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uncertune.errors import UserError
-from uncertune.intervals import Estimate
 from uncertune.scoring.correlation import mean_of
 from uncertune.scoring.run import QUANTITIES, TOKENS, is_complete
+from uncertune.statistics.intervals import Estimate
 
 _TOKEN = ("rate", "document", "position", "token")
 

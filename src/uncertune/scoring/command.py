@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from uncertune.intervals import Estimate
 from uncertune.report import (
     Column,
     Moment,
@@ -28,14 +27,16 @@ from uncertune.report import (
     write_token_page,
 )
 from uncertune.report.tables import written
+from uncertune.runs.environment import environment
+from uncertune.runs.files import write_atomically
+from uncertune.runs.folder import lock_folder
 from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
-from uncertune.training.checkpoints import write_atomically
-from uncertune.training.folder import environment, held
+from uncertune.statistics.intervals import Estimate
 
 PAGE_DOCUMENTS = 200
 
@@ -47,7 +48,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(options)
     first = prepared.accelerator.is_main_process
-    with held(folder) if first else contextlib.nullcontext():
+    with lock_folder(folder) if first else contextlib.nullcontext():
         if first:
             if options.overwrite:
                 run.clear(folder)

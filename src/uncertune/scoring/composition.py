@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from uncertune.intervals import Estimate
 from uncertune.scoring.correlation import document_draws, estimate
 from uncertune.selection import select
+from uncertune.statistics.intervals import Estimate
 
 KINDS = ("structure", "number", "word")
 BY = ("loss", "epistemic", "entropy")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uncertune.intervals import LEVEL, Estimate
+from uncertune.statistics.intervals import LEVEL, Estimate
 
 Array = NDArray[np.float64]
 

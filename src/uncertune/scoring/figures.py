@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uncertune.intervals import Estimate
 from uncertune.report import paper_figure
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Array, Correlations
+from uncertune.statistics.intervals import Estimate
 
 COLOURS = {"loss": "#0072B2", "entropy": "#E69F00", "epistemic": "#D55E00"}  # apart also for colour-blind readers
 

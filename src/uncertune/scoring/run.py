@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
+from uncertune.runs.files import write_atomically
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, Row
-from uncertune.training.checkpoints import write_atomically
 from uncertune.uncertainty import token_uncertainty
 
 TOKENS = "tokens.parquet"

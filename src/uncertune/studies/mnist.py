@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
 from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.correlation import spearman
 from uncertune.studies.digits import Digits, load
 from uncertune.studies.stacked import Stacked

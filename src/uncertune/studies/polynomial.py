@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.correlation import spearman
 from uncertune.studies.study import Answer, Array, Drawing, Line, Panel, Progress, Study
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from uncertune.findings import Finding
-from uncertune.intervals import Estimate, over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import Estimate, over_seeds
 
 Array = NDArray[np.float64]
 Row = Mapping[str, float | str]

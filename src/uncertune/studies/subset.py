@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertune.findings import Finding
-from uncertune.intervals import Estimate, over_seeds
 from uncertune.selection import select
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import Estimate, over_seeds
 from uncertune.studies.study import Answer, Array, Drawing, Line, Panel, Progress, Row, Study
 
 N, K = 16, 4

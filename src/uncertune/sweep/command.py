@@ -11,16 +11,16 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.evaluation import harness
 from uncertune.report import to_text
-from uncertune.report.sweep import gains_table, write_sweep
-from uncertune.report.sweep_measures import read_sweep
+from uncertune.runs.files import write_atomically
+from uncertune.runs.folder import lock_folder
 from uncertune.sweep import table
+from uncertune.sweep.measures import read_sweep
 from uncertune.sweep.measuring import measure_base, measure_runs
 from uncertune.sweep.options import Request
+from uncertune.sweep.page import gains_table, write_sweep
 from uncertune.sweep.plan import RUNS, Plan, Run, check_same, plan, resolved
 from uncertune.sweep.rows import write_rows
 from uncertune.sweep.runs import is_done, processes, train_all
-from uncertune.training.checkpoints import write_atomically
-from uncertune.training.folder import held
 
 CONFIG = "config.yaml"
 
@@ -35,7 +35,7 @@ def sweep(request: Request) -> bool:
         (found.folder / RUNS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir {str(found.folder)!r} cannot be made: {error.strerror}") from error
-    with held(found.folder):
+    with lock_folder(found.folder):
         write_atomically(found.folder / CONFIG, yaml.safe_dump(resolved(found), sort_keys=True, allow_unicode=True))
         write_rows(found)
         measure_base(found)

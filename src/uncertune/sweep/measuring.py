@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uncertune.evaluation.command import measure
+from uncertune.evaluation.evaluate import measure
 from uncertune.evaluation.options import TOKENS, EvaluateOptions
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run

@@ -13,11 +13,11 @@ import yaml
 
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
+from uncertune.runs.folder import SILENT, SILENT_PREFIXES
 from uncertune.sweep.options import Arms, Request
 from uncertune.training import arguments as train_fields
 from uncertune.training.arguments import Arguments
 from uncertune.training.config import BALD_FIELDS, CACHE_FIELDS, SELECTION_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
-from uncertune.training.folder import SILENT, SILENT_PREFIXES
 
 MLE = "mle"
 ARM_FIELDS = (

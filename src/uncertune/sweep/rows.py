@@ -15,8 +15,8 @@ from typing import Any
 
 from uncertune.data.sources import BUILTIN, evaluation_split, load
 from uncertune.errors import UserError
+from uncertune.runs.files import write_atomically
 from uncertune.sweep.plan import DATA, Plan
-from uncertune.training.checkpoints import write_atomically
 from uncertune.training.holdout import held_out
 
 HELD_OUT = "held_out.jsonl"

@@ -23,12 +23,12 @@ import torch
 
 from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
-from uncertune.report.training import write_run_page
+from uncertune.runs.files import write_atomically
+from uncertune.runs.folder import is_complete
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
 from uncertune.training.arguments import parse
-from uncertune.training.checkpoints import write_atomically
 from uncertune.training.command import job_of
-from uncertune.training.folder import is_complete
+from uncertune.training.page import write_run_page
 from uncertune.training.pipeline import run as run_training
 
 

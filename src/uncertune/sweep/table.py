@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from uncertune.runs.files import write_atomically
 from uncertune.sweep.measuring import BASE, measures_of
 from uncertune.sweep.plan import Plan
 from uncertune.sweep.rows import HELD_OUT, in_data, shown
 from uncertune.sweep.runs import outcome_of
-from uncertune.training.checkpoints import write_atomically
 
 JSON, CSV = "sweep.json", "sweep.csv"
 

@@ -23,8 +23,8 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from uncertune.data.sources import FORMATS, masks_prompts
 from uncertune.errors import UserError
+from uncertune.runs.files import plain
 from uncertune.training.config import UncertuneConfig
-from uncertune.training.folder import plain
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uncertune.errors import NotFiniteError, UserError
-from uncertune.training.checkpoints import latest_complete
+from uncertune.runs.checkpoints import latest_complete
 
 _MENDS = {
     errno.ENOSPC: "free some space",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from uncertune.errors import UserError
+from uncertune.runs.folder import TEACHER_CACHE
 from uncertune.teachers.cache import Document, Kind
 from uncertune.teachers.fingerprints import (
     documents_fingerprint,
@@ -20,7 +21,7 @@ from uncertune.teachers.shards import Shards, described
 from uncertune.training import devices
 from uncertune.training.batch import IGNORED, document_hash, document_texts
 from uncertune.training.caching import Cached, Caches
-from uncertune.training.folder import TEACHER_CACHE, fingerprint_data
+from uncertune.training.dataset import fingerprint_data
 from uncertune.training.step import sum_over_ranks
 
 

@@ -25,17 +25,10 @@ import yaml
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
-from uncertune.training import devices
-from uncertune.training.checkpoints import latest_complete, remove_unfinished, step_of, write_atomically
-from uncertune.training.config import (
-    CACHE_FIELDS,
-    SELECTION_FIELDS,
-    TEACHER_FIELDS,
-    TRUNCATION_FIELDS,
-    UncertuneConfig,
-)
-from uncertune.training.failures import explained
-from uncertune.training.folder import (
+from uncertune.runs.checkpoints import latest_complete, remove_unfinished, step_of
+from uncertune.runs.environment import environment
+from uncertune.runs.files import plain, write_atomically
+from uncertune.runs.folder import (
     RHO,
     RUN,
     SILENT,
@@ -46,12 +39,19 @@ from uncertune.training.folder import (
     check_usable,
     clear,
     clear_caches,
-    environment,
-    fingerprint_data,
-    held,
     is_complete,
-    plain,
+    lock_folder,
 )
+from uncertune.training import devices
+from uncertune.training.config import (
+    CACHE_FIELDS,
+    SELECTION_FIELDS,
+    TEACHER_FIELDS,
+    TRUNCATION_FIELDS,
+    UncertuneConfig,
+)
+from uncertune.training.dataset import fingerprint_data
+from uncertune.training.failures import explained
 from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.probe import Probe
 from uncertune.training.stopping import Stop
@@ -89,14 +89,14 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
     number, raise UserError and leave the last good checkpoint.
     """
     stop = Stop()
-    with _held(job, overwrite), stop.listening():
+    with _locked(job, overwrite), stop.listening():
         job, anew = _after_references(job, job.folder if overwrite else None, stop)
         return _train(job, anew, stop)
 
 
 def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
     """Train the references of ``run`` where they are auto, fill the caches, and return the caches' folder."""
-    with _held(job, overwrite):
+    with _locked(job, overwrite):
         stop = Stop()
         with stop.listening():
             job, anew = _after_references(job, job.folder if overwrite else None, stop)
@@ -109,12 +109,12 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _held(job: Job, overwrite: bool) -> Iterator[None]:
+def _locked(job: Job, overwrite: bool) -> Iterator[None]:
     """Refuse what cannot be run, and keep the folder from other processes; caches in it go with ``overwrite``."""
     _check(job)
     check_usable(job.folder, _sources(job))
     main = job.config.process_index == 0
-    with held(job.folder) if main else contextlib.nullcontext():
+    with lock_folder(job.folder) if main else contextlib.nullcontext():
         with job.config.main_process_first():  # a trainer opens its caches when it is built
             if overwrite and main:
                 clear_caches(job.folder)

@@ -15,10 +15,10 @@ import torch
 from transformers import TrainerCallback
 
 from uncertune.fused import linear_token_stats
+from uncertune.runs.files import write_atomically
 from uncertune.selection import select
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import IGNORED
-from uncertune.training.checkpoints import write_atomically
 from uncertune.uncertainty import token_uncertainty
 
 PROBE = "probe.jsonl"

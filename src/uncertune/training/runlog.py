@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from transformers import TrainerCallback
 
+from uncertune.runs.files import write_atomically
 from uncertune.training.batch import document_hashes, documents
-from uncertune.training.checkpoints import write_atomically
 
 METRICS = "metrics.jsonl"
 SELECTION = "selection.parquet"

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from uncertune.runs.files import write_atomically
 from uncertune.selection import document_means
 from uncertune.training.batch import Documents
-from uncertune.training.checkpoints import write_atomically
 from uncertune.training.step import Rule, choose
 
 DECAY = 0.8

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from uncertune.errors import InterruptedRun
-from uncertune.training.checkpoints import folder_of
+from uncertune.runs.checkpoints import folder_of
 from uncertune.training.step import sum_over_ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -26,7 +26,8 @@ from uncertune.fused import (
 )
 from uncertune.models import OutputHead, attach_head, head_shape, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, Targets, TeacherLike
-from uncertune.training import checkpoints, dataset, devices, hub, policy, refusals
+from uncertune.runs import checkpoints
+from uncertune.training import dataset, devices, hub, policy, refusals
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -44,6 +45,7 @@ from uncertune.training.config import UncertuneConfig
 from uncertune.training.kept import skipped
 from uncertune.training.references import References
 from uncertune.training.runlog import METRICS, RunLog, read_metrics
+from uncertune.training.saving import student_adapter_only
 from uncertune.training.selector import Selector
 from uncertune.training.step import StepRecord, sum_over_ranks
 
@@ -124,7 +126,7 @@ class UncertuneTrainer(SFTTrainer):
     # ---- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with checkpoints.student_adapter_only(self.model):
+        with student_adapter_only(self.model):
             super()._save(output_dir, state_dict)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

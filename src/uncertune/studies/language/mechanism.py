@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, MASKED
 from uncertune.studies.language.grammar import divergence, entropy
 from uncertune.studies.language.losses import selected

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from uncertune.findings import Finding
-from uncertune.intervals import Estimate, over_seeds
 from uncertune.selection.scores import METRICS
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import Estimate, over_seeds
 from uncertune.studies.language.arms import BOTH, DISTILL, FRACTIONS, MASKED, MLE, NAMES, ORACLE, Arm, table
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures, rows_of

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.correlation import spearman
 from uncertune.studies.language.grammar import Language, divergence, entropy
 from uncertune.studies.language.losses import decomposition, token_losses

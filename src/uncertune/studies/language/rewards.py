@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.language.arms import DISTILL, MLE, ORACLE, REWARDED
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import Measures, measures, rows_of

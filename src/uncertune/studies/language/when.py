@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uncertune.intervals import over_seeds
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, MASKED, MLE, NAMES
 from uncertune.studies.language.training import trained
 from uncertune.studies.language.truth import measures

@@ -7,8 +7,8 @@ context, E_oracle[loss], and the true excess loss, KL(oracle ‖ model).
 
 from __future__ import annotations
 
-from uncertune.findings import Finding
-from uncertune.intervals import over_seeds
+from uncertune.statistics.findings import Finding
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.language.arms import BOTH, MASKED, MLE, NAMES, Arm
 from uncertune.studies.language.objectives import gain
 from uncertune.studies.language.training import trained

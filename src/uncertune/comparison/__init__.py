@@ -1,0 +1,1 @@
+"""Comparison of models on tasks and head to head, on one page."""

@@ -1,0 +1,110 @@
+"""Every pair judged in both orders, and a cache by content, so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from uncertune.judging.judge import FINAL, Judge, Question, Reply
+from uncertune.judging.pairs import Pair
+from uncertune.runs.files import write_atomically
+
+MODEL_FIRST, BASELINE_FIRST = "model_first", "baseline_first"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge said of one pair in one order; ``preference`` is that for the model's answer, or None."""
+
+    id: str
+    order: str
+    outcome: str
+    preference: float | None
+    reply: str
+    judge: str
+    mass: float | None
+    """Probability of the two letters together, where it is known."""
+
+
+class Cache:
+    """Replies by a digest of the judge and all it was shown: JSON lines, only ever added to.
+
+    A reply that another attempt could change (a timeout, a server's error) is not kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Reply] = {}
+        whole = path.read_bytes() if path.is_file() else b""
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if len(kept) < len(whole):  # a crash cut the last line short
+            os.truncate(path, len(kept))
+        for line in kept.decode("utf-8").split("\n")[:-1]:
+            found = json.loads(line)
+            self._known[found.pop("key")] = Reply(
+                **{name: found[name] for name in ("outcome", "first", "text", "mass")}
+            )
+
+    def get(self, key: str) -> Reply | None:
+        return self._known.get(key)
+
+    def add(self, key: str, reply: Reply, judge: str) -> None:
+        if reply.outcome not in FINAL:
+            return
+        self._known[key] = reply
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, **asdict(reply), "judge": judge}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str = "") -> list[Judgement]:
+    """Both orders of every pair, those that the cache knows without asking.
+
+    Raises UserError where the judge cannot go on; what it said before is in the cache then.
+    """
+    asked = list(_both_orders(pairs))
+    keys = [_key(judge, question) for _, _, question in asked]
+    todo = {key: question for key, (_, _, question) in zip(keys, asked, strict=True) if cache.get(key) is None}
+    replies: dict[str, Reply] = {}
+    names = list(todo)
+    bar = tqdm(
+        disable=not todo, total=len(asked), initial=len(asked) - len(todo), desc=f"judgements {label}", unit="judgement"
+    )
+    if todo:
+        with contextlib.closing(bar), contextlib.closing(judge.ask(list(todo.values()))) as answers:
+            for number, reply in answers:
+                replies[names[number]] = reply
+                cache.add(names[number], reply, judge.name)
+                bar.update()
+    known = {**replies, **{key: kept for key in keys if (kept := cache.get(key)) is not None}}
+    out = []
+    for key, (pair, order, _) in zip(keys, asked, strict=True):
+        reply = known[key]
+        first = reply.first if order == MODEL_FIRST or reply.first is None else 1 - reply.first
+        out.append(Judgement(pair.id, order, reply.outcome, first, reply.text, judge.name, reply.mass))
+    return out
+
+
+def write_judgements(path: Path, judgements: Sequence[Judgement]) -> None:
+    """One line a judgement."""
+    write_atomically(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in judgements))
+
+
+def _both_orders(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, str, Question]]:
+    for pair in pairs:
+        yield pair, MODEL_FIRST, Question(pair.messages, pair.model, pair.baseline)
+        yield pair, BASELINE_FIRST, Question(pair.messages, pair.baseline, pair.model)
+
+
+def _key(judge: Judge, question: Question) -> str:
+    content: list[Any] = [judge.identity, question.messages, question.first, question.second]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

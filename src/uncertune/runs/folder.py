@@ -1,0 +1,174 @@
+"""A run folder: what it holds, what run it is, and whether that run is the one at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from uncertune.errors import UserError
+from uncertune.runs.checkpoints import checkpoints, latest_complete
+
+RUN = "run.json"
+STAGE_1 = "stage1"
+RHO = "rho_reference"
+TEACHER_CACHE = "teacher_cache"
+COMPARISONS = "comparisons.json"
+"""Relative paths of the pages of ``uncertune compare`` that the run is in."""
+_BEFORE = (STAGE_1, RHO, TEACHER_CACHE)
+"""What is in the folder before the run itself has begun."""
+_OURS = (
+    *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html", "tokens.html"),
+    *("selection.parquet", "selection", COMPARISONS, *_BEFORE, "adapter_config.json", "training_args.bin"),
+)
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+
+# Fields that change where a run writes, what it says or how often it saves, not what it learns; teacher and
+# rho_reference count by what they hold, not by where they lie.
+SILENT = frozenset(
+    (
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataset_num_proc",
+        "ddp_timeout",
+        "debug",
+        "disable_tqdm",
+        "do_eval",
+        "do_predict",
+        "do_train",
+        "local_rank",
+        "output_dir",
+        "per_device_eval_batch_size",
+        "probe_samples",
+        "probe_steps",
+        "prediction_loss_only",
+        "project",
+        "push_to_hub",
+        "report_to",
+        "resume_from_checkpoint",
+        "rho_reference",
+        "run_name",
+        "save_selection",
+        "teacher",
+        "teacher_cache_dir",
+        "teacher_cache_fill",
+    )
+)
+SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run left in its folder, and nothing else; a folder without a run stays as it is."""
+    for stage in (STAGE_1, RHO):
+        if read(folder / stage):
+            shutil.rmtree(folder / stage)
+    if not read(folder):
+        return
+    for name in (*_OURS, *_WEIGHTS):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for shard in folder.glob("model-*-of-*.safetensors"):
+        shard.unlink()
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)
+
+
+def clear_caches(folder: Path) -> None:
+    """Delete the caches that a run keeps in its own folder."""
+    for manifest in (folder / TEACHER_CACHE).glob("*/manifest.json"):
+        shutil.rmtree(manifest.parent)
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return bool(read(Path(folder)).get("complete"))
+
+
+def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise UserError where the folder holds a run with other settings, data or model.
+
+    A run that has kept nothing to go on from, neither result nor checkpoint, gives way.
+    """
+    if not (is_complete(folder) or latest_complete(folder)):
+        return
+    there = read(folder).get("identity", {})
+    names = [name for name in identity if name in there and there[name] != identity[name]]
+    names += [name for name in identity if name not in there and identity[name] is not None]
+    if not names:
+        return
+    shown = ", ".join(f"{name} ({there.get(name)!r} there, {identity[name]!r} here)" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise UserError(
+        f"output_dir {str(folder)!r} holds another run, which differs in {shown}{more}: choose another output_dir, or "
+        "--overwrite to start anew"
+    )
+
+
+def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
+    """Refuse a path that is no folder, cannot be written, or holds what this command did not put there.
+
+    ``sources`` are paths that the run reads; one of them inside the folder is refused, since a run may delete there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
+    for source in sources:
+        if (
+            isinstance(source, str)
+            and Path(source).exists()
+            and Path(source).resolve().is_relative_to(folder.resolve())
+        ):
+            raise UserError(
+                f"output_dir {str(folder)!r} holds {source!r}, which the run reads: choose another output_dir"
+            )
+    found = [name for name in (*_OURS, *_WEIGHTS) if (folder / name).exists()]
+    found += [path.name for path in checkpoints(folder)]
+    foreign = [name for name in found if name not in _BEFORE]
+    if foreign and not read(folder):
+        raise UserError(
+            f"output_dir {str(folder)!r} holds another run ({foreign[0]}) that this command did not start: choose "
+            "another output_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {str(folder)!r} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output_dir {str(folder)!r} cannot be written: choose another folder")
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another process is training in, and keep it until this one is done or dies."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir {str(folder)!r} is in use by another process: wait for it, or choose another output_dir"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError, NotADirectoryError):
+        return {}

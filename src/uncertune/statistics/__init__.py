@@ -1,0 +1,1 @@
+"""Estimates with intervals: over seeds, paired documents and judgements. NumPy and SciPy only."""

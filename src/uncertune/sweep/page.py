@@ -1,0 +1,159 @@
+"""The page of a sweep: the paper's figures redrawn from its runs, differences to MLE over seeds, and what q does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from uncertune.report.findings import findings_table
+from uncertune.report.page import Column, Facts, Page, Section, Table, Value, Written
+from uncertune.report.run import render, write_whole
+from uncertune.report.section_figure import draw_sections
+from uncertune.report.tables import counted, markdown_text, to_markdown, written
+from uncertune.statistics.intervals import MOST_SEEDS, Estimate, over_seeds, seeds_needed
+from uncertune.sweep.claims import claims
+from uncertune.sweep.figures import HOW, figures
+from uncertune.sweep.measures import MLE, Sweep, column, difference, mean, read_sweep
+
+PAGE, MARKDOWN = "sweep.html", "sweep.md"
+
+
+def write_sweep(folder: Path, into: Path | None = None) -> Path:
+    """Write ``sweep.html``, ``sweep.md`` and the figures as PNG and SVG from ``sweep.json``; return the page's path.
+
+    Args:
+        into: another folder to write to.
+
+    Raises:
+        UserError: there is no sweep in the folder, or its file cannot be read.
+    """
+    sweep = read_sweep(folder)
+    output_dir = into or folder
+    output_dir.mkdir(parents=True, exist_ok=True)
+    drawings = dict(figures(sweep))
+    found = tuple(claims(sweep))
+    numbers = [*([findings_table(found)] if found else []), gains_table(sweep), *_measures(sweep)]
+    failed = _failed(sweep)
+    seeds = sorted({run["seed"] for run in sweep.content["runs"]})
+    lead = (
+        f"{sweep.content['model']} trained on {sweep.content['data']}: {counted(len(sweep.arms), 'arm')}, "
+        f"{counted(len(seeds), 'seed')}, measured on {counted(len(sweep.sets), 'data set')}."
+    )
+    drawn = [section for sections in drawings.values() for section in sections]
+    sections: list[Section] = [*drawn, *numbers, *failed, _facts(sweep, seeds)]
+    html = render(Page("Sweep", lead, tuple(sections)))
+    write_whole(output_dir / MARKDOWN, _markdown(lead, numbers, failed).encode())
+    for stem, panels in drawings.items():
+        draw_sections(output_dir / stem, panels)
+    write_whole(output_dir / PAGE, html.encode())
+    return output_dir / PAGE
+
+
+# ---- tables
+
+
+def gains_table(sweep: Sweep) -> Table:
+    """Every arm's gains over MLE, and how many seeds more a doubtful one would need."""
+    columns = [Column("seeds", "Seeds", None, 0)]
+    share = Column("", "", None, 2, percent=True, sign=True)
+    rows: list[dict[str, Value]] = []
+    sides = {"in": sweep.inside in sweep.relative, "out": any(name != sweep.inside for name in sweep.relative)}
+    labels = {"in": "In distribution", "out": "Out of distribution"}
+    for side in (side for side, there in sides.items() if there):
+        columns.append(replace(share, key=side, label=labels[side]))
+        columns.append(Column(f"{side}_more", "Seeds more", None, 0))
+    for arm in sweep.others:
+        row: dict[str, Value] = {"arm": arm}
+        for side, gains in (("in", _inside(sweep, arm)), ("out", sweep.mean_gains(arm))):
+            found = mean(gains)
+            row["seeds"] = max(int(str(row.get("seeds", 0))), len(gains))
+            row[side] = written(found, share)
+            row[f"{side}_more"] = _more(gains, found)
+        rows.append(row)
+    caption = (
+        f"{HOW} “Seeds more”: how many further seeds would bring the interval clear of 0, were mean and spread to "
+        "stay as they are; “clear” where it is already."
+    )
+    return Table("Gains over MLE", caption, tuple(columns), tuple(rows), "arm", None)
+
+
+def _inside(sweep: Sweep, arm: str) -> dict[int, float]:
+    return sweep.gains(arm, sweep.inside) if sweep.inside in sweep.main else {}
+
+
+def _more(gains: Mapping[int, float], found: Estimate) -> str | None:
+    if math.isnan(found.low):
+        return None
+    if found.low > 0 or found.high < 0:
+        return "clear"
+    needed = seeds_needed(list(gains.values()))
+    return f"over {MOST_SEEDS:,}" if needed is None else str(needed - len(gains))
+
+
+def _measures(sweep: Sweep) -> Iterator[Table]:
+    """One table a measure: means over seeds, with differences to MLE."""
+    for measure in dict.fromkeys(one for measures in sweep.sets.values() for one in measures):
+        columns = [column(measure, name) for name, measures in sweep.sets.items() if measure in measures]
+        base = {one.key: None if math.isnan(v := sweep.base(one.key, measure)) else v for one in columns}
+        rows: list[dict[str, Value]] = [{"arm": f"{sweep.content['model']} (untrained)", **base}]
+        for arm in sweep.arms:
+            cells = {one.key: _cell(sweep, arm["name"], one, measure) for one in columns}
+            rows.append({"arm": arm["name"], **cells})
+        unit = {"loss": " in nats per response token", "kl": " from the base in nats per response token"}
+        points = " in points" if columns[0].percent else ""
+        caption = (
+            f"Means over seeds{unit.get(measure, '')}; Δ is the difference to MLE with the same seed{points} and its "
+            "95 % interval, with * where that is clear of 0."
+        )
+        yield Table(f"Measured: {measure}", caption, tuple(columns), tuple(rows), "arm", None)
+
+
+def _cell(sweep: Sweep, arm: str, shown: Column, measure: str) -> Written:
+    values = mean(sweep.values(arm, shown.key, measure))
+    text = written(Estimate(values.value, math.nan, math.nan), shown).text
+    if arm == MLE:
+        return written(values, shown)
+    found = difference(sweep, arm, shown.key, measure)
+    if math.isnan(found.value):
+        return Written(text)
+    fine = Column("", "", None, shown.digits + 1, shown.percent, sign=True)
+    part = written(found, fine)
+    star = " *" if found.low > 0 or found.high < 0 else ""
+    return Written(text, f"Δ {part.text} {part.interval}{star}".strip())
+
+
+# ---- the rest
+
+
+def _failed(sweep: Sweep) -> list[Facts]:
+    if not sweep.failed:
+        return []
+    items = tuple((f"{run['arm']}, seed {run['seed']}", str(run.get("error"))) for run in sweep.failed)
+    return [Facts("Failed runs", items)]
+
+
+def _facts(sweep: Sweep, seeds: list[int]) -> Facts:
+    minutes = over_seeds([run["minutes"] for run in sweep.content["runs"] if run.get("minutes") is not None])
+    items = [
+        ("model", str(sweep.content["model"])),
+        ("data", str(sweep.content["data"])),
+        ("in distribution", sweep.inside),
+        ("out of distribution", ", ".join(name for name in sweep.sets if name != sweep.inside) or "none"),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("runs", f"{len(sweep.content['runs'])}, {len(sweep.failed)} failed"),
+    ]
+    if not math.isnan(minutes.value):
+        items.append(("minutes a run", f"{minutes.value:.1f}"))
+    return Facts("What was run", tuple(items))
+
+
+def _markdown(lead: str, numbers: list[Table], failed: list[Facts]) -> str:
+    parts = [f"# Sweep\n\n{markdown_text(lead)}"]
+    for table in numbers:
+        parts.append(f"## {markdown_text(table.title)}\n\n{markdown_text(table.caption)}\n\n{to_markdown(table)}")
+    for facts in failed:
+        lines = (f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in facts.items)
+        parts.append(f"## {facts.title}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
