@@ -19,9 +19,9 @@ from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.training import command
-from uncertune.training.card import model_card
 from uncertune.training.pipeline import Job
 from uncertune.training.pipeline import run as run_job
+from uncertune.training.publishing import model_card
 
 KINDS = {
     "lora": {},

@@ -14,8 +14,7 @@ from helpers.tiny import save_tiny
 from uncertune.cli import _again, main
 from uncertune.errors import InterruptedRun
 from uncertune.runs.checkpoints import MARKER
-from uncertune.training.failures import disk_error, explained
-from uncertune.training.stopping import Stop
+from uncertune.training.interruptions import Stop, disk_error, explained
 from uncertune.training.trainer import UncertuneTrainer
 
 RUN = {

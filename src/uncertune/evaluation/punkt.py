@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from uncertune.errors import UserError
+from uncertune.runs.files import atomic_folder
 from uncertune.models import cache_folder
 
 _PLACE = "tokenizers/punkt_tab/english"
@@ -49,19 +48,13 @@ def write_punkt(folder: Path) -> Path:
         "collocations.tab": sorted("\t".join(pair) for pair in found.collocations),
         "ortho_context.tab": sorted(f"{word}\t{flags}" for word, flags in found.ortho_context.items()),
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".english.", dir=place.parent))
     try:
-        for name, lines in texts.items():
-            (unfinished / name).write_text("\n".join(lines), encoding="utf-8")
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with atomic_folder(place) as unfinished:
+            for name, lines in texts.items():
+                (unfinished / name).write_text("\n".join(lines), encoding="utf-8")
+    except OSError:
+        if not place.is_dir():  # another process was first
+            raise
     return folder
 
 

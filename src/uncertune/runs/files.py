@@ -1,29 +1,59 @@
-"""Files that appear whole or not at all, and values as files hold them."""
+"""Files and folders that appear whole or not at all, and values as files hold them."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file under another name, flush it to the disk, and rename it into place."""
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that it appears whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path``; after the block it is flushed to the disk and renamed into place.
+
+    When the block or the renaming fails, the temporary file is deleted and an older ``path`` stays as it was.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        yield temporary
+        to_disk(temporary)
+        temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``; after the block it is renamed into place.
+
+    ``path`` may be an empty folder. When the block or the renaming fails, the temporary folder is deleted.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".unfinished."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def to_disk(path: Path) -> None:
@@ -35,12 +65,35 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """A file's size and checksum, as ``intact`` compares them."""
+    return {"bytes": path.stat().st_size, "checksum": checksum(path)}
+
+
+def intact(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file has the size and checksum that ``file_entry`` gave for it."""
+    try:
+        return path.stat().st_size == entry["bytes"] and checksum(path) == entry["checksum"]
+    except (OSError, KeyError):
+        return False
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file, 32 hex digits: it detects accidental damage, not tampering."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                digest.update(content)
+    return digest.hexdigest()
+
+
 def plain(value: Any) -> Any:
     """A value as YAML and JSON hold it: enumerations and other objects become text, sets become sorted lists."""
     if isinstance(value, dict):
-        return {str(name): plain(one) for name, one in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(one) for one in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(getattr(value, "value", value))

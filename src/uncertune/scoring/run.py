@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
-from uncertune.runs.files import write_atomically
+from uncertune.runs.files import atomic_file, write_atomically
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, Row
 from uncertune.uncertainty import token_uncertainty
@@ -162,9 +162,8 @@ def finish(folder: Path, prepared: Prepared) -> pa.Table:
             for name in QUANTITIES:
                 columns[name] += part[name]
     table = pa.table(columns)
-    unfinished = folder / f".{TOKENS}"
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, folder / TOKENS)
+    with atomic_file(folder / TOKENS) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     shutil.rmtree(folder / _PARTS)
     return table
 

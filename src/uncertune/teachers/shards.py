@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from uncertune.errors import UserError
+from uncertune.runs.files import atomic_file, file_entry, intact, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -160,7 +159,9 @@ class Shards:
         path = self.folder / name
         whole = {column: tensor.detach().cpu().contiguous() for column, tensor in tensors.items()}
         with _refusals(self.folder):
-            written = _replaced(path, lambda temporary: save_file(whole, temporary))
+            with atomic_file(path) as temporary:
+                save_file(whole, temporary)
+            written = file_entry(path)
             entry = {**about, **written}
             with self._locked():
                 manifest = _manifest(self.folder)
@@ -192,7 +193,7 @@ class Shards:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=1)
-        _replaced(self.folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(self.folder / MANIFEST, text)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -204,36 +205,6 @@ def described(folder: Path) -> dict[str, Any]:
 def shard_name(keys: Sequence[str]) -> str:
     """The name of the shard of these documents, in this order."""
     return f"shard-{xxhash.xxh3_64_hexdigest(''.join(keys).encode())}.safetensors"
-
-
-def intact(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file has the size and checksum that the manifest gives it."""
-    try:
-        return path.stat().st_size == entry["bytes"] and checksum(path) == entry["checksum"]
-    except (OSError, KeyError):
-        return False
-
-
-def checksum(path: Path) -> str:
-    """XXH3 of a file, 32 hex digits: against accidents, not against malice."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                digest.update(content)
-    return digest.hexdigest()
-
-
-def _replaced(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Let ``write`` make a file, flush it to the disk and rename it to ``path``; its size and checksum."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    entry = {"bytes": temporary.stat().st_size, "checksum": checksum(temporary)}
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-    return entry
 
 
 @contextlib.contextmanager

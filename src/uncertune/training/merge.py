@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import yaml
 
 from uncertune import options
 from uncertune.errors import UserError
+from uncertune.runs.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,11 @@ def merge(given: MergeOptions) -> Path:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"output_dir {str(target)!r} exists and is not empty: choose a new folder")
     model, tokenizer = _merged(run, given.base or _base_of(run), given.dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with atomic_folder(target) as unfinished:
         model.save_pretrained(str(unfinished))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(unfinished))
         _write_card(run, unfinished)
-        unfinished.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 
@@ -126,7 +117,7 @@ def _merged(run: Path, base: str, dtype: str) -> tuple[Any, Any]:
 
 
 def _write_card(run: Path, folder: Path) -> None:
-    from uncertune.training.card import CARD, model_card
+    from uncertune.training.publishing import CARD, model_card
     from uncertune.training.runlog import METRICS, read_metrics
 
     settings = _settings(run)

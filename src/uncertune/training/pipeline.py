@@ -51,10 +51,9 @@ from uncertune.training.config import (
     UncertuneConfig,
 )
 from uncertune.training.dataset import fingerprint_data
-from uncertune.training.failures import explained
 from uncertune.training.holdout import SHARE, held_out
+from uncertune.training.interruptions import Stop, explained
 from uncertune.training.probe import Probe
-from uncertune.training.stopping import Stop
 from uncertune.training.trainer import UncertuneTrainer
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from transformers import TrainerCallback
 
-from uncertune.runs.files import write_atomically
+from uncertune.runs.files import atomic_file, write_atomically
 from uncertune.training.batch import document_hashes, documents
 
 METRICS = "metrics.jsonl"
@@ -100,8 +100,8 @@ class RunLog(TrainerCallback):
         parts = self._parts_folder()
         parts.mkdir(parents=True, exist_ok=True)
         path = parts / f"{step:09d}-{self.rank:05d}.parquet"
-        pq.write_table(table, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with atomic_file(path) as temporary:
+            pq.write_table(table, temporary)
 
     def _parts_folder(self) -> Path:
         return self.folder / "selection"
@@ -128,9 +128,8 @@ class RunLog(TrainerCallback):
         table = pa.concat_tables(pq.read_table(part, schema=SELECTION_SCHEMA) for part in parts)
         # the same bytes, wherever the parts were cut
         order = np.argsort(table["step"].to_numpy(), kind="stable")
-        temporary = self.folder / f".{SELECTION}"
-        pq.write_table(table.take(pa.array(order)).combine_chunks(), temporary)
-        temporary.replace(self.folder / SELECTION)
+        with atomic_file(self.folder / SELECTION) as temporary:
+            pq.write_table(table.take(pa.array(order)).combine_chunks(), temporary)
         shutil.rmtree(self._parts_folder())
 
 

@@ -27,7 +27,7 @@ from uncertune.fused import (
 from uncertune.models import OutputHead, attach_head, head_shape, resolve_model, verify_head
 from uncertune.objectives import OBJECTIVES, Targets, TeacherLike
 from uncertune.runs import checkpoints
-from uncertune.training import dataset, devices, hub, policy, refusals
+from uncertune.training import dataset, devices, policy, publishing, refusals
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -39,7 +39,6 @@ from uncertune.training.batch import (
     mask_repeats,
     response_mask,
 )
-from uncertune.training.card import CARD, model_card
 from uncertune.training.columns import check_vocabulary
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.kept import skipped
@@ -135,16 +134,16 @@ class UncertuneTrainer(SFTTrainer):
             settings = {**self.args.to_dict(), **self.card_settings}
             records = Path(self.args.output_dir) / METRICS
             rows = read_metrics(records) if records.is_file() else []
-            text = model_card(settings, rows, adapter=hasattr(self.model, "peft_config"))
-            checkpoints.write_atomically(Path(self.args.output_dir) / CARD, text)
+            text = publishing.model_card(settings, rows, adapter=hasattr(self.model, "peft_config"))
+            checkpoints.write_atomically(Path(self.args.output_dir) / publishing.CARD, text)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer`` does it, but of the output folder only the model: ``uncertune.training.hub``."""
-        with hub.model_only():
+        """As ``Trainer`` does it, but of the output folder only the model: ``uncertune.training.publishing``."""
+        with publishing.model_only():
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with hub.model_only():
+        with publishing.model_only():
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

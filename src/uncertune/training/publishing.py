@@ -1,11 +1,18 @@
-"""The model card of a run: ``README.md`` with the metadata that the hub reads, what was asked, and what came out."""
+"""The model card of a run, and which files of its folder are uploaded to the hub.
+
+The card is ``README.md``: metadata that the hub reads, the run's settings and its results. Only the model and what
+loads it are uploaded. Records, selection masks, probe texts, caches and reference folders stay local, as does
+``config.yaml``, which names local paths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers.trainer as transformers_trainer
 from huggingface_hub import ModelCardData
 
 CARD = "README.md"
@@ -89,3 +96,44 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _table(left: str, right: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"| {left} | {right} |", "|---|---|", *(f"| {one} | {value} |" for one, value in rows)]
+
+
+# ---- upload
+
+PUBLISHED = (
+    "README.md",
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    "model-*-of-*.safetensors",
+    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model"),
+    *("chat_template.jinja", "additional_chat_templates/*"),
+    "*.py",  # of models with code of their own
+)
+_BELOW = ("[!a]*/*", "a[!d]*/*")
+"""All folders but ``additional_chat_templates``; ``*`` takes in ``/``."""
+
+
+class _ModelOnly:
+    """The hub's client, which uploads of an output folder only what is ``PUBLISHED``."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+    def upload_folder(self, *, path_in_repo: str | None = None, **options: Any) -> Any:
+        if path_in_repo is None:  # else a checkpoint that hub_strategy asks for, whole
+            options |= {"allow_patterns": list(PUBLISHED), "ignore_patterns": list(_BELOW)}
+        return self._api.upload_folder(path_in_repo=path_in_repo, **options)
+
+
+@contextlib.contextmanager
+def model_only() -> Iterator[None]:
+    """While ``Trainer`` uploads its output folder, only the model goes."""
+    theirs = transformers_trainer.hf_api
+    transformers_trainer.hf_api = lambda: _ModelOnly(theirs())
+    try:
+        yield
+    finally:
+        transformers_trainer.hf_api = theirs
