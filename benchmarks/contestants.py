@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from uncertune.fused import linear_weighted_nll, score_tokens
-from uncertune.objectives import OBJECTIVES, FactoredTeacher
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
 from uncertune.selection import select
 
 FRACTION = 0.25
@@ -261,7 +261,7 @@ def ours_distillation(p: Problem) -> Tensor:
     """KL and cross-entropy against the teacher differ by the teacher's entropy, which has no gradient."""
     options = {"softcap": p.softcap}
     scored = score_tokens(p.hidden, p.head, p.labels, keep=True, **options)
-    teacher = FactoredTeacher(p.teacher, p.head, softcap=p.softcap)
+    teacher = FactoredTeacher(p.teacher, Head(p.head, softcap=p.softcap))
     selected = select(scored.stats.loss, FRACTION)
     targets = OBJECTIVES["masked_mle_distill"](p.labels, selected=selected, teacher=teacher)
     loss = linear_weighted_nll(p.hidden, p.head, targets, scored=scored, factor=1 / len(p.labels), **options)

@@ -15,7 +15,7 @@ import torch
 from benchmarks import measure, tables
 from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, MASKED, Contestant, Problem
 from uncertune.fused import linear_weighted_nll_with_stats
-from uncertune.objectives import OBJECTIVES, FactoredTeacher
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
 
 SHAPES = {
     "smollm2": (576, 49152, None),
@@ -144,7 +144,7 @@ def accuracy(device: str) -> list[dict]:
         (want,) = torch.autograd.grad(-(q * (student @ head.double().T).log_softmax(-1)).sum(), student)
         usual_q = (teacher @ head.T).float().softmax(-1)
         (usual,) = torch.autograd.grad(-(usual_q * (hidden @ head.T).float().log_softmax(-1)).sum(), hidden)
-        targets = OBJECTIVES["distill"](labels, teacher=FactoredTeacher(teacher, head))
+        targets = OBJECTIVES["distill"](labels, teacher=FactoredTeacher(teacher, Head(head)))
         loss, _ = linear_weighted_nll_with_stats(hidden, head, targets, labels)
         (ours,) = torch.autograd.grad(loss.sum(), hidden)
         errors = {

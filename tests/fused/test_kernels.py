@@ -9,7 +9,8 @@ import torch
 from helpers.cases import CASES, T, V, labels
 from uncertune.fused import elementwise, kernels, projection, score_tokens
 from uncertune.fused import linear_weighted_nll as fused_nll
-from uncertune.fused.elementwise import Finish, Teacher
+from uncertune.fused.elementwise import Teacher
+from uncertune.objectives import Finish
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

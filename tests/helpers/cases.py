@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from uncertune.objectives import OBJECTIVES, FactoredTeacher, Targets
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, Targets
 
 T, V, D, K = 13, 37, 8, 5
 
@@ -27,7 +27,7 @@ def probabilities(dtype: torch.dtype, size: int = T, vocabulary: int = V) -> tor
 
 
 def factored(dtype: torch.dtype, size: int = T, **options) -> FactoredTeacher:
-    return FactoredTeacher(torch.randn(size, D, dtype=dtype), torch.randn(V, D, dtype=dtype), **options)
+    return FactoredTeacher(torch.randn(size, D, dtype=dtype), Head(torch.randn(V, D, dtype=dtype), **options))
 
 
 def sparse(dtype: torch.dtype, size: int = T) -> tuple[torch.Tensor, torch.Tensor]:

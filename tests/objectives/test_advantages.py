@@ -8,7 +8,6 @@ import torch
 from helpers.cases import D, T, V, labels
 from uncertune.objectives import (
     OBJECTIVES,
-    FactoredTeacher,
     clip_binds,
     clipped_advantage,
     group_advantages,
@@ -85,7 +84,7 @@ def test_the_reference_term_is_the_expectation_of_grpos():
     k3 = d.exp() - d - 1  # per token that could have been sampled
     (expected,) = torch.autograd.grad(beta * (log_p.exp().detach() * k3).sum(), z)
     targets = OBJECTIVES["policy_gradient"](
-        labels(), advantages=torch.zeros(T, dtype=torch.float64), teacher=FactoredTeacher(hidden, head), beta=beta
+        labels(), advantages=torch.zeros(T, dtype=torch.float64), teacher=(hidden, head), beta=beta
     )
     (found,) = torch.autograd.grad(weighted_nll(z, targets).sum(), z)
     torch.testing.assert_close(found, expected)

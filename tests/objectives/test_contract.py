@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.cases import CASES, D, K, T, V, factored, half, labels, probabilities, sparse
-from uncertune.objectives import OBJECTIVES, FactoredTeacher, SparseTeacher, Targets, clipped_advantage, weighted_nll
+from uncertune.objectives import OBJECTIVES, SparseTeacher, Targets, clipped_advantage, weighted_nll
 
 CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -242,6 +242,6 @@ def test_pairs_and_teachers_mean_the_same():
         weighted_nll(z, distill(y, teacher=(ids, probs))),
         weighted_nll(z, distill(y, teacher=SparseTeacher(ids, probs))),
     )
-    factored_loss = weighted_nll(z, distill(y, teacher=FactoredTeacher(hidden, head)))
+    factored_loss = weighted_nll(z, distill(y, teacher=(hidden, head)))
     assert torch.equal(weighted_nll(z, distill(y, teacher=(hidden, head))), factored_loss)
     torch.testing.assert_close(factored_loss, weighted_nll(z, distill(y, teacher=(hidden @ head.T).softmax(-1))))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from uncertune.objectives import Head
 from uncertune.uncertainty import bald
 from uncertune.uncertainty.bald import Logits, Plan, decompose
 
@@ -29,7 +30,7 @@ def of_probabilities(*rows):
 
 
 def run(hidden, weight, **options):
-    return decompose(hidden, Logits.of(weight, like=hidden, **options))
+    return decompose(hidden, Logits.of(Head(weight, **options), like=hidden))
 
 
 def assert_sound(result, vocabulary):
@@ -115,7 +116,7 @@ def test_both_strategies_and_all_chunk_sizes_agree(tokens, chunk, monkeypatch):
     hidden, weight = random_case(tokens=tokens)
     whole = run(hidden, weight)
     monkeypatch.setitem(bald.CHUNK_BYTES, "cpu", chunk * (bald._LOGIT + bald._SUM) * 37)
-    logits = Logits.of(weight, like=hidden)
+    logits = Logits.of(Head(weight), like=hidden)
     kept, sums = bald.KeptHidden(), bald.StreamedSums()
     for accumulator in (kept, sums):
         for hidden_TD in hidden:

@@ -55,7 +55,7 @@ def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: i
     total, count = 0.0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
         taken = frozen_rows(model, inputs, mask)
-        loss = linear_token_stats(taken.hidden, taken.head, labels, **taken.options).loss
+        loss = linear_token_stats(taken.hidden, taken.head, labels).loss
         total, count = total + float(loss.sum()), count + loss.numel()
     return total / max(count, 1)
 
@@ -70,8 +70,8 @@ def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_
             tuned = frozen_rows(model, inputs, mask)
         targets = OBJECTIVES["distill"](labels, teacher=base)
         with torch.no_grad():
-            cross = linear_weighted_nll(tuned.hidden, tuned.head, targets, **tuned.options)
-        divergence = cross - linear_token_stats(base.hidden, base.head, labels, **base.options).entropy
+            cross = linear_weighted_nll(tuned.hidden, tuned.head, targets)
+        divergence = cross - linear_token_stats(base.hidden, base.head, labels).entropy
         total, count = total + float(divergence.sum()), count + divergence.numel()
     return total / max(count, 1)
 

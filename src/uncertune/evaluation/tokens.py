@@ -18,8 +18,7 @@ from tqdm import tqdm
 from uncertune.data.rows import Document
 from uncertune.evaluation.measures import batches
 from uncertune.fused import linear_token_stats, linear_weighted_nll
-from uncertune.models import OutputHead
-from uncertune.objectives import OBJECTIVES, FactoredTeacher
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
 from uncertune.teachers.adapter import frozen_rows
 
 BINS = 15
@@ -118,8 +117,8 @@ def measure_tokens(
 
 def _measure(rows: FactoredTeacher, labels_T: Tensor, base: FactoredTeacher | None) -> dict[str, Tensor]:
     """Each quantity (T,) on the CPU in float64."""
-    stats = linear_token_stats(rows.hidden, rows.head, labels_T, **rows.options)
-    top_T, confidence_T = _likeliest(rows.hidden, OutputHead(rows.head, **rows.options))
+    stats = linear_token_stats(rows.hidden, rows.head, labels_T)
+    top_T, confidence_T = _likeliest(rows.hidden, rows.head)
     out = {
         "loss": stats.loss,
         "accuracy": top_T == labels_T,
@@ -128,14 +127,14 @@ def _measure(rows: FactoredTeacher, labels_T: Tensor, base: FactoredTeacher | No
     }
     if base is not None:
         targets = OBJECTIVES["distill"](labels_T, teacher=base)
-        cross_T = linear_weighted_nll(rows.hidden, rows.head, targets, **rows.options)
-        out["kl"] = cross_T - linear_token_stats(base.hidden, base.head, labels_T, **base.options).entropy
+        cross_T = linear_weighted_nll(rows.hidden, rows.head, targets)
+        out["kl"] = cross_T - linear_token_stats(base.hidden, base.head, labels_T).entropy
     return {name: values.cpu().double() for name, values in out.items()}
 
 
-def _likeliest(hidden_TD: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
+def _likeliest(hidden_TD: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """The likeliest token of each position and its probability, (T,) each; no (T, V) logits at once."""
-    chunk = max(1, _LOGITS_BYTES // (4 * head.weight.shape[0]))
+    chunk = max(1, _LOGITS_BYTES // (4 * head.vocabulary))
     tops, confidences = [], []
     for hidden_tD in hidden_TD.split(chunk):
         top = (logits_tV := head.logits(hidden_tD).float()).max(dim=-1)

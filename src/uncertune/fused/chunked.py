@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uncertune.fused.elementwise import Finish, Teacher, finished, slope
+from uncertune.fused.elementwise import Teacher, finished
 from uncertune.fused.kernels import kernels
 from uncertune.fused.projection import Projection, TokenStats
 from uncertune.objectives import Targets
+from uncertune.objectives.head import Finish, slope
 
 FAR = 8.0
 """Nats between the label and the most likely token from which rounding relative to the label costs too much: up to that

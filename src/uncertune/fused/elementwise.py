@@ -17,13 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Finish(NamedTuple):
-    """From products to logits: ``bias`` (V,), ``scale`` and ``softcap`` of a head."""
-
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
+from uncertune.objectives.head import Finish, finish_logits, slope
 
 
 class Teacher(NamedTuple):
@@ -45,25 +39,12 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def finished(raw: Tensor, offset_t: Tensor | None, finish: Finish) -> Tensor:
     """Logits of products; ``raw`` is (t, V), or (t, K) with ``finish.bias`` of the same shape."""
-    return _capped(_shifted(raw, offset_t), finish)
+    return finish_logits(_shifted(raw, offset_t), finish)
 
 
 def _shifted(raw: Tensor, offset_t: Tensor | None) -> Tensor:
     u = raw.to(exact_dtype(raw.dtype))
     return u if offset_t is None else u + offset_t[:, None]
-
-
-def _capped(u: Tensor, finish: Finish) -> Tensor:
-    if finish.bias is not None:
-        u = u + finish.bias.to(u.dtype)
-    if finish.scale != 1.0:
-        u = u * finish.scale
-    return u if finish.softcap is None else finish.softcap * torch.tanh(u / finish.softcap)
-
-
-def slope(z: Tensor, finish: Finish) -> Tensor | float:
-    """dz / d(raw)."""
-    return finish.scale if finish.softcap is None else finish.scale * (1 - (z / finish.softcap).square())
 
 
 def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +72,7 @@ def teacher_statistics(
 def _both(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher) -> tuple[Tensor, Tensor]:
     u_tV = _shifted(raw_tV, offset_t)
     other_tV = teacher.raw.to(u_tV.dtype)
-    return _capped(u_tV, finish), _capped(u_tV - other_tV if teacher.delta else other_tV, teacher.finish)
+    return finish_logits(u_tV, finish), finish_logits(u_tV - other_tV if teacher.delta else other_tV, teacher.finish)
 
 
 def gradient(

@@ -1,8 +1,8 @@
 """The front door of the fused head.
 
 Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``D`` hidden size, ``K`` entries kept of ``V``.
-In every function: ``hidden`` (T, D), ``head`` (V, D), ``bias`` (V,) or None, and logits
-``z = cap(scale · (hidden headᵀ + bias))`` with ``cap(u) = softcap · tanh(u / softcap)``.
+In every function: ``hidden`` (T, D); ``head`` a ``Head``, or its weight (V, D) with ``bias``, ``softcap`` and ``scale``
+as keywords; and logits ``z = Head(head, bias, softcap, scale).logits(hidden)``.
 
 Precision: products in autocast's type where autocast is on, else in that of ``hidden``, summed in float32; softmax,
 loss and entropy in float32, or float64 for float64. Logits that live at one time take at most
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from uncertune.fused import chunked
 from uncertune.fused.chunked import Job, Scored
-from uncertune.fused.elementwise import Finish
 from uncertune.fused.projection import Projection, Rounding, TokenStats
-from uncertune.objectives import SparseTeacher, Targets
+from uncertune.objectives import Head, SparseTeacher, Targets
 from uncertune.objectives.loss import check_vocabulary
 
 
 def linear_weighted_nll(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     targets: Targets,
     *,
     bias: Tensor | None = None,
@@ -44,14 +43,15 @@ def linear_weighted_nll(
     again. ``factor`` is what the losses will be multiplied by: half-precision gradients are rounded after it and not
     before. Raises ValueError where shapes do not fit.
     """
+    head = _built(head, bias, softcap, scale)
     labels = _references(targets) if scored is None else scored.labels
-    job = _job(hidden, head, targets, Finish(bias, scale, softcap), labels, scored=scored)
-    return _apply(hidden, head, bias, replace(job, factor=factor))[0]
+    job = _job(hidden, head, targets, labels, scored=scored)
+    return _apply(hidden, head, replace(job, factor=factor))[0]
 
 
 def linear_weighted_nll_with_stats(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     targets: Targets,
     labels: Tensor,
     *,
@@ -66,15 +66,16 @@ def linear_weighted_nll_with_stats(
     With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as the usual
     trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
     """
+    head = _built(head, bias, softcap, scale)
     _check_labels(hidden, labels)
-    job = _job(hidden, head, targets, Finish(bias, scale, softcap), labels, rounding="plain" if rounded else "offset")
-    loss, *columns = _apply(hidden, head, bias, replace(job, with_stats=True, factor=factor))
+    job = _job(hidden, head, targets, labels, rounding="plain" if rounded else "offset")
+    loss, *columns = _apply(hidden, head, replace(job, with_stats=True, factor=factor))
     return loss, TokenStats(*columns)
 
 
 def score_tokens(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
@@ -87,16 +88,17 @@ def score_tokens(
     With ``keep`` that is the products of as many tokens as ``LOGITS_BYTES`` allows, which saves their second product:
     worth its memory where most tokens will have weight. Raises ValueError where shapes do not fit.
     """
-    _check(hidden, head, bias)
+    head = _built(head, bias, softcap, scale)
+    _check(hidden, head)
     _check_labels(hidden, labels)
-    projection = Projection.of(hidden, head, Finish(bias, scale, softcap), "offset")
+    projection = Projection.of(hidden, head, "offset")
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         return chunked.score(hidden.detach(), projection, labels, keep=keep)
 
 
 def linear_token_stats(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
@@ -113,7 +115,7 @@ def linear_token_stats(
 @torch.no_grad()
 def linear_top_k(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     k: int,
     *,
     bias: Tensor | None = None,
@@ -121,12 +123,13 @@ def linear_top_k(
     scale: float = 1.0,
 ) -> SparseTeacher:
     """The ``k`` most probable tokens of each row, with their probabilities over the whole vocabulary; no gradient."""
-    _check(hidden, head, bias)
+    head = _built(head, bias, softcap, scale)
+    _check(hidden, head)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    projection = Projection.of(hidden, head, Finish(bias, scale, softcap))
+    projection = Projection.of(hidden, head)
     with torch.autocast(hidden.device.type, enabled=False):
-        return SparseTeacher(*chunked.top_k(hidden, projection, min(k, head.shape[0])))
+        return SparseTeacher(*chunked.top_k(hidden, projection, min(k, head.vocabulary)))
 
 
 def _references(targets: Targets) -> Tensor | None:
@@ -138,41 +141,40 @@ def _references(targets: Targets) -> Tensor | None:
 
 def _job(
     hidden: Tensor,
-    head: Tensor,
+    head: Head,
     targets: Targets,
-    finish: Finish,
     labels: Tensor | None,
     *,
     scored: Scored | None = None,
     rounding: Rounding = "offset",
 ) -> Job:
     """The sweep for these targets, in the precision that they need."""
-    _check(hidden, head, finish.bias)
+    _check(hidden, head)
     if targets.size != hidden.shape[0]:
         raise ValueError(f"targets have {targets.size} rows, hidden {hidden.shape[0]}")
     if scored is not None and len(scored.labels) != hidden.shape[0]:
         raise ValueError(f"scored has {len(scored.labels)} rows, hidden {hidden.shape[0]}")
-    check_vocabulary(targets, head.shape[0])
+    check_vocabulary(targets, head.vocabulary)
     theirs, shared = targets.teacher_head, False
     if theirs is not None:
-        shared = _same(theirs, head)
+        shared = _same(theirs, head.weight)
     # Rounding apart would drown the difference between student and teacher (through one head it is taken before).
     if rounding == "offset" and (labels is None or not (theirs is None or shared)):
         rounding = "exact"
     if scored is not None and scored.projection.rounding not in ("exact", rounding):
         scored = None
-    student = Projection.of(hidden, head, finish, rounding) if scored is None else scored.projection
+    student = Projection.of(hidden, head, rounding) if scored is None else scored.projection
     teacher = None
     if theirs is not None and targets.teacher_hidden is not None:
-        finish = Finish(targets.teacher_bias, targets.teacher_scale, targets.teacher_softcap)
-        teacher = replace(student, finish=finish) if shared else Projection.of(targets.teacher_hidden, theirs, finish)
+        other = Head(theirs, targets.teacher_bias, targets.teacher_softcap, targets.teacher_scale)
+        teacher = replace(student, finish=other.finish) if shared else Projection.of(targets.teacher_hidden, other)
     return Job(targets, student, labels, teacher, shared, scored)
 
 
-def _apply(hidden: Tensor, head: Tensor, bias: Tensor | None, job: Job) -> tuple[Tensor, ...]:
+def _apply(hidden: Tensor, head: Head, job: Job) -> tuple[Tensor, ...]:
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked.WeightedNLL.apply(hidden, head, bias, job, train_hidden)
+        return chunked.WeightedNLL.apply(hidden, head.weight, head.bias, job, train_hidden)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -184,11 +186,20 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return place(left) == place(right)
 
 
-def _check(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
-    if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
-        raise ValueError(f"hidden must be (T, D) and head (V, D), got {tuple(hidden.shape)} and {tuple(head.shape)}")
-    if bias is not None and bias.shape != (head.shape[0],):
-        raise ValueError(f"bias must be (V,) = ({head.shape[0]},), got {tuple(bias.shape)}")
+def _built(head: Tensor | Head, bias: Tensor | None, softcap: float | None, scale: float) -> Head:
+    if not isinstance(head, Head):
+        return Head(head, bias, softcap, scale)
+    if bias is not None or softcap is not None or scale != 1.0:
+        raise TypeError("a Head has its own bias, softcap and scale: give them there")
+    return head
+
+
+def _check(hidden: Tensor, head: Head) -> None:
+    weight, bias = head.weight, head.bias
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden must be (T, D) and head (V, D), got {tuple(hidden.shape)} and {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (head.vocabulary,):
+        raise ValueError(f"bias must be (V,) = ({head.vocabulary},), got {tuple(bias.shape)}")
 
 
 def _check_labels(hidden: Tensor, labels: Tensor) -> None:

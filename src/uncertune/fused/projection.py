@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uncertune.fused.elementwise import Finish, exact_dtype, finished
+from uncertune.fused.elementwise import exact_dtype, finished
+from uncertune.objectives.head import Finish, Head
 
 LOGITS_BYTES = 512 * 2**20
 """The one knob of memory: the logits that live at one time, those of a chunk and those kept from scoring, take at most
@@ -68,23 +69,22 @@ class Projection:
     def of(
         cls,
         hidden: Tensor,
-        head: Tensor,
-        finish: Finish,
+        head: Head,
         rounding: Rounding = "exact",
     ) -> Projection:
         """A projection in the precision in force; ``offset`` is ``exact`` where that is cheap: CUDA, small heads."""
         device, compute = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device) and compute != torch.float64:
             compute = torch.get_autocast_dtype(device)
-        cheap = device != "cpu" or head.shape[0] < LARGE_VOCABULARY
+        cheap = device != "cpu" or head.vocabulary < LARGE_VOCABULARY
         if compute not in _HALF or (rounding == "offset" and cheap):
             rounding = "exact"
         widened = rounding == "exact" and compute in _HALF and device == "cpu"
-        head = head.detach().to(torch.float32 if widened else compute)
-        bias = None if finish.bias is None else finish.bias.detach()
-        if rounding == "plain" and bias is not None:
-            return cls(head, finish._replace(bias=None), compute, rounding, bias.to(compute))
-        return cls(head, finish._replace(bias=bias), compute, rounding)
+        head = head.detached()
+        weight = head.weight.to(torch.float32 if widened else compute)
+        if rounding == "plain" and head.bias is not None:
+            return cls(weight, head.finish._replace(bias=None), compute, rounding, head.bias.to(compute))
+        return cls(weight, head.finish, compute, rounding)
 
     @property
     def exact(self) -> torch.dtype:

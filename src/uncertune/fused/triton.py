@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from uncertune.fused.elementwise import Finish, Teacher
+from uncertune.fused.elementwise import Teacher
+from uncertune.objectives.head import Finish
 
 BLOCK = 4096
 WARPS = 8

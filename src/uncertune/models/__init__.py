@@ -8,7 +8,6 @@ identity   a fingerprint of the base model
 
 from uncertune.models.adapters import active_adapter, unwrapped
 from uncertune.models.head import (
-    OutputHead,
     attach_head,
     attached_head,
     causal_lm,
@@ -22,7 +21,6 @@ from uncertune.models.identity import fingerprint
 from uncertune.models.names import cache_folder, resolve_model
 
 __all__ = [
-    "OutputHead",
     "active_adapter",
     "attach_head",
     "attached_head",

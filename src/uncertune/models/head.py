@@ -13,39 +13,13 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from uncertune.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class OutputHead:
-    """The map from last hidden states to logits: ``z = cap(scale · (hidden weightᵀ + bias))``.
-
-    ``cap(u) = softcap · tanh(u / softcap)``, or u where ``softcap`` is None. ``weight`` (V, D) and ``bias`` (V,) are
-    the model's own tensors: gradients reach them.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keywords of this head in the functions of ``uncertune.fused``."""
-        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) → (..., V): the definition above, plainly. For checks and small vocabularies."""
-        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+from uncertune.objectives import Head
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -56,7 +30,7 @@ def causal_lm(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def output_head(model: nn.Module) -> OutputHead:
+def output_head(model: nn.Module) -> Head:
     """The output head of any causal LM of transformers, wrapped by PEFT or not.
 
     A head that PEFT trains (``modules_to_save``, ``trainable_token_indices``) is the active adapter's, or the
@@ -73,7 +47,7 @@ def head_shape(model: nn.Module) -> tuple[int, int]:
     return tuple(getattr(weight, "ds_shape", weight.shape))
 
 
-def _head_of(lm: Any) -> OutputHead:
+def _head_of(lm: Any) -> Head:
     module = lm.get_output_embeddings()
     if module is None:
         raise UserError(f"model: {type(lm).__name__} has no output head: give a causal language model")
@@ -85,7 +59,7 @@ def _head_of(lm: Any) -> OutputHead:
     rows = getattr(config, "unpadded_vocab_size", None)  # Inkling cuts the padding rows off
     if rows and rows < weight.shape[0]:
         weight, bias = weight[:rows], bias if bias is None else bias[:rows]
-    return OutputHead(weight=weight, bias=bias, softcap=_softcap(config), scale=_scale(config))
+    return Head(weight=weight, bias=bias, softcap=_softcap(config), scale=_scale(config))
 
 
 def whole(tensor: Any) -> torch.Tensor:

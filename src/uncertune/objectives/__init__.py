@@ -2,6 +2,7 @@
 
 from uncertune.objectives.advantages import clip_binds, clipped_advantage, group_advantages
 from uncertune.objectives.catalogue import IGNORED, OBJECTIVES, Objective
+from uncertune.objectives.head import Finish, Head
 from uncertune.objectives.loss import weighted_nll
 from uncertune.objectives.targets import MAX_DENSE_VOCABULARY, FactoredTeacher, SparseTeacher, Targets, TeacherLike
 
@@ -10,6 +11,8 @@ __all__ = [
     "MAX_DENSE_VOCABULARY",
     "OBJECTIVES",
     "FactoredTeacher",
+    "Finish",
+    "Head",
     "Objective",
     "SparseTeacher",
     "Targets",

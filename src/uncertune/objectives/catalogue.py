@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from uncertune.objectives.head import Head
 from uncertune.objectives.targets import FactoredTeacher, SparseTeacher, Targets, TeacherLike
 
 IGNORED = -100
@@ -176,7 +177,7 @@ def _labelled(labels: Tensor, mask: Tensor) -> Targets:
 def _teacher(teacher: TeacherLike) -> FactoredTeacher | SparseTeacher | Tensor:
     if isinstance(teacher, tuple):
         first, second = teacher
-        return FactoredTeacher(first, second) if first.is_floating_point() else SparseTeacher(first, second)
+        return FactoredTeacher(first, Head(second)) if first.is_floating_point() else SparseTeacher(first, second)
     return teacher
 
 
@@ -194,10 +195,10 @@ def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
         weights=nothing.to(dtype),
         teacher_weight=mask.to(dtype),
         teacher_hidden=teacher.hidden,
-        teacher_head=teacher.head,
-        teacher_bias=teacher.bias,
-        teacher_softcap=teacher.softcap,
-        teacher_scale=teacher.scale,
+        teacher_head=teacher.head.weight,
+        teacher_bias=teacher.head.bias,
+        teacher_softcap=teacher.head.softcap,
+        teacher_scale=teacher.head.scale,
     )
 
 

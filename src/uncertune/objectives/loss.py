@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uncertune.objectives.head import Head
 from uncertune.objectives.targets import Targets
 
 
@@ -47,10 +48,5 @@ def teacher_logits(targets: Targets, dtype: torch.dtype) -> Tensor:
     """The (T, V) logits of the factored teacher."""
     assert targets.teacher_hidden is not None
     assert targets.teacher_head is not None
-    logits_TV = targets.teacher_hidden.to(dtype) @ targets.teacher_head.to(dtype).T
-    if targets.teacher_bias is not None:
-        logits_TV = logits_TV + targets.teacher_bias.to(dtype)
-    logits_TV = logits_TV * targets.teacher_scale
-    if targets.teacher_softcap is not None:
-        logits_TV = targets.teacher_softcap * torch.tanh(logits_TV / targets.teacher_softcap)
-    return logits_TV
+    head = Head(targets.teacher_head, targets.teacher_bias, targets.teacher_softcap, targets.teacher_scale)
+    return head.logits(targets.teacher_hidden, dtype)

@@ -7,10 +7,11 @@ Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``K`` entries
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from uncertune.objectives.head import Head
 
 MAX_DENSE_VOCABULARY = 4096
 """Largest vocabulary for which an explicit (T, V) tensor of weights is accepted."""
@@ -18,21 +19,10 @@ MAX_DENSE_VOCABULARY = 4096
 
 @dataclass(frozen=True)
 class FactoredTeacher:
-    """A full-vocabulary teacher without a (T, V) tensor: ``p_ref = softmax(cap(scale · (hidden headᵀ + bias)))``.
-
-    ``hidden`` is (T, D), ``head`` (V, D), ``bias`` (V,) or None; ``cap(u) = softcap · tanh(u / softcap)``.
-    """
+    """A full-vocabulary teacher without a (T, V) tensor: ``p_ref = softmax(head.logits(hidden))``, hidden (T, D)."""
 
     hidden: Tensor
-    head: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keywords of this head in the functions of ``uncertune.fused``."""
-        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
+    head: Head
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.objectives import OBJECTIVES, Head, weighted_nll
 from uncertune.statistics.findings import Finding
 from uncertune.statistics.intervals import over_seeds
 from uncertune.studies.correlation import spearman
@@ -146,7 +146,7 @@ def probe(digits: Digits, state: State) -> dict[str, Tensor]:
     The S models are the ensemble that says how uncertain a datum is."""
     base = network(digits.train.shape[1])
     x, y = digits.train[:PROBED], digits.train_labels[:PROBED]
-    sums, identity = StreamedSums(), Logits.of(torch.eye(10), like=torch.zeros(1))
+    sums, identity = StreamedSums(), Logits.of(Head(torch.eye(10)), like=torch.zeros(1))
     drops, slopes, own = [], [], []
     for index in range(len(next(iter(state.values())))):
         mine = {name: value[index] for name, value in state.items()}

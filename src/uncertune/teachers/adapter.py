@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.models import (
-    OutputHead,
     attach_head,
     causal_lm,
     fingerprint,
@@ -30,7 +29,7 @@ from uncertune.models import (
     verify_head,
 )
 from uncertune.models.adapters import active_adapter
-from uncertune.objectives import FactoredTeacher
+from uncertune.objectives import FactoredTeacher, Head
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Fa
     """Hidden states of the response tokens and the head, without gradient and with dropout off."""
     taken: list[FactoredTeacher] = []
 
-    def take(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
-        bias = None if head.bias is None else head.bias.detach()
-        taken.append(FactoredTeacher(hidden, head.weight.detach(), bias, head.softcap, head.scale))
+    def take(hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+        taken.append(FactoredTeacher(hidden, head.detached()))
         return {}
 
     with torch.no_grad(), evaluating(model):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from uncertune.errors import UserError
 from uncertune.fused import linear_token_stats, linear_top_k
-from uncertune.objectives import FactoredTeacher, SparseTeacher
+from uncertune.objectives import FactoredTeacher, Head, SparseTeacher
 from uncertune.teachers.shards import HEAD, Shards, shard_name
 
 Kind = Literal["hidden", "topk", "loss"]
@@ -55,9 +55,9 @@ def columns_of(kind: Kind, rows: FactoredTeacher, labels: Tensor, top_k: int) ->
     if kind == "hidden":
         return {"hidden": rows.hidden.to(STORED)}
     if kind == "topk":
-        best = linear_top_k(rows.hidden, rows.head, top_k, **rows.options)
+        best = linear_top_k(rows.hidden, rows.head, top_k)
         return {"ids": best.ids.to(torch.int32), "log_probs": best.probs.float().log()}
-    return {"loss": linear_token_stats(rows.hidden, rows.head, labels, **rows.options).loss.float()}
+    return {"loss": linear_token_stats(rows.hidden, rows.head, labels).loss.float()}
 
 
 def sparse_teacher(columns: dict[str, Tensor]) -> SparseTeacher:
@@ -68,10 +68,11 @@ def sparse_teacher(columns: dict[str, Tensor]) -> SparseTeacher:
 # ---- the head
 
 
-def head_digest(head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> str:
+def head_digest(head: Head) -> str:
     """32 hex digits of an output head: every byte of weight and bias, soft-cap and scale."""
-    digest = xxhash.xxh3_128(f"{head.dtype} {tuple(head.shape)} {softcap} {scale}".encode())
-    for tensor in (head, bias):
+    weight = head.weight
+    digest = xxhash.xxh3_128(f"{weight.dtype} {tuple(weight.shape)} {head.softcap} {head.scale}".encode())
+    for tensor in (weight, head.bias):
         if tensor is not None:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -79,8 +80,9 @@ def head_digest(head: Tensor, bias: Tensor | None, softcap: float | None, scale:
 
 def write_head(shards: Shards, rows: FactoredTeacher) -> None:
     """Keep the teacher's head beside its hidden states, once."""
-    tensors = {"weight": rows.head} | ({} if rows.bias is None else {"bias": rows.bias})
-    about = {"digest": head_digest(rows.head, **rows.options), "softcap": rows.softcap, "scale": rows.scale}
+    head = rows.head
+    tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    about = {"digest": head_digest(head), "softcap": head.softcap, "scale": head.scale}
     with shards.claim(HEAD) as mine:
         if mine and not shards.has(HEAD):
             shards.write_file(HEAD, tensors, **about)

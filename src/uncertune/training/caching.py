@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, head_shape, output_head
-from uncertune.objectives import FactoredTeacher, SparseTeacher
+from uncertune.models import head_shape, output_head
+from uncertune.objectives import FactoredTeacher, Head, SparseTeacher
 from uncertune.teachers import cache
 from uncertune.teachers.adapter import ModelTeacher, Teacher
 from uncertune.teachers.cache import Document, Kind
@@ -35,9 +35,9 @@ class CachedHidden:
 
     hidden: Tensor
 
-    def bound(self, head: OutputHead) -> FactoredTeacher:
+    def bound(self, head: Head) -> FactoredTeacher:
         """The teacher, through the head that the student's forward uses."""
-        return FactoredTeacher(self.hidden.to(head.weight.dtype), head.weight.detach(), **head.options)
+        return FactoredTeacher(self.hidden.to(head.weight.dtype), head.detached())
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Cached:
             self._head, self._head_found = _own_head(self.shards, model), True
         if self._head is None:
             return CachedHidden(columns["hidden"])
-        return replace(self._head, hidden=columns["hidden"].to(self._head.head.dtype))
+        return replace(self._head, hidden=columns["hidden"].to(self._head.head.weight.dtype))
 
     def columns(self, model: nn.Module, tokens: Tokens) -> dict[str, Tensor]:
         """What the cache holds of the response tokens of a micro-batch, on their device."""
@@ -237,8 +237,8 @@ def _own_head(shards: Shards, model: nn.Module) -> FactoredTeacher | None:
     shards.refresh()
     student, entry = output_head(model), shards.entry(HEAD)
     trained = any(tensor is not None and tensor.requires_grad for tensor in (student.weight, student.bias))
-    if not trained and cache.head_digest(student.weight, **student.options) == entry["digest"]:
+    if not trained and cache.head_digest(student) == entry["digest"]:
         return None
     tensors = {name: tensor.to(student.weight.device) for name, tensor in shards.tensors(HEAD).items()}
     nothing = tensors["weight"].new_zeros(0, tensors["weight"].shape[1])
-    return FactoredTeacher(nothing, tensors["weight"], tensors.get("bias"), entry["softcap"], entry["scale"])
+    return FactoredTeacher(nothing, Head(tensors["weight"], tensors.get("bias"), entry["softcap"], entry["scale"]))

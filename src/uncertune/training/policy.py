@@ -61,7 +61,7 @@ def measures(args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: 
         binds_T = clip_binds(tokens.side["advantages"], ratio_T, args.epsilon, args.epsilon_high)
         out = {"importance_ratio": float(ratio_T.sum()), "clipped_fraction": float(binds_T.sum())}
     if isinstance(teacher, FactoredTeacher):
-        theirs = linear_token_stats(teacher.hidden, teacher.head, tokens.labels, **teacher.options)
+        theirs = linear_token_stats(teacher.hidden, teacher.head, tokens.labels)
         difference_T = stats.loss.detach() - theirs.loss
         out["kl"] = float((difference_T.exp() - difference_T - 1).sum())
     return out

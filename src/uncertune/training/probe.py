@@ -87,7 +87,7 @@ class Probe(TrainerCallback):
         mask = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
         mask[:, : len(row["input_ids"]) - 1] = True
         rows = frozen_rows(trainer.model_wrapped, {**batch, "use_cache": False}, mask)
-        stats = linear_token_stats(rows.hidden, rows.head, ids[:, 1:][mask], **rows.options)
+        stats = linear_token_stats(rows.hidden, rows.head, ids[:, 1:][mask])
         values = {"loss": stats.loss, "entropy": stats.entropy, **self._uncertainty(row)}
         return {
             "text": [trainer.processing_class.decode([token]) for token in row["input_ids"]],

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_token_stats, linear_top_k
-from uncertune.models import OutputHead
-from uncertune.objectives import FactoredTeacher, TeacherLike
+from uncertune.objectives import FactoredTeacher, Head, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
@@ -46,7 +45,7 @@ class References:
         assert self.teacher is not None
         return self._truncated(self.teacher.rows(model, tokens.inputs, tokens.mask))
 
-    def bound(self, teacher: TeacherLike | CachedHidden | None, head: OutputHead) -> TeacherLike | None:
+    def bound(self, teacher: TeacherLike | CachedHidden | None, head: Head) -> TeacherLike | None:
         """p_ref, where the cache holds hidden states alone through the head of the student's forward."""
         if not isinstance(teacher, CachedHidden):
             return teacher
@@ -66,7 +65,7 @@ class References:
         if self._args.objective != "truncated_distill" or not isinstance(teacher, FactoredTeacher):
             return teacher
         with torch.autocast(teacher.hidden.device.type, enabled=False):
-            return linear_top_k(teacher.hidden, teacher.head, self._args.teacher_top_k, **teacher.options)
+            return linear_top_k(teacher.hidden, teacher.head, self._args.teacher_top_k)
 
     # ---- the caches
 
@@ -138,4 +137,4 @@ class References:
 
 def stats_of(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:
     """Loss and entropy of a frozen model's rows."""
-    return linear_token_stats(rows.hidden, rows.head, labels_T, **rows.options)
+    return linear_token_stats(rows.hidden, rows.head, labels_T)

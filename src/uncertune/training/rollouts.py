@@ -99,7 +99,7 @@ def token_log_probs(
         place = labels[:, 1:] != IGNORED
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         taken = frozen_rows(model, inputs, place)
-        loss_T = linear_token_stats(taken.hidden, taken.head, labels[:, 1:][place], **taken.options).loss.tolist()
+        loss_T = linear_token_stats(taken.hidden, taken.head, labels[:, 1:][place]).loss.tolist()
         values: Iterator[float] = iter(loss_T)
         for n in chosen:
             labelled = [False, *(label != IGNORED for label in rows[n]["labels"][1:])]

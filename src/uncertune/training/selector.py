@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import Scored, TokenStats, score_tokens
-from uncertune.models import OutputHead
+from uncertune.objectives import Head
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
 from uncertune.training.kept import keep_selected, skipped
@@ -116,7 +116,7 @@ class Selector:
     def inside(
         self,
         hidden: Tensor,
-        head: OutputHead,
+        head: Head,
         tokens: Tokens,
         beside_T: Tensor | None,
         record: StepRecord,
@@ -126,7 +126,7 @@ class Selector:
         scored, scores = None, None
         if self.rule.metric != "random":
             most = self._args.objective != "masked_mle" or self._args.selection_fraction > 0.5
-            scored = score_tokens(hidden, head.weight, tokens.labels, keep=most, **head.options)
+            scored = score_tokens(hidden, head, tokens.labels, keep=most)
             scores = self.metric(scored.stats, beside_T)
         if record.exact:
             chosen = choose(self.rule, record.step, [scores], [tokens.documents], everywhere=self._everywhere)

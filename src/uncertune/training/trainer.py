@@ -24,8 +24,8 @@ from uncertune.fused import (
     linear_weighted_nll_with_stats,
     score_tokens,
 )
-from uncertune.models import OutputHead, attach_head, head_shape, resolve_model, verify_head
-from uncertune.objectives import OBJECTIVES, Targets, TeacherLike
+from uncertune.models import attach_head, head_shape, resolve_model, verify_head
+from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike
 from uncertune.runs import checkpoints
 from uncertune.training import dataset, devices, policy, publishing, refusals
 from uncertune.training.batch import (
@@ -236,21 +236,21 @@ class UncertuneTrainer(SFTTrainer):
         outcome: dict[str, Any] = {}
         exact: list[Tensor] = []
 
-        def head_fn(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
+        def head_fn(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
             scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
                 scored, selected = self.selector.inside(hidden, head, tokens, beside_T, record, batch)
             elif policy.has_ratio(tokens):
-                scored = score_tokens(hidden, head.weight, tokens.labels, keep=True, **head.options)
+                scored = score_tokens(hidden, head, tokens.labels, keep=True)
             stats = None if scored is None else scored.stats
             reference = self.references.bound(teacher, head)
             targets = self._targets(tokens, selected, reference, stats)
-            options = {**head.options, "factor": self.accelerator.num_processes / self._denominator(record)}
+            options: dict[str, Any] = {"factor": self.accelerator.num_processes / self._denominator(record)}
             if stats is None and not record.has_stats:
                 options["rounded"] = self.args.objective == "mle"
-                loss_T, stats = linear_weighted_nll_with_stats(hidden, head.weight, targets, tokens.labels, **options)
+                loss_T, stats = linear_weighted_nll_with_stats(hidden, head, targets, tokens.labels, **options)
             else:
-                loss_T = linear_weighted_nll(hidden, head.weight, targets, scored=scored, **options)
+                loss_T = linear_weighted_nll(hidden, head, targets, scored=scored, **options)
             outcome.update(loss_T=loss_T.detach(), stats=stats, selected=selected)
             if stats is not None and self.args.objective == "policy_gradient":
                 record.add(**policy.measures(self.args, tokens, stats, reference))
@@ -321,17 +321,15 @@ class UncertuneTrainer(SFTTrainer):
         teacher, beside_T = self.references.teacher_rows(model, tokens), self.selector.beside(model, tokens)
         values: dict[str, Tensor] = {}
 
-        def head_fn(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+        def head_fn(hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
             plain = OBJECTIVES["mle"](tokens.labels)
-            loss_T, stats = linear_weighted_nll_with_stats(
-                hidden, head.weight, plain, tokens.labels, rounded=True, **head.options
-            )
+            loss_T, stats = linear_weighted_nll_with_stats(hidden, head, plain, tokens.labels, rounded=True)
             values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
             differs = self.args.objective != "mle" or "token_weight" in tokens.side
             if differs and policy.has_columns(self.args, tokens):
                 selected = self.selector.evaluated(stats, tokens, beside_T) if self.args.uses_selection else None
                 targets = self._targets(tokens, selected, self.references.bound(teacher, head), stats)
-                values["objective"] = linear_weighted_nll(hidden, head.weight, targets, **head.options)
+                values["objective"] = linear_weighted_nll(hidden, head, targets)
             return {"loss": loss_T}
 
         with torch.no_grad():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from uncertune.fused.kernels import CompiledFunction, in_blocks
 from uncertune.fused.projection import LARGE_VOCABULARY
+from uncertune.objectives.head import Head, finish_logits
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 """What a chunk's logits and probabilities take at most; a chunk is one token at least."""
@@ -43,45 +44,34 @@ class Decomposition:
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Hidden states (t, D) → logits (t, V) in float32: ``cap(scale · (hidden weightᵀ + bias))``, as in ``fused``.
+    """Hidden states (t, D) → logits (t, V) in float32: ``head.logits(hidden)``.
 
-    Products are in the precision of the hidden states, ``weight`` must be prepared for it (``Logits.of``).
+    Products are in the precision of the hidden states; the head's weight must be prepared for it (``Logits.of``).
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    softcap: float | None
-    scale: float
+    head: Head
 
     @classmethod
-    def of(
-        cls,
-        weight: Tensor,
-        *,
-        like: Tensor,
-        bias: Tensor | None = None,
-        softcap: float | None = None,
-        scale: float = 1.0,
-    ) -> Logits:
-        """The head ``weight`` (V, D) for hidden states of the type of ``like``; half precision widened on the CPU."""
-        prepared = weight.detach().to(like.dtype)
+    def of(cls, head: Head, *, like: Tensor) -> Logits:
+        """``head`` for hidden states of the type of ``like``; half precision is widened on the CPU."""
+        head = head.detached()
+        weight = head.weight.to(like.dtype)
         if like.dtype in _HALF and weight.device.type == "cpu":
-            prepared = prepared.float()
-        return cls(prepared, None if bias is None else bias.detach(), softcap, scale)
+            weight = weight.float()
+        return cls(replace(head, weight=weight))
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D)."""
+        return self.head.weight
 
     def __call__(self, hidden_tD: Tensor) -> Tensor:
         with torch.autocast(hidden_tD.device.type, enabled=False):
             if self.weight.dtype in _HALF:
-                z_tV = torch.mm(hidden_tD, self.weight.T, out_dtype=torch.float32)
+                products_tV = torch.mm(hidden_tD, self.weight.T, out_dtype=torch.float32)
             else:
-                z_tV = hidden_tD.to(self.weight.dtype) @ self.weight.T
-            if self.bias is not None:
-                z_tV += self.bias.to(z_tV.dtype)
-            if self.scale != 1.0:
-                z_tV *= self.scale
-            if self.softcap is not None:
-                z_tV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return z_tV
+                products_tV = hidden_tD.to(self.weight.dtype) @ self.weight.T
+            return finish_logits(products_tV, self.head.finish)
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         """Slices over ``tokens`` tokens: logits of one sample and sums within ``CHUNK_BYTES``."""

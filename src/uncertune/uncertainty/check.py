@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import OutputHead, attached_head, causal_lm
+from uncertune.models import attached_head, causal_lm
+from uncertune.objectives import Head
 from uncertune.uncertainty.dropout import choose_sites, evaluating, mc_dropout
 
 _RATE = 0.9  # of a few tokens of a small model, some activation is then dropped almost surely
@@ -49,7 +50,7 @@ def verify_dropout(model: nn.Module, input_ids: Tensor, places: str | Iterable[s
 def _hidden(model: nn.Module, ids: Tensor) -> Tensor:
     taken: list[Tensor] = []
 
-    def take(hidden: Tensor, _head: OutputHead, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+    def take(hidden: Tensor, _head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
         taken.append(hidden.float())
         return {}
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import linear_token_stats
-from uncertune.models import OutputHead, attached_head, causal_lm, verify_head
+from uncertune.models import attached_head, causal_lm, verify_head
+from uncertune.objectives import Head
 from uncertune.uncertainty.bald import Accumulator, Decomposition, Logits, Plan
 from uncertune.uncertainty.check import verify_dropout
 from uncertune.uncertainty.documents import Document, split_rows
@@ -22,7 +23,7 @@ from uncertune.uncertainty.dropout import evaluating, sample_seed
 from uncertune.uncertainty.ensemble import Ensemble, Opened, dropout_ensemble
 
 Progress = Callable[[int, int], None]
-HeadFn = Callable[[Tensor, OutputHead, Tensor | None], None]
+HeadFn = Callable[[Tensor, Head, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def _plain_pass(model: nn.Module, document: Document, ensemble: Ensemble, memory
     whole[document.predicts] = True
     found: list[tuple[Tensor, Tensor, Plan, int]] = []
 
-    def measure(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None) -> None:
-        stats = linear_token_stats(hidden, head.weight, document.labels.to(hidden.device), **head.options)
-        (tokens, width), vocabulary = hidden.shape, head.weight.shape[0]
+    def measure(hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> None:
+        stats = linear_token_stats(hidden, head, document.labels.to(hidden.device))
+        (tokens, width), vocabulary = hidden.shape, head.vocabulary
         size = hidden.element_size()
         plan = Plan.of(tokens, ensemble.samples, width, vocabulary, size, memory, ensemble.shared_head)
         found.append((stats.loss, stats.entropy, plan, vocabulary))
@@ -141,7 +142,7 @@ class _Sampling:
     progress: Progress | None
     total: int
     done: int = 0
-    _cast: tuple[OutputHead, Logits] | None = None
+    _cast: tuple[Head, Logits] | None = None
 
     def run(self, pieces: list[_Piece], memory: int) -> None:
         for group in _groups(pieces, memory):
@@ -163,9 +164,9 @@ class _Sampling:
         for first in range(0, samples, stack):
             rows = min(stack, samples - first)
 
-            def add(hidden: Tensor, head: OutputHead, _aux_loss: Tensor | None, rows: int = rows) -> None:
-                if head.weight.shape[0] != piece.vocabulary:
-                    raise UserError(f"ensemble: vocabularies differ ({piece.vocabulary} and {head.weight.shape[0]})")
+            def add(hidden: Tensor, head: Head, _aux_loss: Tensor | None, rows: int = rows) -> None:
+                if head.vocabulary != piece.vocabulary:
+                    raise UserError(f"ensemble: vocabularies differ ({piece.vocabulary} and {head.vocabulary})")
                 logits = self._prepared(head, hidden)
                 for hidden_TD in hidden.view(rows, -1, hidden.shape[-1]).unbind(0):
                     piece.accumulator.add(hidden_TD, logits)
@@ -177,15 +178,15 @@ class _Sampling:
             if self.progress is not None:
                 self.progress(self.done, self.total)
 
-    def _prepared(self, head: OutputHead, hidden: Tensor) -> Logits:
+    def _prepared(self, head: Head, hidden: Tensor) -> Logits:
         """The head in the hidden states' type, cast once for as long as it is the same tensor."""
         if self._cast is None or self._cast[0].weight is not head.weight or self._cast[0].bias is not head.bias:
-            self._cast = head, Logits.of(head.weight, like=hidden, **head.options)
+            self._cast = head, Logits.of(head, like=hidden)
         return self._cast[1]
 
 
 def _forward(model: nn.Module, ids_BL: Tensor, mask_BL: Tensor, head_fn: HeadFn) -> None:
-    def called(hidden: Tensor, head: OutputHead, aux_loss: Tensor | None) -> dict[str, Tensor]:
+    def called(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
         head_fn(hidden, head, aux_loss)
         return {}  # what wraps the model may look into its output
 

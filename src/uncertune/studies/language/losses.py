@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.objectives import OBJECTIVES, Head, weighted_nll
 from uncertune.selection import random_scores, select
 from uncertune.studies.language.arms import Arm
 from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, WORDS, divergence, entropy
@@ -126,7 +126,7 @@ def token_scores(world: World, models: Stacked, arm: Arm, texts: Tensor, logits:
 def decomposition(models: Stacked, texts: Tensor, samples: int, seed: int) -> Decomposition:
     """BALD by Monte-Carlo dropout of every word (M · B · T), as ``uncertune score`` computes it."""
     sums = StreamedSums()
-    identity = Logits.of(torch.eye(VOCABULARY), like=torch.zeros(1))
+    identity = Logits.of(Head(torch.eye(VOCABULARY)), like=torch.zeros(1))
     with mc_dropout(models.base, DROPOUT, seed):
         for _ in range(samples):
             sums.add(models(texts[..., :-1]).flatten(0, 2), identity)
