@@ -285,7 +285,9 @@ def test_it_lives_with_the_fused_head_of_trl(ours_first):
 
 def test_it_lives_with_autocast_and_gradient_checkpointing():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test may have chosen another precision
     model = tiny_model("llama")
     attach_head(model)
     model = lora(model)

@@ -11,7 +11,7 @@ import torch
 from test_resume import arguments, steps
 
 from helpers.tiny import save_tiny
-from uncertune.cli import _again, main
+from uncertune.cli.main import _again, main
 from uncertune.errors import InterruptedRun
 from uncertune.runs.checkpoints import MARKER
 from uncertune.training.interruptions import Stop, disk_error, explained
