@@ -1,6 +1,6 @@
 """What measurements become: an aligned table, a CSV with versions and command, and a plot.
 
-``python -m benchmarks.tables CSV …`` prints the tables of ``docs/performance.md``.
+``python -m benchmarks.tables CSV …`` prints the tables of ``docs/results/performance.md``.
 """
 
 from __future__ import annotations

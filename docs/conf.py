@@ -8,7 +8,7 @@ release = importlib.metadata.version("uncertune")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Parts of pages, which the pages quote whole
-exclude_patterns = ["build", "performance/*.md", "studies/*.md", "uncertainty/*.md"]
+exclude_patterns = ["build", "results/*/*.md"]
 myst_heading_anchors = 3
 
 html_theme = "furo"

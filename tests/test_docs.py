@@ -14,29 +14,30 @@ from uncertune.data.sources import BUILTIN, FORMATS
 from uncertune.studies.writing import markdown as markdown_of_findings
 
 DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS / "results"
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "performance").glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RESULTS / "performance").glob("*.csv")), ids=lambda path: path.stem)
 def test_the_page_holds_the_table(path):
-    assert markdown(path) in (DOCS / "performance.md").read_text()
+    assert markdown(path) in (RESULTS / "performance.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["alpaca", "gsm8k"])
 def test_the_page_of_uncertainty_holds_what_was_scored(name):
     """``uncertune score`` wrote both files in one go; the page quotes the table, the rates come from a second run."""
-    page = (DOCS / "uncertainty.md").read_text()
-    assert (DOCS / "uncertainty" / f"{name}.md").read_text().strip() in page
-    rates = json.loads((DOCS / "uncertainty" / f"{name}-rates.json").read_text())["mean_epistemic_by_rate"]
+    page = (RESULTS / "uncertainty.md").read_text()
+    assert (RESULTS / "uncertainty" / f"{name}.md").read_text().strip() in page
+    rates = json.loads((RESULTS / "uncertainty" / f"{name}-rates.json").read_text())["mean_epistemic_by_rate"]
     for found in rates.values():
         assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in page
 
 
 def test_the_page_of_uncertainty_holds_what_the_hardest_tokens_are():
-    assert (DOCS / "uncertainty" / "hardest.md").read_text().strip() in (DOCS / "uncertainty.md").read_text()
+    assert (RESULTS / "uncertainty" / "hardest.md").read_text().strip() in (RESULTS / "uncertainty.md").read_text()
 
 
 def test_the_page_of_data_names_every_format_and_every_data_set():
-    page = (DOCS / "data.md").read_text()
+    page = (DOCS / "how-to" / "data.md").read_text()
     for format in FORMATS:
         assert f"| `{format}` |" in page
     for name, one in BUILTIN.items():
@@ -47,18 +48,18 @@ def test_the_page_of_data_names_every_format_and_every_data_set():
 
 @pytest.mark.parametrize("step", [0, 5, 15, 25])
 def test_the_page_of_uncertainty_holds_the_course_of_training(step):
-    found = json.loads((DOCS / "uncertainty" / f"training-{step}.json").read_text())
+    found = json.loads((RESULTS / "uncertainty" / f"training-{step}.json").read_text())
     means = found["mean_nats"]
     row = f"| {step} | " + " | ".join(f"{means[name]:.3f}" for name in ("loss", "entropy", "aleatoric"))
     change = found.get("change", {}).get("epistemic")
     said = f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" if change else ""
-    assert f"{row} | {means['epistemic']:.4f} | {said} |" in (DOCS / "uncertainty.md").read_text()
+    assert f"{row} | {means['epistemic']:.4f} | {said} |" in (RESULTS / "uncertainty.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "studies").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*.md")), ids=lambda path: path.stem)
 def test_the_pages_of_studies_hold_what_came_out(path):
     found = path.read_text().strip()
-    assert found in (DOCS / "studies.md").read_text() + (DOCS / "language.md").read_text()
+    assert found in (RESULTS / "studies.md").read_text() + (RESULTS / "language.md").read_text()
     assert found == markdown_of_findings(json.loads(path.with_suffix(".json").read_text())).strip()
 
 
@@ -72,7 +73,7 @@ def test_the_site_builds_without_warnings(tmp_path):
         assert name in page
 
 
-@pytest.mark.parametrize("name", ["objectives", "selection", "teacher_cache", "scale"])
+@pytest.mark.parametrize("name", ["reference/objectives", "reference/selection", "reference/teacher_cache", "how-to/scale"])
 def test_the_code_of_a_page_runs(name, monkeypatch, tmp_path, capsys):
     """All blocks of Python of a page, in their order, as one program that prints its blocks of text."""
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
