@@ -73,7 +73,9 @@ def test_the_site_builds_without_warnings(tmp_path):
         assert name in page
 
 
-@pytest.mark.parametrize("name", ["reference/objectives", "reference/selection", "reference/teacher_cache", "how-to/scale"])
+@pytest.mark.parametrize(
+    "name", ["reference/objectives", "reference/selection", "reference/teacher_cache", "how-to/scale"]
+)
 def test_the_code_of_a_page_runs(name, monkeypatch, tmp_path, capsys):
     """All blocks of Python of a page, in their order, as one program that prints its blocks of text."""
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")

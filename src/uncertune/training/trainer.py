@@ -25,6 +25,7 @@ from uncertune.fused import (
     score_tokens,
 )
 from uncertune.models import attach_head, head_shape, resolve_model, verify_head
+from uncertune.models.packing import verify_packing
 from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike
 from uncertune.runs import checkpoints
 from uncertune.training import dataset, devices, policy, publishing, refusals
@@ -95,6 +96,8 @@ class UncertuneTrainer(SFTTrainer):
         devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
         attach_head(self.model)
         verify_head(self.model)
+        if getattr(self.data_collator, "padding_free", False):
+            verify_packing(self.model)
         check_vocabulary(train_dataset, head_shape(self.model)[0])
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
