@@ -1,7 +1,9 @@
 """A judge behind an endpoint: preferences, every failure a counted outcome, the cache, the key."""
 
+import base64
 import json
 import math
+import socket
 import threading
 import time
 
@@ -11,6 +13,7 @@ from helpers.judging import KEY, said, served, shown, write_answers
 from uncertune.cli import main
 from uncertune.judging import endpoint
 from uncertune.judging.judge import Question, read_reply, text_of
+from uncertune.judging.secret import WITHHELD, withhold
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +71,12 @@ FAILURES = {
     "timeout": lambda body, headers: (time.sleep(4), said("A"))[1],
 }
 MORE = {
-    "no_json": ("unparsable", lambda body, headers: (200, b"not json at all", {})),
-    "no_choices": ("unparsable", lambda body, headers: (200, {"choices": []}, {})),
+    "html": ("bad_reply", lambda body, headers: (200, b"<html>Bad gateway</html>", {})),
+    "empty": ("bad_reply", lambda body, headers: (200, b"", {})),
+    "broken_json": ("bad_reply", lambda body, headers: (200, b'{"choices": [{"mess', {})),
+    "no_choices": ("bad_reply", lambda body, headers: (200, {"choices": []}, {})),
+    "deep": ("bad_reply", lambda body, headers: (200, b"[" * 100_000, {})),
+    "endless": ("bad_reply", lambda body, headers: (200, b" " * (5 * 2**20), {})),
     "null_content": ("unparsable", lambda body, headers: said(None)),
     "filtered": (
         "refused",
@@ -101,7 +108,7 @@ def test_every_failure_is_a_counted_outcome(case, files, tmp_path, capsys):
     assert verdict["warning"] in capsys.readouterr().err
     assert [one["preference"] is None for one in lines] == [True, True] + [False] * 10
     tries = sum("Question 0?" in shown(body)[0] for body in log)
-    assert tries == (4 if outcome in ("timeout", "http_429", "http_500", "disconnected") else 2)
+    assert tries == (4 if outcome in ("timeout", "http_429", "http_500", "disconnected", "bad_reply") else 2)
 
 
 def test_nothing_but_failures_is_reported_too(files, tmp_path):
@@ -186,7 +193,7 @@ def test_an_interruption_keeps_what_was_judged(files, tmp_path, monkeypatch):
         cache.write_text(cache.read_text() + '{"key": "12')  # and a crash within a line
         log.clear()
         assert run(files, url, tmp_path / "out") == 0
-        assert len(log) == 8
+        assert len({shown(body) for body in log}) == 8, "beside, perhaps, the request that was under way"
     assert judged(tmp_path / "out")[1]["outcomes"] == {"judged": 12}
 
 
@@ -217,6 +224,40 @@ def test_the_key_is_sent_and_shows_nowhere(files, tmp_path, monkeypatch, capsys)
     everything = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(everything) > 6
     assert not [path for path in everything if KEY.encode() in path.read_bytes()]
+
+
+ECHOES = {
+    "json escapes": lambda key: "".join(f"\\u{ord(letter):04x}" for letter in key),
+    "percent": lambda key: "".join(f"%{ord(letter):02X}" for letter in key),
+    "twice percent": lambda key: "".join(f"%25{ord(letter):02X}" for letter in key),
+    "entities": lambda key: "".join(f"&#{ord(letter)};" for letter in key),
+    "base64": lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+    "base64 within": lambda key: base64.b64encode(f"xx{key}".encode()).decode().rstrip("="),
+    "url base64": lambda key: base64.urlsafe_b64encode(key.encode()).decode(),
+    "hex": lambda key: key.encode().hex(),
+    "hex with colons": lambda key: key.encode().hex(":"),
+    "reversed": lambda key: key[::-1],
+    "upper case": lambda key: key.upper(),
+    "spaced": lambda key: " ".join(key),
+    "zero width": lambda key: "\u200b".join(key),
+    "in part": lambda key: f"{key[:12]}****{key[-3:]}",
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+def test_a_key_that_comes_back_in_another_encoding_shows_nowhere(echo):
+    said = f"Incorrect key: {ECHOES[echo](KEY)} given"
+    assert withhold(said, KEY) == WITHHELD
+    assert withhold(said, "another-key-altogether") == said
+    assert withhold("A is better, and a long sentence says why: sk-a", KEY).startswith("A is")
+
+
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n")
+    assert run(files, "http://127.0.0.1:9/v1", tmp_path / "out", "--judge_key", "MY_KEY") == 2
+    said = capsys.readouterr().err
+    assert "characters that a key cannot have" in said
+    assert KEY not in said
 
 
 def test_a_key_that_was_not_meant_for_it_is_not_sent_to_a_server_without_https(files, tmp_path, monkeypatch):
@@ -282,6 +323,78 @@ def test_a_reply_of_text_is_read_only_where_it_is_plain(text):
     assert reply.outcome == ("unparsable" if READ[text] is None else "judged")
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, 900.0, 5.0, "x", None, True])
+def test_a_value_that_is_not_a_log_probability_is_not_used(value, files, tmp_path):
+    with served(lambda body, headers: said("A", {"A": value, "B": -1.0})) as (url, _):
+        assert run(files, url, tmp_path / "out") == 0
+    lines, verdict = judged(tmp_path / "out")
+    assert {(one["preference"], one["mass"]) for one in lines if one["order"] == "model_first"} == {(1.0, None)}
+    assert verdict["outcomes"] == {"judged": 12}
+
+
+def test_an_impossible_letter_has_probability_nought(files, tmp_path):
+    with served(lambda body, headers: said("A", {"A": math.log(0.9), "B": -math.inf})) as (url, _):
+        assert run(files, url, tmp_path / "out") == 0
+    assert [one["mass"] for one in judged(tmp_path / "out")[0]] == pytest.approx([0.9] * 12)
+
+
+def test_surrogates_that_stand_alone_are_written_as_unknown_characters(files, tmp_path):
+    reply = rb'{"choices": [{"message": {"content": "Both \ud800 are fine"}}]}'
+    with served(lambda body, headers: (200, reply, {})) as (url, _):
+        assert run(files, url, tmp_path / "out") == 0
+    lines, verdict = judged(tmp_path / "out")
+    assert verdict["outcomes"] == {"unparsable": 12}
+    assert lines[0]["reply"] == "Both \ufffd are fine"
+
+
+def test_a_server_that_sends_a_byte_at_a_time_meets_the_deadline():
+    server = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def drip(connection):
+        with connection:
+            for letter in b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n" + b" " * 100_000:
+                if stop.wait(0.05):
+                    return
+                try:
+                    connection.sendall(bytes([letter]))
+                except OSError:
+                    return
+
+    def serve():
+        while not stop.is_set():
+            try:
+                threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
+            except OSError:
+                return
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        judge = endpoint.Endpoint("m", f"http://127.0.0.1:{server.getsockname()[1]}/v1", timeout=0.5, retries=0)
+        started = time.monotonic()
+        ((_, reply),) = judge.ask([Question([{"role": "user", "content": "?"}], "a", "b")])
+        assert reply.outcome == "timeout"
+        assert time.monotonic() - started < 3
+    finally:
+        stop.set()
+        server.close()
+
+
+def test_damaged_lines_of_the_cache_are_asked_again(files, tmp_path):
+    with served(prefer_longer) as (url, log):
+        assert run(files, url, tmp_path / "out") == 0
+        cache = tmp_path / "out" / "judgements.cache.jsonl"
+        lines = [json.loads(line) for line in cache.read_text().splitlines()]
+        lines[0]["first"], lines[1]["first"] = math.nan, 900
+        del lines[2]["outcome"]
+        cache.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
+        log.clear()
+        assert run(files, url, tmp_path / "out") == 0
+        assert len(log) == 3
+    assert [one["preference"] for one in judged(tmp_path / "out")[0]] == pytest.approx([0.7] * 12)
+
+
 def test_an_answer_that_holds_a_placeholder_stays_as_it_is():
     text = text_of(Question([{"role": "user", "content": "{first} or {second}?"}], "{second}", "{instruction}"))
     assert shown({"messages": [{"content": text}]}) == ("{first} or {second}?", "{second}", "{instruction}")
@@ -289,9 +402,22 @@ def test_an_answer_that_holds_a_placeholder_stays_as_it_is():
 
 MISTAKES = {
     "key": (["--judge_url", "https://judge.invalid/v1"], "the environment variable OPENAI_API_KEY is not set"),
-    "named": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", "MY_KEY"], "variable MY_KEY is not set"),
+    "named": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", "MY_KEY"], "variable that it names is not set"),
+    "key for its name": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", KEY], "not the key"),
+    "key like a name": (
+        ["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", KEY.replace("-", "_")],
+        "variable that it names is not set",
+    ),
     "secret": (["--judge_url", f"http://me:{KEY}@127.0.0.1:9/v1"], "holds more than an address"),
-    "address": (["--judge_url", "localhost:8000"], "is no address"),
+    "query": (["--judge_url", f"http://127.0.0.1:9/v1?key={KEY}"], "holds more than an address"),
+    "address": (["--judge_url", "localhost:8000"], "is not an address"),
+    "port": (["--judge_url", "http://127.0.0.1:x"], "is not an address"),
+    "large port": (["--judge_url", "http://127.0.0.1:99999/v1"], "is not an address"),
+    "bracket": (["--judge_url", "http://[::1"], "is not an address"),
+    "control": (["--judge_url", "http://127.0.0.1:9/v1\x1b[31m"], "is not an address"),
+    "name": (["--judge_url", "http://ex ample/v1"], "is not an address"),
+    "for ever": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "inf"], "judge_timeout must be"),
+    "never": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "nan"], "judge_timeout must be"),
     "unreachable": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_retries", "0"], "cannot be reached"),
     "timeout": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "0"], "judge_timeout must be above 0"),
     "baseline": (["--judge_url", "http://127.0.0.1:9/v1", "--baseline", "mle"], "choose from short, long"),
@@ -307,6 +433,8 @@ def test_a_mistake_is_one_line(case, files, tmp_path, capsys):
     assert len(lines) == 1
     assert says in lines[0]
     assert KEY not in lines[0]
+    assert KEY.replace("-", "_") not in lines[0]
+    assert lines[0].isprintable()
     assert not (tmp_path / "out" / "verdicts.json").exists()
 
 

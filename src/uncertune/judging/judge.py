@@ -15,6 +15,8 @@ from uncertune.data.formats import Messages
 
 LABELS = ("A", "B")
 JUDGED, UNPARSABLE, REFUSED, TOO_LONG = "judged", "unparsable", "refused", "too_long"
+BAD_REPLY = "bad_reply"
+"""A server's reply that is not a chat completion: HTML, nothing, broken JSON."""
 FINAL = frozenset((JUDGED, UNPARSABLE, REFUSED, TOO_LONG))
 """Outcomes that asking again would not change; the others (timeout, http_429, …) are asked again by the next run."""
 
@@ -101,6 +103,11 @@ def text_of(question: Question) -> str:
     """The judge's prompt, filled in one pass: an answer that holds a placeholder stays as it is."""
     filled = {"instruction": instruction(question.messages), "first": question.first, "second": question.second}
     return re.sub(r"\{(instruction|first|second)\}", lambda found: filled[found[1]], TEMPLATE)
+
+
+def writable(text: str) -> str:
+    """The text with U+FFFD for surrogates that stand alone, which cannot be written as UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_reply(text: str, probabilities: Sequence[Mapping[str, float]] = (), *, refused: bool = False) -> Reply:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uncertune.judging.judge import FINAL, Judge, Question, Reply
+from uncertune.judging.judge import FINAL, JUDGED, Judge, Question, Reply
 from uncertune.judging.pairs import Pair
 from uncertune.runs.files import write_atomically
 
@@ -35,7 +35,7 @@ class Judgement:
 
 
 class Cache:
-    """Replies by a digest of the judge and all it was shown: JSON lines, only ever added to.
+    """Replies by a digest of the judge and all it was shown: JSON lines, only ever appended to.
 
     A reply that another attempt could change (a timeout, a server's error) is not kept.
     """
@@ -47,11 +47,9 @@ class Cache:
         kept = whole[: whole.rfind(b"\n") + 1]
         if len(kept) < len(whole):  # a crash cut the last line short
             os.truncate(path, len(kept))
-        for line in kept.decode("utf-8").split("\n")[:-1]:
-            found = json.loads(line)
-            self._known[found.pop("key")] = Reply(
-                **{name: found[name] for name in ("outcome", "first", "text", "mass")}
-            )
+        for line in kept.decode("utf-8", "replace").split("\n")[:-1]:
+            if (found := _read_line(line)) is not None:
+                self._known[found[0]] = found[1]
 
     def get(self, key: str) -> Reply | None:
         return self._known.get(key)
@@ -64,6 +62,18 @@ class Cache:
             file.write(json.dumps({"key": key, **asdict(reply), "judge": judge}, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _read_line(line: str) -> tuple[str, Reply] | None:
+    """Key and reply of a line of the cache; None for a damaged one, whose question is asked again."""
+    try:
+        found = json.loads(line)
+        reply = Reply(found["outcome"], found["first"], found["text"], found["mass"])
+        numbers = [float(one) for one in (reply.first, reply.mass) if one is not None]
+    except (ValueError, LookupError, TypeError):
+        return None
+    whole = reply.outcome in FINAL and (reply.first is not None) == (reply.outcome == JUDGED)
+    return (str(found["key"]), reply) if whole and all(0 <= one <= 1 for one in numbers) else None
 
 
 def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str = "") -> list[Judgement]:

@@ -11,7 +11,7 @@ import torch
 
 from uncertune.data.files import first_line
 from uncertune.errors import UserError
-from uncertune.judging.judge import JUDGED, LABELS, TEMPLATE, TOO_LONG, Question, Reply, text_of
+from uncertune.judging.judge import JUDGED, LABELS, TEMPLATE, TOO_LONG, UNPARSABLE, Question, Reply, text_of
 from uncertune.models import fingerprint, resolve_model
 
 
@@ -41,7 +41,7 @@ class LocalJudge:
         return {"kind": "local", "weights": weights, "chat_template": template, "template": TEMPLATE}
 
     def check(self) -> None:
-        """Nothing is left to go wrong but loading the weights."""
+        """Do nothing: only loading the weights can still fail."""
 
     @torch.no_grad()
     def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
@@ -61,6 +61,9 @@ class LocalJudge:
             log_probs_BV = self._next_token([ids[number] for number in chosen])
             for number, log_probs_V in zip(chosen, log_probs_BV, strict=True):
                 a, b = (log_probs_V[tokens].logsumexp(0) for tokens in self._labels)
+                if not torch.isfinite(a + b):
+                    yield number, Reply(UNPARSABLE, text="its probabilities of the letters are not finite")
+                    continue
                 said = self._tokenizer.decode([int(log_probs_V.argmax())])
                 yield number, Reply(JUDGED, float((a - b).sigmoid()), said, float(torch.logaddexp(a, b).exp()))
 
