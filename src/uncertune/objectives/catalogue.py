@@ -23,10 +23,14 @@ Weights = Tensor | tuple[Tensor, Tensor]
 
 
 class Objective(Protocol):
-    """A function from labels and side information to Targets. ``uses`` and ``needs`` name its keywords."""
+    """A function from labels and side information to Targets.
+
+    ``uses`` and ``needs`` name its keywords, ``fields`` the configuration fields that belong to it.
+    """
 
     uses: frozenset[str]
     needs: frozenset[str]
+    fields: tuple[str, ...]
 
     def __call__(
         self,
@@ -43,7 +47,9 @@ class Objective(Protocol):
 OBJECTIVES: dict[str, Objective] = {}
 
 
-def _objective(needs: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Callable[[Callable[..., Targets]], Any]:
+def _objective(
+    needs: tuple[str, ...] = (), options: tuple[str, ...] = (), fields: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Targets]], Any]:
     """Register a function under its name; refuse with TypeError what it cannot use and what it lacks."""
 
     def register(function: Callable[..., Targets]) -> Callable[..., Targets]:
@@ -66,6 +72,7 @@ def _objective(needs: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Ca
 
         checked.needs = frozenset(needs)  # type: ignore[attr-defined]
         checked.uses = frozenset(needs + options)  # type: ignore[attr-defined]
+        checked.fields = fields  # type: ignore[attr-defined]
         OBJECTIVES[name] = checked  # type: ignore[assignment]
         return checked
 
@@ -78,7 +85,7 @@ def mle(labels: Tensor) -> Targets:
     return _labelled(labels, torch.ones_like(labels, dtype=torch.bool))
 
 
-@_objective(needs=("selected",))
+@_objective(needs=("selected",), fields=("normalize_by",))
 def masked_mle(labels: Tensor, *, selected: Tensor) -> Targets:
     """S2, masked MLE: ``w_t(x) = m_t · δ(x = y_t)``, ``selected`` = m (T,) bool. With BALD's mask it is S8."""
     return _labelled(labels, _mask(selected, labels, "selected"))
@@ -90,7 +97,7 @@ def distill(labels: Tensor, *, teacher: TeacherLike) -> Targets:
     return _taught(labels, labels != IGNORED, teacher)
 
 
-@_objective(needs=("teacher",), options=("top_k", "truncation"))
+@_objective(needs=("teacher",), options=("top_k", "truncation"), fields=("teacher_top_k", "teacher_truncation"))
 def truncated_distill(
     labels: Tensor, *, teacher: TeacherLike, top_k: int = 64, truncation: Truncation = "plain"
 ) -> Targets:
@@ -133,7 +140,7 @@ def masked_mle_distill(labels: Tensor, *, selected: Tensor, teacher: TeacherLike
     return _together(hard, _taught(labels, (labels != IGNORED) & ~selected, teacher))
 
 
-@_objective(needs=("advantages",), options=("teacher", "beta"))
+@_objective(needs=("advantages",), options=("teacher", "beta"), fields=("epsilon", "epsilon_high", "beta"))
 def policy_gradient(
     labels: Tensor, *, advantages: Weights, teacher: TeacherLike | None = None, beta: float = 0.0
 ) -> Targets:

@@ -1,7 +1,6 @@
 """Scores of tokens, and of documents as the mean over their response tokens (SPEC S9, S10).
 
-``loss`` and ``entropy`` come from ``uncertune.fused.linear_token_stats``; ``rho`` is that loss minus the loss of a
-holdout reference (Rho-1, arXiv 2404.07965); ``random`` is below. Always the highest values are selected.
+``uncertune.selection.metrics`` says which score each metric takes.
 
 Shape legend: ``T`` response tokens (flattened, in data order), ``N`` documents.
 """
@@ -10,8 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-METRICS = ("loss", "entropy", "rho", "random", "bald")
 
 _MULTIPLIERS = (-0x61C8864680B583EB, -0x4B47D0C5A43B4A4D, -0x2F1B9B96F2D6A3C5)  # odd 64-bit constants
 _MASK = (1 << 64) - 1

@@ -14,16 +14,17 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.runs.folder import SILENT, SILENT_PREFIXES
+from uncertune.selection import METRICS
 from uncertune.sweep.options import Arms, Request
 from uncertune.training import arguments as train_fields
 from uncertune.training.arguments import Arguments
-from uncertune.training.config import BALD_FIELDS, CACHE_FIELDS, SELECTION_FIELDS, TRUNCATION_FIELDS, UncertuneConfig
+from uncertune.training.config import CACHE_FIELDS, OBJECTIVE_FIELDS, SELECTION_FIELDS, UncertuneConfig
 
 MLE = "mle"
 ARM_FIELDS = (
     "objective",
     *(name for name in SELECTION_FIELDS if name != "rho_reference"),
-    *TRUNCATION_FIELDS,
+    *(name for name in OBJECTIVE_FIELDS if name.startswith("teacher_")),
 )
 _SHORT = {"selection_metric": "metric", "selection_level": "level", "selection_fraction": "q"}
 _DEFAULTS = {name: getattr(UncertuneConfig, name) for name in ARM_FIELDS}
@@ -43,6 +44,11 @@ class Arm:
     @property
     def selects(self) -> bool:
         return "selection_metric" in self.values
+
+    @property
+    def extra(self) -> str | None:
+        """What its metric needs beside the model's own statistics."""
+        return METRICS[self.values["selection_metric"]].extra if self.selects else None
 
     @property
     def distils(self) -> bool:
@@ -99,7 +105,7 @@ class Plan:
     @property
     def own_rho(self) -> bool:
         """Whether some arm needs a holdout reference that the sweep trains."""
-        uses = any(arm.values.get("selection_metric") == "rho" for arm in self.arms)
+        uses = any(arm.extra == "reference_loss" for arm in self.arms)
         return uses and self.request.settings.get("rho_reference") in (None, "auto")
 
     def first(self) -> list[Run]:
@@ -121,17 +127,17 @@ class Plan:
         out = {name: value for name, value in self.request.settings.items() if name not in _SET_BY_US}
         arm = run.arm or Arm({"objective": MLE})
         out |= {one: value for one, value in arm.values.items() if one == "objective" or value != _DEFAULTS[one]}
-        metric = arm.values.get("selection_metric")
-        if arm.distils or (metric == "rho" and self.request.settings.get("rho_reference") == "teacher"):
+        scored = arm.extra == "reference_loss"
+        if arm.distils or (scored and self.request.settings.get("rho_reference") == "teacher"):
             out["teacher"] = self._teacher(run.seed)
-        if metric == "rho":
+        if scored:
             own = str(self.run_folder(Run(None, run.seed)))
             out["rho_reference"] = own if self.own_rho else self.request.settings["rho_reference"]
         if arm.distils and self.request.settings.get("teacher_cache", "hidden") != "none":
             out["teacher_cache"] = self.request.settings.get("teacher_cache", "hidden")
             fill = self.request.settings.get("teacher_cache_fill")
             out |= {"teacher_cache_fill": fill} if fill else {}
-        if "teacher_cache" in out or metric == "rho":
+        if "teacher_cache" in out or scored:
             out["teacher_cache_dir"] = str(self.folder / CACHE / f"s{run.seed}")
         out.setdefault("use_cpu", not torch.accelerator.is_available())
         return {**out, "seed": run.seed, "output_dir": str(self.run_folder(run))}
@@ -202,13 +208,13 @@ def _combinations(grids: Arms, settings: dict[str, Any]) -> list[Arm]:
 def _has_effect(name: str, values: dict[str, Any]) -> bool:
     if name == "objective":
         return True
-    if name in TRUNCATION_FIELDS:
-        return values["objective"] == "truncated_distill"
-    if "selected" not in OBJECTIVES[values["objective"]].uses:
+    objective = OBJECTIVES[values["objective"]]
+    if name in OBJECTIVE_FIELDS or name == "normalize_by":
+        return name in objective.fields
+    if "selected" not in objective.uses:
         return False
-    if name in BALD_FIELDS:
-        return values["selection_metric"] == "bald"
-    return name != "normalize_by" or values["objective"] == "masked_mle"
+    of_metrics = {one for metric in METRICS.values() for one in metric.fields}
+    return name not in of_metrics or name in METRICS[values["selection_metric"]].fields
 
 
 def resolved(plan: Plan) -> dict[str, Any]:

@@ -18,19 +18,18 @@ SELECTION_FIELDS = (
     "selection_fraction",
     "selection_level",
     "selection_scope",
-    "rho_reference",
     "normalize_by",
-    "bald_samples",
-    "bald_rate",
+    *(name for metric in METRICS.values() for name in metric.fields),
 )
-BALD_FIELDS = ("bald_samples", "bald_rate")
 TEACHER_FIELDS = ("teacher",)
 CACHES = ("none", "hidden", "topk")
 FILLS = ("ahead", "first_epoch")
 CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
-TRUNCATION_FIELDS = ("teacher_top_k", "teacher_truncation")
+OBJECTIVE_FIELDS = tuple(
+    name for objective in OBJECTIVES.values() for name in objective.fields if name not in SELECTION_FIELDS
+)
+"""Fields that belong to single objectives, selection aside."""
 CLIP_FIELDS = ("epsilon", "epsilon_high")
-POLICY_FIELDS = (*CLIP_FIELDS, "beta")
 
 
 def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
@@ -82,7 +81,7 @@ class UncertuneConfig(SFTConfig):
     """
 
     objective: str = _choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
-    selection_metric: str = _choice("loss", METRICS, "Score by which tokens are selected, highest first.")
+    selection_metric: str = _choice("loss", tuple(METRICS), "Score by which tokens are selected, highest first.")
     selection_fraction: float = field(
         default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
     )
@@ -133,6 +132,7 @@ class UncertuneConfig(SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choices()
+        self._check_objective()
         self._check_selection()
         self._check_teacher()
         self._check_policy()
@@ -147,6 +147,11 @@ class UncertuneConfig(SFTConfig):
     def uses_selection(self) -> bool:
         """Whether the objective treats selected tokens differently."""
         return "selected" in OBJECTIVES[self.objective].uses
+
+    @property
+    def selection_extra(self) -> str | None:
+        """What the metric needs beside the model's own statistics (``Metric.extra``)."""
+        return METRICS[self.selection_metric].extra if self.uses_selection else None
 
     @property
     def uses_teacher(self) -> bool:
@@ -164,6 +169,26 @@ class UncertuneConfig(SFTConfig):
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return [name for name in names if getattr(self, name) != defaults[name]]
 
+    def _check_objective(self) -> None:
+        """Refuse the fields of other objectives, and of other metrics."""
+        own = OBJECTIVES[self.objective].fields
+        for other, objective in OBJECTIVES.items():
+            for name in self._changed(objective.fields):
+                if name in OBJECTIVE_FIELDS and name not in own:
+                    raise UserError(
+                        f"{name} has no effect with objective={self.objective!r}: it belongs to {other}; remove it"
+                    )
+        if not self.uses_selection:
+            return
+        own = (*METRICS[self.selection_metric].fields, *(("bald_rate",) if self.probe_samples else ()))
+        for other, metric in METRICS.items():
+            for name in self._changed(metric.fields):
+                if name not in own:
+                    raise UserError(
+                        f"{name} has no effect with selection_metric={self.selection_metric!r}: it belongs to {other}; "
+                        "remove it"
+                    )
+
     def _check_selection(self) -> None:
         try:
             exact_count(self.selection_fraction, 0)
@@ -178,25 +203,27 @@ class UncertuneConfig(SFTConfig):
                     "tokens: remove it, or set objective to masked_mle or masked_mle_distill"
                 )
             return
-        if self.selection_metric != "bald":
-            for name in self._changed(BALD_FIELDS[:1] if self.probe_samples else BALD_FIELDS):
-                raise UserError(f"{name} has no effect with selection_metric={self.selection_metric!r}: it is bald's")
         if self.bald_samples < 2:
             raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no spread")
         if not 0 < self.bald_rate < 1:
             raise UserError(f"bald_rate must be in (0, 1), got {self.bald_rate}")
-        if self.selection_scope == "running" and self.selection_metric == "random":
-            raise UserError("selection_scope='running' has no use with metric random, which needs no pass: use 'batch'")
+        metric = METRICS[self.selection_metric]
+        if self.selection_scope == "running" and metric.drawn:
+            raise UserError(
+                f"selection_scope='running' has no use with selection_metric={self.selection_metric!r}, which needs no "
+                "pass: use 'batch'"
+            )
         if self.selection_scope == "running" and self.normalize_by == "selected":
             raise UserError(
                 "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "
                 "selection_scope='running' does not know: use normalize_by='all', or scope 'batch'"
             )
-        if self.selection_metric == "rho" and self.rho_reference is None:
-            raise UserError("selection_metric='rho' needs rho_reference: 'auto', a folder, a hub id, or 'teacher'")
-        if self.selection_metric != "rho" and self.rho_reference is not None:
-            raise UserError(f"rho_reference has no effect with selection_metric={self.selection_metric!r}: remove it")
-        if self.normalize_by == "selected" and self.objective != "masked_mle":
+        if metric.extra == "reference_loss" and self.rho_reference is None:
+            raise UserError(
+                f"selection_metric={self.selection_metric!r} needs rho_reference: 'auto', a folder, a hub id, or "
+                "'teacher'"
+            )
+        if self.normalize_by == "selected" and "normalize_by" not in OBJECTIVES[self.objective].fields:
             raise UserError(
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
                 "too: use normalize_by='all'"
@@ -214,19 +241,16 @@ class UncertuneConfig(SFTConfig):
                         f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
                         + (
                             "or set beta, the weight of the divergence from it"
-                            if self.objective == "policy_gradient"
+                            if "beta" in OBJECTIVES[self.objective].uses
                             else "or set objective to distill, truncated_distill or masked_mle_distill"
                         )
                     )
-        if self.objective != "truncated_distill":
-            for name in self._changed(TRUNCATION_FIELDS):
-                raise UserError(f"{name} has no effect with objective={self.objective!r}: it is truncated_distill's")
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
         self._check_cache()
 
     def _check_cache(self) -> None:
-        scored = self.uses_selection and self.selection_metric == "rho"
+        scored = self.selection_extra == "reference_loss"
         for name in self._changed(CACHE_FIELDS):
             if not self.uses_teacher and not (scored and name == "teacher_cache_dir"):
                 raise UserError(
@@ -234,24 +258,21 @@ class UncertuneConfig(SFTConfig):
                 )
             if self.teacher_cache == "none" and not (scored and name == "teacher_cache_dir"):
                 raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
-        if self.teacher_cache == "topk" and self.objective != "truncated_distill":
+        if self.teacher_cache == "topk" and "top_k" not in OBJECTIVES[self.objective].uses:
             raise UserError(
                 f"teacher_cache='topk' holds a truncated teacher, and objective={self.objective!r} asks for all of "
                 "p_ref: use teacher_cache='hidden', or objective truncated_distill"
             )
 
     def _check_policy(self) -> None:
-        for name in POLICY_FIELDS:
+        for name in (*CLIP_FIELDS, "beta"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must be at least 0, got {value}")
-        if self.objective != "policy_gradient":
-            for name in self._changed(POLICY_FIELDS):
-                raise UserError(f"{name} has no effect with objective={self.objective!r}: it is policy_gradient's")
-        elif self.teacher == "auto":
+        if "beta" in OBJECTIVES[self.objective].uses and self.teacher == "auto":
             raise UserError(
                 "teacher='auto' would be trained to imitate the sampled answers, the bad ones too: with "
-                "objective='policy_gradient' give the model that they were sampled from, a folder or a hub id"
+                f"objective={self.objective!r} give the model that they were sampled from, a folder or a hub id"
             )
 
     def _check_probe(self) -> None:

@@ -30,7 +30,7 @@ def open_caches(trainer: Any, teacher: str | nn.Module | None) -> Caches:
     args = trainer.args
     sets = [trainer.train_dataset, *_evaluation_sets(trainer.eval_dataset)]
     finite = all(hasattr(rows, "__len__") for rows in sets)
-    scored = finite and args.uses_selection and args.selection_metric == "rho"
+    scored = finite and args.selection_extra == "reference_loss"
     if args.teacher_cache == "none" and not scored:
         return Caches()
     if not finite and args.teacher_cache_fill == "ahead":

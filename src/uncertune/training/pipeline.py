@@ -45,9 +45,9 @@ from uncertune.runs.folder import (
 from uncertune.training import devices
 from uncertune.training.config import (
     CACHE_FIELDS,
+    OBJECTIVE_FIELDS,
     SELECTION_FIELDS,
     TEACHER_FIELDS,
-    TRUNCATION_FIELDS,
     UncertuneConfig,
 )
 from uncertune.training.dataset import fingerprint_data
@@ -180,7 +180,7 @@ def _mle(job: Job, name: str) -> Job:
     """``job`` as MLE in the folder ``name`` of its own; with ``max_steps`` rho's reference makes as many epochs."""
     config = copy.copy(job.config)
     defaults = {one.name: one.default for one in dataclasses.fields(UncertuneConfig)}
-    reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *TRUNCATION_FIELDS, *CACHE_FIELDS)
+    reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *OBJECTIVE_FIELDS, *CACHE_FIELDS)
     for field_name in reset:
         setattr(config, field_name, defaults[field_name])
     config.objective, config.output_dir = "mle", str(job.folder / name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_token_stats, linear_top_k
-from uncertune.objectives import FactoredTeacher, Head, TeacherLike
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
@@ -62,7 +62,7 @@ class References:
 
     def _truncated(self, teacher: TeacherLike | CachedHidden | None) -> TeacherLike | CachedHidden | None:
         """The form of p_ref that the objective asks for."""
-        if self._args.objective != "truncated_distill" or not isinstance(teacher, FactoredTeacher):
+        if "top_k" not in OBJECTIVES[self._args.objective].uses or not isinstance(teacher, FactoredTeacher):
             return teacher
         with torch.autocast(teacher.hidden.device.type, enabled=False):
             return linear_top_k(teacher.hidden, teacher.head, self._args.teacher_top_k)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import Scored, TokenStats, score_tokens
-from uncertune.objectives import Head
+from uncertune.objectives import OBJECTIVES, Head
+from uncertune.selection import METRICS, scores_of
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
 from uncertune.training.kept import keep_selected, skipped
@@ -33,12 +34,14 @@ class Selector:
         self._trainer, self._args = trainer, args
         self.rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self.running = RunningThreshold(self.rule)
+        self._metric = METRICS[args.selection_metric]
         self._dropout = has_dropout(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
-        if args.uses_selection and args.selection_metric == "bald":
+        if args.selection_extra == "epistemic":
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise UserError(
-                    "selection_metric='bald' is not supported with FSDP or DeepSpeed: use DDP, or metric loss"
+                    f"selection_metric={args.selection_metric!r} is not supported with FSDP or DeepSpeed: use DDP, or "
+                    "metric loss"
                 )
             with mc_dropout(trainer.model, args.bald_rate):
                 pass
@@ -55,12 +58,12 @@ class Selector:
         for batch in batches:
             tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
             places.append(tokens.documents)
-            scores.append(None if self.rule.metric == "random" else self.scores(tokens, record))
-        record.has_stats = self.rule.metric not in ("random", "bald")
+            scores.append(None if self._metric.drawn else self.scores(tokens, record))
+        record.has_stats = self._metric.needs_stats
         if self._everywhere:
             chosen = [choose(self.rule, record.step, scores, places)]
         else:
-            firsts = first_documents(places) if self.rule.metric == "random" else [0] * len(places)
+            firsts = first_documents(places) if self._metric.drawn else [0] * len(places)
             chosen = [
                 choose(self.rule, record.step, [score], [place], everywhere=False, first=first)
                 for score, place, first in zip(scores, places, firsts, strict=True)
@@ -82,17 +85,22 @@ class Selector:
             return False
         if self._drops(record) and self._args.selection_fraction <= 0.5:
             return True
-        if self.rule.metric == "random" and not self._everywhere:  # its documents are counted over the whole step
+        if self._metric.drawn and not self._everywhere:  # its documents are counted over the whole step
             return True
         alone = self._args.selection_scope == "microbatch" and self._args.normalize_by == "all"
         inside = record.micro_batches == 1 or alone
-        return not inside or (self._dropout and self.rule.metric not in ("random", "bald"))
+        return not inside or (self._dropout and self._metric.needs_stats)
+
+    @property
+    def _drops_unselected(self) -> bool:
+        """Whether tokens that are not selected carry no weight at all."""
+        return OBJECTIVES[self._args.objective].needs == {"selected"}
 
     def _drops(self, record: StepRecord) -> bool:
         """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
         over all tokens, and DeepSpeed counts micro-batches itself."""
         args, trainer = self._args, self._trainer
-        can = args.selection_level == "document" and args.objective == "masked_mle" and args.selection_fraction < 1
+        can = args.selection_level == "document" and self._drops_unselected and args.selection_fraction < 1
         return can and record.exact and not (trainer.aux_loss_enabled or trainer.is_deepspeed_enabled)
 
     def _without_dropped(self, batches: list[Any], masks: list[Tensor], record: StepRecord) -> list[Any]:
@@ -124,10 +132,10 @@ class Selector:
     ) -> tuple[Scored | None, Tensor]:
         """Select from the hidden states of the training forward itself, without a pass of its own."""
         scored, scores = None, None
-        if self.rule.metric != "random":
-            most = self._args.objective != "masked_mle" or self._args.selection_fraction > 0.5
+        if not self._metric.drawn:
+            most = not self._drops_unselected or self._args.selection_fraction > 0.5
             scored = score_tokens(hidden, head, tokens.labels, keep=most)
-            scores = self.metric(scored.stats, beside_T)
+            scores = scores_of(self.rule.metric, scored.stats, beside_T)
         if record.exact:
             chosen = choose(self.rule, record.step, [scores], [tokens.documents], everywhere=self._everywhere)
         else:
@@ -139,7 +147,7 @@ class Selector:
 
     def evaluated(self, stats: TokenStats, tokens: Tokens, beside_T: Tensor | None) -> Tensor:
         """The mask of an evaluation batch, by itself."""
-        scores = None if self.rule.metric == "random" else self.metric(stats, beside_T)
+        scores = None if self._metric.drawn else scores_of(self.rule.metric, stats, beside_T)
         return choose(self.rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
 
     # ---- scores
@@ -148,31 +156,23 @@ class Selector:
         """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
         model = self._trainer.model_wrapped
         beside_T = self.beside(model, tokens)
-        if self.rule.metric == "bald":
-            assert beside_T is not None
-            return beside_T
+        if not self._metric.needs_stats:
+            return scores_of(self.rule.metric, None, beside_T)
         stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask), tokens.labels)
         record.add_stats(stats)
-        return self.metric(stats, beside_T)
-
-    def metric(self, stats: TokenStats, beside_T: Tensor | None) -> Tensor:
-        """The scores (T,) by the student's own statistics and what came from passes beside its own."""
-        match self.rule.metric:
-            case "entropy":
-                return stats.entropy
-            case "loss":
-                return stats.loss
-        assert beside_T is not None
-        return beside_T if self.rule.metric == "bald" else stats.loss - beside_T
+        return scores_of(self.rule.metric, stats, beside_T)
 
     def beside(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
-        """What the metric needs beside the student's own pass, from passes outside it: for ``rho`` the loss of the
-        holdout reference, for ``bald`` the epistemic uncertainty."""
-        if not self._args.uses_selection:
-            return None
-        if self.rule.metric == "bald":
-            return self._epistemic(tokens)
-        return self._trainer.references.rho_loss(model, tokens) if self.rule.metric == "rho" else None
+        """What the metric needs beside the student's own pass, (T,), from passes outside it; None where it needs
+        nothing else."""
+        match self._args.selection_extra:
+            case None:
+                return None
+            case "reference_loss":
+                return self._trainer.references.rho_loss(model, tokens)
+            case "epistemic":
+                return self._epistemic(tokens)
+        raise ValueError(f"nothing computes {self._args.selection_extra!r}")
 
     def _epistemic(self, tokens: Tokens) -> Tensor:
         """BALD by Monte-Carlo dropout, ``bald_samples`` passes. Each document is scored by itself, so that the numbers

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import NotFiniteError
 from uncertune.fused import TokenStats
-from uncertune.selection import random_scores, select, threshold
+from uncertune.selection import METRICS, random_scores, select, threshold
 from uncertune.training.batch import Documents
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def choose(
         own.append(source == rank)
     document_S = torch.cat([index for _, index, _ in pieces])
     position_S = torch.cat([position for _, _, position in pieces])
-    if rule.metric == "random":
+    if METRICS[rule.metric].drawn:
         drawn_S = torch.zeros_like(position_S) if rule.level == "document" else position_S
         scores_S = random_scores(rule.seed, step, document_S, drawn_S)
     else:

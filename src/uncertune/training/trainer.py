@@ -310,7 +310,7 @@ class UncertuneTrainer(SFTTrainer):
         side = tokens.side
         given: dict[str, Any] = {"selected": selected, "teacher": teacher}
         given |= policy.side_information(self.args, tokens, stats)
-        if self.args.objective == "truncated_distill":
+        if "top_k" in OBJECTIVES[self.args.objective].uses:
             given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
         targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
         return targets.scaled(side["token_weight"]) if "token_weight" in side else targets

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from uncertune.selection.scores import METRICS
+from uncertune.selection import METRICS
 from uncertune.selection.select import Level
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from uncertune.objectives import OBJECTIVES, Head, weighted_nll
-from uncertune.selection import random_scores, select
+from uncertune.selection import METRICS, random_scores, scores_of, select
 from uncertune.studies.language.arms import Arm
 from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, WORDS, divergence, entropy
 from uncertune.studies.language.world import World
@@ -103,23 +104,46 @@ def token_scores(world: World, models: Stacked, arm: Arm, texts: Tensor, logits:
     if arm.metric in ("expected loss", "excess loss"):
         oracle, log_probs = world.shifted.oracle(texts), logits.double().log_softmax(-1)
         return divergence(oracle, log_probs) + (entropy(oracle) if arm.metric == "expected loss" else 0)
-    if arm.metric == "entropy":
-        return entropy(logits.softmax(-1))
-    if arm.metric == "bald":
-        return decomposition(models, texts, BALD_SAMPLES, step).epistemic.view(labels.shape)
-    if arm.metric == "random":
+    metric = METRICS[arm.metric]
+    if metric.drawn:
         place = torch.arange(labels.shape[1] * labels.shape[2])
         within = place % LENGTH if arm.level == "token" else torch.zeros_like(place)  # one draw a document
         rows = [
             random_scores(world.setting.seed + model, step, place // LENGTH, within) for model in range(len(labels))
         ]
         return torch.stack(rows).view(labels.shape)
-    loss = token_losses(logits, labels)
-    if arm.metric == "rho":
-        assert world.rho_reference is not None
-        with torch.no_grad():
-            loss = loss - token_losses(world.rho_reference(texts[..., :-1]), labels)
-    return loss
+    stats = _Statistics(logits, labels) if metric.needs_stats else None
+    extra = _EXTRAS[metric.extra](world, models, texts, step) if metric.extra is not None else None
+    return scores_of(arm.metric, stats, extra)
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Loss and entropy (M, B, T) of the models' logits, each computed where a metric asks for it."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return token_losses(self.logits, self.labels)
+
+    @property
+    def entropy(self) -> Tensor:
+        return entropy(self.logits.softmax(-1))
+
+
+@torch.no_grad()
+def _reference_loss(world: World, models: Stacked, texts: Tensor, step: int) -> Tensor:
+    assert world.rho_reference is not None
+    return token_losses(world.rho_reference(texts[..., :-1]), texts[..., 1:])
+
+
+def _epistemic(world: World, models: Stacked, texts: Tensor, step: int) -> Tensor:
+    return decomposition(models, texts, BALD_SAMPLES, step).epistemic.view(texts[..., 1:].shape)
+
+
+_EXTRAS = {"reference_loss": _reference_loss, "epistemic": _epistemic}
 
 
 @torch.no_grad()

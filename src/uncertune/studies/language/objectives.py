@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from uncertune.selection.scores import METRICS
+from uncertune.selection import METRICS
 from uncertune.statistics.findings import Finding
 from uncertune.statistics.intervals import Estimate, over_seeds
 from uncertune.studies.language.arms import BOTH, DISTILL, FRACTIONS, MASKED, MLE, NAMES, ORACLE, Arm, table
@@ -135,7 +135,7 @@ def _findings(results: Mapping[str, Measures]) -> tuple[Finding, ...]:
         out.append(
             above("C3", f"{NAMES[arm.objective]}: tokens beat documents in distribution", arm.name, document, "in")
         )
-        for metric in METRICS[1:]:
+        for metric in list(METRICS)[1:]:
             other = Arm(arm.objective, metric=metric).name
             says = f"{NAMES[arm.objective]}: loss beats {metric} in distribution"
             out.append(above("C3", says, arm.name, other, "in"))
