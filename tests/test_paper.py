@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from uncertune import demo_options
+from uncertune.cli.main import command_of
 from uncertune.comparison import options as compare_options
 from uncertune.evaluation import options
 from uncertune.scoring import options as scoring
-from uncertune.studies import options as studies
 from uncertune.sweep import options as sweep
 from uncertune.sweep.plan import plan
 from uncertune.training import arguments
@@ -21,12 +20,12 @@ from uncertune.training import arguments
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 PARSERS = {
-    "demo": demo_options.parse,
+    "demo": command_of("demo").parse,
     "train": arguments.parse,
     "score": scoring.parse,
     "evaluate": options.parse_evaluate,
     "compare": compare_options.parse_compare,
-    "study": studies.parse,
+    "study": command_of("study").parse,
     "sweep": lambda words: plan(sweep.parse(words)),
 }
 CODE = re.findall(r"`([^`]+)`", PAGE)

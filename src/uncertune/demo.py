@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
-from uncertune.demo_options import DemoOptions
 from uncertune.evaluation.measures import (
     Row,
     adapter,
@@ -50,6 +49,7 @@ from uncertune.training.runlog import METRICS, read_metrics
 
 ARMS = {"mle": "MLE", "masked_mle": "masked MLE", "masked_mle_distill": "masked MLE + distillation"}
 BASE = "base"
+MEASURES = "measures.json"
 SHOWN_ANSWERS = 10
 NAMES = {BASE: "base model", **ARMS}
 COLUMNS = (
@@ -60,18 +60,37 @@ COLUMNS = (
 )
 
 
-def run_demo(options: DemoOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Demo:
+    """The sizes of a demo; ``command`` is quoted on its page."""
+
+    output_dir: str
+    model: str = "smollm2-135m"
+    train_problems: int = 200
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    selection_fraction: float = 0.25
+    test_problems: int = 32
+    general_prompts: int = 16
+    max_new_tokens: int = 80
+    seed: int = 0
+    command: str = ""
+
+
+def run_demo(demo: Demo, *, overwrite: bool = False) -> dict[str, Any]:
     """Train the arms, measure them and the base, print the table, write the page; return the measures by arm."""
     transformers_logging.set_verbosity_error()
-    output = Path(options.output_dir)
-    model = resolve_model(options.model)
+    output = Path(demo.output_dir)
+    model = resolve_model(demo.model)
     for arm in ARMS:
-        _say(f"training {NAMES[arm]} ({options.train_problems} problems, batches of {options.batch_size})")
-        write_run_page(run(_job(arm, model, output, options), overwrite=options.overwrite))
-    measures = _measure(model, output, options)
-    table = _table(measures, options)
+        _say(f"training {NAMES[arm]} ({demo.train_problems} problems, batches of {demo.batch_size})")
+        write_run_page(run(_job(arm, model, output, demo), overwrite=overwrite))
+    if overwrite:
+        (output / MEASURES).unlink(missing_ok=True)
+    measures = _measure(model, output, demo)
+    table = _table(measures, demo)
     path = output / "report.html"
-    write_page(path, _page(table, measures, output, options))
+    write_page(path, _page(table, measures, output, demo))
     write_atomically(output / "table.md", to_markdown(table))
     print(f"\n{to_text(table)}\n\npage: {path}")
     return measures
@@ -84,20 +103,20 @@ def _say(text: str) -> None:
 # ---- training
 
 
-def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
+def _job(arm: str, model: str, output: Path, demo: Demo) -> Job:
     """The paper's settings (§4.1) where the demo's size allows: LoRA of rank 32 on all linear modules, α = 64."""
     config = UncertuneConfig(
         output_dir=str(output / arm),
         objective=arm,
         teacher=str(output / "mle") if arm == "masked_mle_distill" else None,
-        selection_fraction=options.selection_fraction if arm != "mle" else 0.25,
+        selection_fraction=demo.selection_fraction if arm != "mle" else 0.25,
         assistant_only_loss=True,
         num_train_epochs=1,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        per_device_train_batch_size=demo.batch_size,
+        per_device_eval_batch_size=demo.batch_size,
+        learning_rate=demo.learning_rate,
         lr_scheduler_type="cosine",
-        seed=options.seed,
+        seed=demo.seed,
         bf16=False,
         use_cpu=_no_accelerator(),
         gradient_checkpointing=False,
@@ -115,12 +134,12 @@ def _job(arm: str, model: str, output: Path, options: DemoOptions) -> Job:
     return Job(
         model=model,
         config=config,
-        train_dataset=load("word_problems", max_samples=options.train_problems, seed=options.seed),
-        eval_dataset=load("word_problems", split="test", max_samples=min(16, options.test_problems), seed=options.seed),
+        train_dataset=load("word_problems", max_samples=demo.train_problems, seed=demo.seed),
+        eval_dataset=load("word_problems", split="test", max_samples=min(16, demo.test_problems), seed=demo.seed),
         peft_config=LoraConfig(
             r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        resolved=config.to_dict() | {"model_name_or_path": options.model, "dataset_name": "word_problems"},
+        resolved=config.to_dict() | {"model_name_or_path": demo.model, "dataset_name": "word_problems"},
     )
 
 
@@ -133,11 +152,11 @@ def _no_accelerator() -> bool:
 # ---- measures
 
 
-def _measure(model_path: str, output: Path, options: DemoOptions) -> dict[str, Any]:
+def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     """The measures of the base and of every arm; those already in ``measures.json`` are kept."""
-    path = output / "measures.json"
-    settings = {k: v for k, v in asdict(options).items() if k not in ("output_dir", "overwrite")}
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not options.overwrite else {}
+    path = output / MEASURES
+    settings = {k: v for k, v in asdict(demo).items() if k not in ("output_dir", "command")}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     measures: dict[str, Any] = known.get("measures", {}) if known.get("settings") == settings else {}
     if set(measures) >= set(NAMES):
         return measures
@@ -152,15 +171,15 @@ def _measure(model_path: str, output: Path, options: DemoOptions) -> dict[str, A
 
         model.to(torch.accelerator.current_accelerator())
     attach_head(model)
-    problems = list(load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed))
+    problems = list(load("word_problems", split="test", max_samples=demo.test_problems, seed=demo.seed))
     tests = [conversation_row(tokenizer, row["messages"][:-1], row["messages"][-1]["content"]) for row in problems]
     texts = [text_row(tokenizer, text) for text in GENERAL_TEXT]
     if BASE not in measures:
-        prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: options.general_prompts]]
+        prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
         with adapter(model, None):
             own = generate(model, tokenizer, prompts, max_new_tokens=48, label="(base, general prompts)")
             measures[BASE] = {"kl": 0.0, "general": own}
-            measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, options)
+            measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
         _keep(path, settings, measures)
     general = [
         conversation_row(tokenizer, [{"role": "user", "content": prompt}], answer)
@@ -170,18 +189,16 @@ def _measure(model_path: str, output: Path, options: DemoOptions) -> dict[str, A
         if arm not in measures:
             measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
             with adapter(model, arm):
-                measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, options)
+                measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)
             _keep(path, settings, measures)
     return measures
 
 
 def _in_and_out(
-    model: Any, arm: str, tokenizer: Any, problems: list[Any], tests: list[Row], texts: list[Row], options: DemoOptions
+    model: Any, arm: str, tokenizer: Any, problems: list[Any], tests: list[Row], texts: list[Row], demo: Demo
 ) -> dict[str, Any]:
     prompts = [row["messages"][:-1] for row in problems]
-    answers = generate(
-        model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, label=f"({NAMES[arm]}, problems)"
-    )
+    answers = generate(model, tokenizer, prompts, max_new_tokens=demo.max_new_tokens, label=f"({NAMES[arm]}, problems)")
     correct = [check_answer(answer, row["answer"]) for answer, row in zip(answers, problems, strict=True)]
     pad = tokenizer.pad_token_id
     return {
@@ -200,12 +217,12 @@ def _keep(path: Path, settings: dict[str, Any], measures: dict[str, Any]) -> Non
 # ---- the table and the page
 
 
-def _table(measures: dict[str, Any], options: DemoOptions) -> Table:
+def _table(measures: dict[str, Any], demo: Demo) -> Table:
     rows = [{"model": NAMES[arm], **{c.key: measures[arm][c.key] for c in COLUMNS}} for arm in NAMES]
     caption = (
         f"In distribution: exact match of greedy answers, and the loss on the worked solutions, on "
-        f"{options.test_problems} held-out problems. Out of distribution: KL(base ‖ model) on the base model's own "
-        f"answers to {options.general_prompts} general prompts, and the loss on {len(GENERAL_TEXT)} paragraphs of "
+        f"{demo.test_problems} held-out problems. Out of distribution: KL(base ‖ model) on the base model's own "
+        f"answers to {demo.general_prompts} general prompts, and the loss on {len(GENERAL_TEXT)} paragraphs of "
         "general prose. Losses and KL in nats per token. Differences are to MLE. One seed and a small sample: enough "
         "to see the trade-off, not to rank methods."
     )
@@ -219,24 +236,24 @@ def _table(measures: dict[str, Any], options: DemoOptions) -> Table:
     )
 
 
-def _page(table: Table, measures: dict[str, Any], output: Path, options: DemoOptions) -> Page:
+def _page(table: Table, measures: dict[str, Any], output: Path, demo: Demo) -> Page:
     packages = ", ".join(f"{name} {version}" for name, version in environment()["packages"].items() if version)
     facts = (
-        ("model", options.model),
-        ("training data", f"{options.train_problems} arithmetic word problems, one epoch"),
-        ("batch", f"{options.batch_size} problems a step"),
+        ("model", demo.model),
+        ("training data", f"{demo.train_problems} arithmetic word problems, one epoch"),
+        ("batch", f"{demo.batch_size} problems a step"),
         ("adapter", "LoRA, rank 32, alpha 64, all linear modules"),
-        ("learning rate", f"{options.learning_rate:g}, cosine"),
-        ("selected", f"the {options.selection_fraction:.0%} of response tokens with the highest loss in each step"),
+        ("learning rate", f"{demo.learning_rate:g}, cosine"),
+        ("selected", f"the {demo.selection_fraction:.0%} of response tokens with the highest loss in each step"),
         ("teacher", "the MLE run above, a second adapter on the same base"),
-        ("seed", str(options.seed)),
+        ("seed", str(demo.seed)),
         ("versions", packages),
-        ("command", options.command),
+        ("command", demo.command),
     )
     sections: list[Section] = [table, *_curves(output)]
     probe = output / "masked_mle_distill" / PROBE
-    sections.append(token_section(probe, NAMES["masked_mle_distill"], fraction=options.selection_fraction))
-    sections.append(_answers(measures, options))
+    sections.append(token_section(probe, NAMES["masked_mle_distill"], fraction=demo.selection_fraction))
+    sections.append(_answers(measures, demo))
     sections.append(Facts("How it was made", facts))
     lead = (
         "One small language model, fine-tuned three ways from the same start on the same data: plain cross-entropy on "
@@ -261,9 +278,9 @@ def _curves(output: Path) -> list[Section]:
     return sections
 
 
-def _answers(measures: dict[str, Any], options: DemoOptions) -> Answers:
+def _answers(measures: dict[str, Any], demo: Demo) -> Answers:
     """The problems on which the models' verdicts differ first, then the others, in their order."""
-    problems = list(load("word_problems", split="test", max_samples=options.test_problems, seed=options.seed))
+    problems = list(load("word_problems", split="test", max_samples=demo.test_problems, seed=demo.seed))
 
     def verdicts(number: int) -> set[bool]:
         return {measures[arm]["correct"][number] for arm in NAMES}

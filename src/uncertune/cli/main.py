@@ -1,4 +1,7 @@
-"""``uncertune <command>``: the command line. Heavy imports happen inside the command that needs them."""
+"""``uncertune <command>``: finds the command, runs it, and turns every failure into one line and an exit status.
+
+A user's mistake ends with status 2, anything unforeseen with 1, a signal with 128 and its number.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
+from uncertune.cli.failures import report_failure
+from uncertune.cli.options import Command
 from uncertune.errors import InterruptedRun, UserError
 
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
@@ -41,27 +47,6 @@ def train(arguments: list[str]) -> int:
     print(f"run:    {folder}\npage:   {page}")
     if (tokens := folder / "tokens.html").is_file():
         print(f"tokens: {tokens}")
-    return 0
-
-
-def merge(arguments: list[str]) -> int:
-    """fold a run's LoRA adapter into its base: a plain model that transformers and vLLM load"""
-    from uncertune.training.merge import merge as run_merge
-    from uncertune.training.merge import parse
-
-    print(f"model:  {run_merge(parse(arguments))}")
-    return 0
-
-
-def demo(arguments: list[str]) -> int:
-    """fine-tune SmolLM2-135M three ways on word problems, and show what each learned and forgot"""
-    from uncertune.demo_options import parse
-
-    options = parse(arguments)
-
-    from uncertune.demo import run_demo
-
-    run_demo(options)
     return 0
 
 
@@ -127,71 +112,67 @@ def sweep(arguments: list[str]) -> int:
     return 0 if run_sweep(request) else 1
 
 
-def report(arguments: list[str]) -> int:
-    """make the pages of sweeps, comparisons and runs anew"""
-    from uncertune.cli.report import parse, redraw
-
-    options = parse(arguments)
-    for folder in options.folders:
-        print(f"page: {redraw(Path(folder).expanduser(), Path(options.output_dir or folder).expanduser())}")
-    return 0
-
-
-def study(arguments: list[str]) -> int:
-    """the paper's toy studies, and a language whose uncertainty is known"""
-    from uncertune.studies.options import parse
-
-    options = parse(arguments)
-
-    from uncertune.studies.command import study as run_study
-
-    run_study(options)
-    return 0
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "demo": demo,
+COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "compare", "sweep", "report", "study")
+_UNCONVERTED: dict[str, Callable[[list[str]], int]] = {
     "train": train,
-    "merge": merge,
     "score": score,
     "evaluate": evaluate,
     "generate": generate,
     "compare": compare,
     "sweep": sweep,
-    "report": report,
-    "study": study,
 }
+_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
+
+
+def command_of(name: str) -> Command:
+    """The command of that name."""
+    found: Command = import_module(f"uncertune.cli.{name}").COMMAND
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and status 2, a signal is 128 and its number."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a command and return its exit status."""
+    arguments, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # trl and peft ask transformers for old names on their own; a user can do nothing about it
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _help()
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"uncertune {version('uncertune')}")
-        return 0
-    name, rest = arguments[0], arguments[1:]
     try:
-        if name not in COMMANDS:
-            raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-        return COMMANDS[name](rest)
-    except UserError as error:
-        print(f"uncertune: error: {error}", file=sys.stderr)
-        return 2
+        return _run(arguments)
     except InterruptedRun as stopped:
         print(f"uncertune: {stopped}; go on with:\n  {_again(arguments)}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"uncertune: interrupted; start again with:\n  {_again(arguments)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        return report_failure(error, arguments[0], debug)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _help()
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"uncertune {version('uncertune')}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+    return _UNCONVERTED[name](rest) if name in _UNCONVERTED else command_of(name).run(rest)
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--debug``, and whether it or ``UNCERTUNE_DEBUG`` was set."""
+    kept, debug = [], os.environ.get("UNCERTUNE_DEBUG", "") not in ("", "0")
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--debug" and after not in _DEBUG_OPTIONS:
+            debug = True
+        else:
+            kept.append(word)
+    return kept, debug
 
 
 def _again(arguments: list[str]) -> str:
@@ -205,15 +186,23 @@ def _again(arguments: list[str]) -> str:
         words.append(word)
     words = [word for word in words if not word.startswith("--overwrite")]
     files = [after for word, after in pairwise(words) if word == "--config"]
-    if any(re.search(r"^overwrite:", Path(file).read_text(encoding="utf-8"), re.MULTILINE) for file in files):
+    if any(_sets_overwrite(Path(file)) for file in files):
         words += ["--overwrite", "false"]
     return shlex.join(["uncertune", *words])
 
 
+def _sets_overwrite(file: Path) -> bool:
+    try:
+        return re.search(r"^overwrite:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    except (OSError, ValueError):
+        return False
+
+
 def _help() -> None:
     print(f"usage: uncertune <command> [options]\n\n{DESCRIPTION}\n\ncommands:")
-    for name, command in COMMANDS.items():
-        print(f"  {name:<10} {(command.__doc__ or '').strip()}")
+    for name in COMMANDS:
+        summary = (_UNCONVERTED[name].__doc__ or "").strip() if name in _UNCONVERTED else command_of(name).summary
+        print(f"  {name:<10} {summary}")
     print("\n`uncertune <command> --help` lists a command's options; they also come from YAML with --config FILE.")
 
 

@@ -1,48 +1,37 @@
-"""``uncertune report``: the pages of sweeps, comparisons and runs, made anew from what their folders hold."""
+"""``uncertune report``: options, and the call."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from uncertune import options
+from uncertune.cli.options import Command
 from uncertune.errors import UserError
+from uncertune.settings import option
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What ``uncertune report`` can be told."""
+    """Options of ``uncertune report``."""
 
-    folders: tuple[str, ...] = ()
-    output_dir: str | None = None
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of ``uncertune report``."""
-    return options.parser(
-        ReportOptions,
-        "uncertune report",
-        "Make the pages of folders anew from what they hold: of a sweep sweep.html, sweep.md and the figures, of a "
-        "comparison comparison.html, .md and .json, of a training run report.html and tokens.html.",
-        {
-            "folders": "folders of sweeps, comparisons and training runs",
-            "output_dir": "where to write the page of one folder; into the folder itself",
-        },
-        positional="folders",
+    folders: tuple[str, ...] = option(
+        help="folders of sweeps, comparisons and training runs", positional=True, example="sweeps/mine"
+    )
+    output_dir: str | None = option(
+        None, "where to write the page of one folder", unit="DIR", unset="the folder itself"
     )
 
 
-def parse(arguments: list[str]) -> ReportOptions:
-    """Options from flags. Raises UserError where no folder is given."""
-    out = options.parse(ReportOptions, parser(), arguments)
-    if not out.folders:
-        raise UserError(
-            "folders is missing: give the folder of a sweep, a comparison or a run, for example sweeps/mine"
-        )
-    if out.output_dir and len(out.folders) > 1:
-        raise UserError(f"output_dir {out.output_dir!r} is for one folder, got {len(out.folders)}: leave it out")
-    return out
+def check(given: ReportOptions) -> None:
+    """Raise UserError for several folders with one output folder."""
+    if given.output_dir and len(given.folders) > 1:
+        raise UserError(f"output_dir {given.output_dir!r} is for one folder, got {len(given.folders)}: leave it out")
+
+
+def call(given: ReportOptions) -> None:
+    """Write the page of every folder."""
+    for folder in given.folders:
+        print(f"page: {redraw(Path(folder).expanduser(), Path(given.output_dir or folder).expanduser())}")
 
 
 def redraw(folder: Path, into: Path) -> Path:
@@ -66,3 +55,14 @@ def redraw(folder: Path, into: Path) -> Path:
         f"folders: {str(folder)!r} holds no sweep (sweep.json), no comparison (comparison.json) and no run (run.json): "
         "name another"
     )
+
+
+COMMAND = Command(
+    "report",
+    "write the pages of sweeps, comparisons and runs again",
+    ReportOptions,
+    call,
+    "Write the pages of folders again from the files in them: for a sweep sweep.html, sweep.md and the figures, for a "
+    "comparison comparison.html, .md and .json, for a training run report.html and tokens.html.",
+    check,
+)

@@ -4,67 +4,29 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from uncertune import options
 from uncertune.errors import UserError
 from uncertune.runs.files import atomic_folder
 
 
-@dataclass(frozen=True)
-class MergeOptions:
-    """What ``uncertune merge`` can be told."""
+def merge(run: Path, target: Path, *, base: str | None = None, dtype: str = "auto") -> Path:
+    """Merge the adapter in ``run`` into ``base`` (by default the model that the run names); return ``target``.
 
-    run: str | None = None
-    output_dir: str | None = None
-    base: str | None = None
-    dtype: str = "auto"
-
-
-HELP = {
-    "run": "folder of a run, or of any LoRA adapter",
-    "output_dir": "new folder of the model",
-    "base": "hub id or folder of the base model; by itself, the one that the run names",
-    "dtype": "of the weights: auto (the base's own), float32, bfloat16 or float16",
-}
-
-
-def parser() -> Any:
-    """The parser of ``uncertune merge``."""
-    text = (
-        "Fold a run's LoRA adapter into its base and write a plain model with tokenizer and chat template, which "
-        "transformers and vLLM load. Of a run on a 4- or 8-bit base, the base is loaded unquantised."
-    )
-    return options.parser(MergeOptions, "uncertune merge", text, HELP, positional="run")
-
-
-def parse(arguments: list[str]) -> MergeOptions:
-    """Options from flags, over those of ``--config``. Raises UserError, one line, for what cannot be used."""
-    out = options.parse(MergeOptions, parser(), arguments)
-    for name, example in (("run", "runs/mine"), ("output_dir", "--output_dir merged")):
-        if not getattr(out, name):
-            raise UserError(f"{name} is missing: give it, for example {example}")
-    options.check_choice("dtype", out.dtype, options.DTYPES)
-    return out
-
-
-def merge(given: MergeOptions) -> Path:
-    """Write the merged model and return its folder, which appears whole or not at all.
+    The folder appears whole or not at all. ``dtype`` is that of the weights, ``auto`` the base's own.
 
     Raises UserError for a run without an adapter, an output folder that is not empty, and a base that does not fit.
     """
-    run, target = Path(given.run or "").expanduser(), Path(given.output_dir or "").expanduser()
     if not (run / "adapter_config.json").is_file():
         full = any(run.glob("*.safetensors"))
         why = "holds a full model: it needs no merging" if full else "holds no adapter: give the folder of a LoRA run"
         raise UserError(f"run {str(run)!r} {why}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"output_dir {str(target)!r} exists and is not empty: choose a new folder")
-    model, tokenizer = _merged(run, given.base or _base_of(run), given.dtype)
+    model, tokenizer = _merged(run, base or _base_of(run), dtype)
     with atomic_folder(target) as unfinished:
         model.save_pretrained(str(unfinished))
         if tokenizer is not None:

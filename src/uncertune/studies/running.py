@@ -1,4 +1,4 @@
-"""``uncertune study``: run one, write what it leaves, print what came out."""
+"""Running a study by name: its page is written, and its findings are printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from uncertune.errors import UserError
 from uncertune.report.findings import shown
 from uncertune.studies import mnist, polynomial, subset
 from uncertune.studies.language import study as language
-from uncertune.studies.options import StudyOptions
 from uncertune.studies.study import Runner, Study
 from uncertune.studies.writing import PAGE, write
 
@@ -42,20 +41,32 @@ class _Bar:
             self._bar.close()
 
 
-def study(options: StudyOptions) -> Study:
-    """Run the study of that name and write it to ``output_dir``."""
-    folder = Path(str(options.output_dir))
-    _check_writable(folder)
+def study(
+    name: str,
+    output_dir: Path,
+    *,
+    seeds: int,
+    seed: int = 0,
+    small: bool = False,
+    source: str | None = None,
+    command: str = "",
+) -> Study:
+    """Run the study ``name`` with ``seeds`` seeds from ``seed`` on, and write its page to ``output_dir``.
+
+    ``source`` is where the digits of mnist come from, as ``digits.load`` takes it; ``command`` is quoted on the page.
+    Raises UserError where ``output_dir`` cannot be written.
+    """
+    _check_writable(output_dir)
     bar = _Bar()
     start = time.monotonic()
     try:
-        done = STUDIES[str(options.name)](options.count, options.seed, options.small, options.source, bar)
+        done = STUDIES[name](seeds, seed, small, source, bar)
     finally:
         bar.close()
-    write(done, folder, options.command)
+    write(done, output_dir, command)
     for finding in done.answer.findings:
         print(f"{finding.outcome:>9}  {finding.claim}: {finding.says}: {shown(finding.effect)}")
-    print(f"page: {folder / PAGE} ({time.monotonic() - start:.0f} s)")
+    print(f"page: {output_dir / PAGE} ({time.monotonic() - start:.0f} s)")
     return done
 
 
@@ -63,5 +74,5 @@ def _check_writable(folder: Path) -> None:
     """Before minutes of work, not after. Nothing is made yet."""
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "is no folder" if not there.is_dir() else "cannot be written to"
+        what = "is not a folder" if not there.is_dir() else "cannot be written to"
         raise UserError(f"output_dir: {there} {what}: name another, for example --output_dir studies/NAME")

@@ -1,0 +1,29 @@
+"""What a user sets: values checked against their fields' types and ranges, and the YAML files that hold them."""
+
+from uncertune.settings.files import read_mapping
+from uncertune.settings.values import (
+    REQUIRED,
+    Spec,
+    check_text,
+    convert,
+    converted,
+    near,
+    option,
+    shown,
+    specs_of,
+    typed,
+)
+
+__all__ = [
+    "REQUIRED",
+    "Spec",
+    "check_text",
+    "convert",
+    "converted",
+    "near",
+    "option",
+    "read_mapping",
+    "shown",
+    "specs_of",
+    "typed",
+]

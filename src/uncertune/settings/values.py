@@ -1,0 +1,358 @@
+"""Values as a user writes them, checked against the type and range of the field they are for.
+
+Every command line and every YAML file goes through ``convert``; a UserError names the field, the value and the fix.
+A ``Spec`` describes one field. ``option`` puts the description into a dataclass, ``specs_of`` reads it out again.
+Without a heavy import.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from uncertune.errors import UserError
+
+REQUIRED: Any = MISSING
+LONGEST_LIST = 100_000
+DEEPEST = 20
+_NUMBERS = ("int", "float")
+_NAMES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+_NAMES |= {"list": "a list", "dict": "a mapping", "null": "null"}
+_TRUE, _FALSE = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One field: what it may hold, and how it is described."""
+
+    name: str
+    types: tuple[str, ...] = ("str",)
+    """Of bool, int, float, str, list, dict, null and any."""
+    item: str = "str"
+    """Type of a list's elements."""
+    default: Any = None
+    help: str = ""
+    unit: str = ""
+    """What stands for the value in the help text, such as N, FILE or GB."""
+    unset: str = ""
+    """What a default of None means."""
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    group: str = ""
+    example: str = ""
+    """Of a required field: how it may be given."""
+    positional: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    @property
+    def range(self) -> str:
+        """The range in words, such as ``at least 1``; empty where there is none."""
+        lower = f"at least {self.least:g}" if self.least is not None else ""
+        lower = f"above {self.above:g}" if self.above is not None else lower
+        upper = f"at most {self.most:g}" if self.most is not None else ""
+        upper = f"below {self.below:g}" if self.below is not None else upper
+        return " and ".join(part for part in (lower, upper) if part)
+
+
+def option(default: Any = REQUIRED, help: str = "", **described: Any) -> Any:
+    """A dataclass field with its description: the other attributes of ``Spec`` by keyword.
+
+    Without ``default`` the field is required, and ``example`` says how to give it.
+    """
+    metadata = {"help": help, **described}
+    if default is REQUIRED:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def specs_of(kind: type) -> dict[str, Spec]:
+    """The fields of a dataclass of this package, in order."""
+    described = set(Spec.__dataclass_fields__) - {"name", "types", "item", "default"}
+    out = {}
+    for one in fields(kind):
+        types, item = types_in(one.type if isinstance(one.type, str) else one.type.__name__)
+        known = {name: value for name, value in one.metadata.items() if name in described}
+        known["choices"] = tuple(known.get("choices", ()))
+        out[one.name] = Spec(one.name, types, item, one.default, **known)
+    return out
+
+
+def types_in(annotation: str) -> tuple[tuple[str, ...], str]:
+    """The types of ``Spec`` in an annotation, and the type of its list's elements; an unknown class counts as text."""
+    types: list[str] = []
+    item = "str"
+    for part in _parts(ast.parse(annotation, mode="eval").body):
+        base = part.value if isinstance(part, ast.Subscript) else part
+        name = base.id if isinstance(base, ast.Name) else getattr(base, "attr", getattr(base, "value", "Any"))
+        name = {None: "null", "tuple": "list", "Sequence": "list", "Mapping": "dict", "Any": "any"}.get(name, name)
+        if name == "list" and isinstance(part, ast.Subscript):
+            inner = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
+            element = inner.id if isinstance(inner, ast.Name) else "any"
+            item = element if element in (*_NAMES, "Any") else "any"
+            item = "any" if item == "Any" else item
+        types.append(name if name in (*_NAMES, "any") else "str")
+    return tuple(dict.fromkeys(types)), item
+
+
+def _parts(annotation: ast.expr) -> Iterable[ast.expr]:
+    if isinstance(annotation, ast.BinOp):
+        yield from _parts(annotation.left)
+        yield from _parts(annotation.right)
+    elif isinstance(annotation, ast.Subscript) and getattr(annotation.value, "id", "") in ("Optional", "Union"):
+        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        for one in inner:
+            yield from _parts(one)
+        if getattr(annotation.value, "id", "") == "Optional":
+            yield ast.Constant(None)
+    else:
+        yield annotation
+
+
+# ---- one value
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """A value in an error message: quoted, on one line, and cut when long."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | dict) and _is_deep(value):
+        return f"a {type(value).__name__} of many levels"
+    try:
+        text = ascii(value) if _odd_character(str(value)) else repr(value)
+    except ValueError:  # an integer of thousands of digits inside
+        text = f"a {type(value).__name__} with a huge integer"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def convert(spec: Spec, value: Any, name: str | None = None) -> Any:
+    """``value``, from a YAML file or as the text of a flag, as the field holds it. Raises UserError otherwise.
+
+    Text is read as the field's type; ``none`` and ``null`` clear a field that may be unset. ``name`` replaces the
+    field's name in the message.
+    """
+    name = name or spec.name
+    if isinstance(value, str):
+        check_text(name, value)
+        value = _from_text(spec, value.strip() if "str" not in spec.types else value)
+    if value is None:
+        if "null" in spec.types or spec.default is None:
+            return None
+        raise _refused(name, spec, value)
+    if spec.choices and "list" not in spec.types:
+        if not any(type(value) is type(choice) and value == choice for choice in spec.choices):
+            raise UserError(f"{name} must be one of {', '.join(map(str, spec.choices))}; got {shown(value)}")
+        return value
+    checker = _CHECKERS.get(type(value))
+    if checker is None:
+        raise UserError(f"{name} must be {_wanted(spec)}, got {shown(value)}: put it in quotes if it is text")
+    return checker(name, spec, value)
+
+
+def check_text(name: str, value: str) -> None:
+    """Raise UserError for text with a NUL or a lone surrogate, which no file or model can hold."""
+    odd = _odd_character(value)
+    if odd:
+        what = "a NUL character" if odd == "\0" else f"an invalid character (U+{ord(odd):04X}, half of a pair)"
+        raise UserError(f"{name} holds {what}, got {shown(value)}: remove it")
+
+
+def _odd_character(text: str) -> str:
+    found = re.search("[\0\ud800-\udfff]", text)
+    return found.group() if found else ""
+
+
+def _wanted(spec: Spec) -> str:
+    kinds = [one for one in spec.types if one != "null"]
+    if "float" in kinds and "int" in kinds:
+        kinds.remove("int")
+    words = [_NAMES.get(one, "a value") for one in kinds]
+    if kinds == ["list"]:
+        inner = {"str": "names", "int": "whole numbers", "float": "numbers"}.get(spec.item, "values")
+        words = [f"{inner} with commas between them, or a list"]
+    return " or ".join(words)
+
+
+def _refused(name: str, spec: Spec, value: Any) -> UserError:
+    within = f" ({spec.range})" if spec.range else ""
+    return UserError(f"{name} must be {_wanted(spec)}{within}, got {shown(value)}")
+
+
+def _from_text(spec: Spec, text: str) -> Any:
+    """What a text means for the field; the text itself where nothing else fits."""
+    lowered = text.strip().lower()
+    if lowered in ("none", "null") and lowered not in spec.choices and "null" in spec.types:
+        return None
+    if spec.choices:
+        return next((choice for choice in spec.choices if str(choice) == text), text)
+    if "bool" in spec.types and lowered in (*_TRUE, *_FALSE) and not ("str" in spec.types and lowered in "10"):
+        return lowered in _TRUE
+    if "int" in spec.types and re.fullmatch(r"[+-]?\d{1,1000}", lowered):
+        return int(lowered)
+    if set(spec.types) & set(_NUMBERS) and (number := _number(lowered)) is not None:
+        return number
+    if "list" in spec.types and "str" not in spec.types:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if "dict" in spec.types and "str" not in spec.types and text.lstrip().startswith("{"):
+        import json
+
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if len(text) < 1000 and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _check_bool(name: str, spec: Spec, value: bool) -> Any:
+    if "bool" in spec.types or "any" in spec.types:
+        return value
+    raise _refused(name, spec, value)
+
+
+def _check_number(name: str, spec: Spec, value: float) -> Any:
+    if "any" in spec.types:
+        return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{name} must be {_wanted(spec)} of at most 64 bits, got {shown(value)}")
+    if not set(spec.types) & set(_NUMBERS):
+        if "bool" in spec.types and value in (0, 1):
+            return bool(value)
+        hint = ": put it in quotes if it is a name" if "str" in spec.types else ""
+        raise UserError(f"{name} must be {_wanted(spec)}, got {shown(value)}{hint}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value}")
+    if "float" not in spec.types and value != int(value):
+        raise _refused(name, spec, value)
+    if not _within(spec, value):
+        raise UserError(f"{name} must be {spec.range}, got {shown(value)}")
+    if isinstance(value, float) and "float" not in spec.types:
+        return _check_number(name, spec, int(value))
+    return value if "int" in spec.types else float(value)
+
+
+def _within(spec: Spec, value: float) -> bool:
+    return (
+        (spec.least is None or value >= spec.least)
+        and (spec.most is None or value <= spec.most)
+        and (spec.above is None or value > spec.above)
+        and (spec.below is None or value < spec.below)
+    )
+
+
+def _check_str(name: str, spec: Spec, value: str) -> Any:
+    if "str" in spec.types or "any" in spec.types:
+        return value
+    raise _refused(name, spec, value)
+
+
+def _check_list(name: str, spec: Spec, value: list[Any]) -> Any:
+    if not {"list", "any"} & set(spec.types):
+        raise _refused(name, spec, value)
+    if len(value) > LONGEST_LIST:
+        raise UserError(f"{name} has {len(value)} entries, more than {LONGEST_LIST}: shorten it")
+    if spec.item == "any" or "any" in spec.types:
+        return _check_plain(name, value)
+    inner = Spec(
+        name, (spec.item,), choices=spec.choices, least=spec.least, most=spec.most, above=spec.above, below=spec.below,
+        default=REQUIRED,
+    )  # fmt: skip
+    return [convert(inner, one, name) for one in value]
+
+
+def _check_dict(name: str, spec: Spec, value: dict[Any, Any]) -> Any:
+    if not {"dict", "any"} & set(spec.types):
+        raise _refused(name, spec, value)
+    return _check_plain(name, value)
+
+
+def _check_plain(name: str, value: Any) -> Any:
+    """A list or mapping as JSON could hold it."""
+    if _is_deep(value):
+        raise UserError(f"{name} is nested more than {DEEPEST} levels deep: flatten it")
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict) and not isinstance(key, str):
+            raise UserError(f"{name}: the key {shown(key)} must be text: put it in quotes")
+        where = f"{name}.{key}" if isinstance(value, dict) else f"{name}[{key}]"
+        if isinstance(one, str):
+            check_text(where, one)
+        elif isinstance(one, list | dict):
+            _check_plain(where, one)
+        elif one is not None:
+            convert(Spec(where, ("bool", "int", "float"), default=REQUIRED), one, where)
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            one
+            for outer in level
+            for one in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(one, list | dict)
+        ]
+        if not level:
+            return False
+        if len(level) > LONGEST_LIST:
+            return True
+    return True
+
+
+_CHECKERS: dict[type, Callable[[str, Spec, Any], Any]] = {
+    bool: _check_bool,
+    int: _check_number,
+    float: _check_number,
+    str: _check_str,
+    list: _check_list,
+    tuple: lambda name, spec, value: _check_list(name, spec, list(value)),
+    dict: _check_dict,
+}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that ``name`` resembles, or an empty string."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {found[0]!r}?" if found else ""
+
+
+def converted(specs: Mapping[str, Spec], values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Every value as its field holds it. Raises UserError for an unknown name; ``where`` names their source."""
+    out = {}
+    for name, value in values.items():
+        if name not in specs:
+            hint = near(name, specs) if isinstance(name, str) else ""
+            raise UserError(f"unknown field {shown(name)} in {where}: {hint or 'choose from ' + ', '.join(specs)}")
+        out[name] = convert(specs[name], value)
+    return out
+
+
+def typed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with lists as the tuples that a frozen dataclass of this package declares."""
+    hints = typing.get_type_hints(kind)
+    tuples = {name for name, hint in hints.items() if "tuple" in str(hint)}
+    return {
+        name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in values.items()
+    }
