@@ -105,7 +105,7 @@ def test_a_second_call_only_prints(demo, capsys):
         ({"selection_fraction": 2}, "selection_fraction"),
         ({"model": "./nowhere"}, "nowhere"),
         ({"seed": 1}, "holds another run"),
-        ({"sed": 1}, "--sed"),
+        ({"sed": 1}, "did you mean 'seed'?"),
     ],
 )
 def test_mistakes_are_one_line(demo, capsys, more, message):
