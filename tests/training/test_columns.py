@@ -13,7 +13,7 @@ from uncertune import UncertuneTrainer
 from uncertune.cli import main
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.selection import exact_count, select
-from uncertune.training.columns import lay_out
+from uncertune.training.side_columns import lay_out
 
 POLICY, ORACLE = {"objective": "policy_gradient"}, {"objective": "oracle"}
 NAN = float("nan")

@@ -14,8 +14,8 @@ from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.teachers import cache
-from uncertune.training.caching import Caches
 from uncertune.training.runlog import read_metrics
+from uncertune.training.teacher_cache import Caches
 
 BFLOAT16 = 2**-8
 """Relative rounding of bfloat16; the loss, an expectation of log-probabilities, moves by less than twice as much."""

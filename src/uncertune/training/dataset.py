@@ -17,7 +17,7 @@ from trl import pack_dataset
 from uncertune.data.templates import training_template
 from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
-from uncertune.training import columns
+from uncertune.training import side_columns
 from uncertune.training.batch import SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
 
@@ -90,18 +90,18 @@ def prepare(
     """
     if not isinstance(rows, Dataset):
         names = rows.column_names or list(next(iter(rows)))
-        columns.check_names(args, names, training=name == TRAIN, streaming=True)
+        side_columns.check_names(args, names, training=name == TRAIN, streaming=True)
         rows = trl_prepare(rows, processing_class, args, packing, formatting_func, name)
         if not any(_answered(row["labels"]) for row in rows.take(PEEKED_ROWS)):
             raise _nothing_left(name, f"the first {PEEKED_ROWS}")
         return rows
-    columns.check_names(args, rows.column_names, training=name == TRAIN)
+    side_columns.check_names(args, rows.column_names, training=name == TRAIN)
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
     rows = trl_prepare(rows, processing_class, whole, False, formatting_func, name)
     side = tuple(column for column in SIDE_COLUMNS if column in rows.column_names)
     if side:
-        lay = {"function": columns.lay_out, "fn_kwargs": {"columns": side}, "desc": "Laying out side columns"}
+        lay = {"function": side_columns.lay_out, "fn_kwargs": {"columns": side}, "desc": "Laying out side columns"}
         rows = rows.map(with_indices=True, **lay)
     _count(rows, args, packing, name)
     if not side:
@@ -115,9 +115,9 @@ def check_prepared(args: UncertuneConfig, rows: Any) -> None:
         return
     names = rows.column_names or list(next(iter(rows)))
     streaming = not isinstance(rows, Dataset)
-    columns.check_names(args, names, training=True, streaming=streaming)
+    side_columns.check_names(args, names, training=True, streaming=streaming)
     if side := [name for name in SIDE_COLUMNS if name in names]:
-        columns.check_laid_out(rows.select_columns(["labels", *side]), side)
+        side_columns.check_laid_out(rows.select_columns(["labels", *side]), side)
 
 
 def _answered(labels: Sequence[int]) -> bool:

@@ -17,8 +17,7 @@ from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, TeacherLike
 from uncertune.teachers.adapter import ModelTeacher, Teacher, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
-from uncertune.training.caching import CachedHidden
-from uncertune.training.opening import open_caches
+from uncertune.training.teacher_cache import CachedHidden, open_caches
 
 
 class References:

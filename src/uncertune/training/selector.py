@@ -15,7 +15,7 @@ from uncertune.objectives import OBJECTIVES, Head
 from uncertune.selection import METRICS, scores_of
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
-from uncertune.training.kept import keep_selected, skipped
+from uncertune.training.document_dropping import keep_selected, skipped
 from uncertune.training.references import stats_of
 from uncertune.training.running import RunningThreshold
 from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_dropout, sum_over_ranks

@@ -28,7 +28,7 @@ from uncertune.models import attach_head, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
 from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike
 from uncertune.runs import checkpoints
-from uncertune.training import dataset, devices, policy, publishing, refusals
+from uncertune.training import dataset, devices, publishing, side_columns
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -40,13 +40,13 @@ from uncertune.training.batch import (
     mask_repeats,
     response_mask,
 )
-from uncertune.training.columns import check_vocabulary
-from uncertune.training.config import UncertuneConfig
-from uncertune.training.kept import skipped
+from uncertune.training.config import UncertuneConfig, check_arguments, check_kind, teacher_of
+from uncertune.training.document_dropping import skipped
 from uncertune.training.references import References
 from uncertune.training.runlog import METRICS, RunLog, read_metrics
 from uncertune.training.saving import student_adapter_only
 from uncertune.training.selector import Selector
+from uncertune.training.side_columns import check_vocabulary
 from uncertune.training.step import StepRecord, sum_over_ranks
 
 _NOT_THE_MODELS = ("labels", SELECTED, ROW_LENGTHS, *SIDE_COLUMNS)
@@ -83,8 +83,8 @@ class UncertuneTrainer(SFTTrainer):
         args = UncertuneConfig() if args is None else args
         if not isinstance(args, UncertuneConfig):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
-        refusals.check_arguments(model, kwargs)
-        reference = refusals.teacher_of(args, teacher)
+        check_arguments(model, kwargs)
+        reference = teacher_of(args, teacher)
         args = dataset.resolve_assistant_only_loss(args, train_dataset)
         if isinstance(model, str | os.PathLike):
             model = resolve_model(os.fspath(model))
@@ -92,7 +92,7 @@ class UncertuneTrainer(SFTTrainer):
         with dataset.known_templates(), dataset.refusals():
             dataset.check_prepared(args, train_dataset)
             super().__init__(model, args, **kwargs)
-        refusals.check_kind(self)
+        check_kind(self)
         devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
         attach_head(self.model)
         verify_head(self.model)
@@ -243,7 +243,7 @@ class UncertuneTrainer(SFTTrainer):
             scored, selected = None, batch.get(SELECTED)
             if self.args.uses_selection and selected is None:
                 scored, selected = self.selector.inside(hidden, head, tokens, beside_T, record, batch)
-            elif policy.has_ratio(tokens):
+            elif side_columns.has_ratio(tokens):
                 scored = score_tokens(hidden, head, tokens.labels, keep=True)
             stats = None if scored is None else scored.stats
             reference = self.references.bound(teacher, head)
@@ -256,7 +256,7 @@ class UncertuneTrainer(SFTTrainer):
                 loss_T = linear_weighted_nll(hidden, head, targets, scored=scored, **options)
             outcome.update(loss_T=loss_T.detach(), stats=stats, selected=selected)
             if stats is not None and self.args.objective == "policy_gradient":
-                record.add(**policy.measures(self.args, tokens, stats, reference))
+                record.add(**side_columns.measures(self.args, tokens, stats, reference))
             loss = loss_T.sum() / self._denominator(record) * self.accelerator.num_processes
             if self.aux_loss_enabled:
                 assert aux_loss is not None
@@ -309,7 +309,7 @@ class UncertuneTrainer(SFTTrainer):
     ) -> Targets:
         side = tokens.side
         given: dict[str, Any] = {"selected": selected, "teacher": teacher}
-        given |= policy.side_information(self.args, tokens, stats)
+        given |= side_columns.side_information(self.args, tokens, stats)
         if "top_k" in OBJECTIVES[self.args.objective].uses:
             given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
         targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
@@ -329,7 +329,7 @@ class UncertuneTrainer(SFTTrainer):
             loss_T, stats = linear_weighted_nll_with_stats(hidden, head, plain, tokens.labels, rounded=True)
             values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
             differs = self.args.objective != "mle" or "token_weight" in tokens.side
-            if differs and policy.has_columns(self.args, tokens):
+            if differs and side_columns.has_columns(self.args, tokens):
                 selected = self.selector.evaluated(stats, tokens, beside_T) if self.args.uses_selection else None
                 targets = self._targets(tokens, selected, self.references.bound(teacher, head), stats)
                 values["objective"] = linear_weighted_nll(hidden, head, targets)
