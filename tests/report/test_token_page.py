@@ -7,7 +7,7 @@ import pytest
 
 from helpers.report_pages import HOSTILE, hostile_text
 from uncertune.report import Moment, ScoredDocument, TokenPage, draw_tokens, render_token_page, write_token_page
-from uncertune.report.token_page import payload
+from uncertune.report.html import payload
 
 VISIBLE = ".text span"
 

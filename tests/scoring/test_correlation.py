@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from uncertune.scoring.correlation import correlations, document_draws, estimate, mean_of, ranks
+from uncertune.scoring.correlation import correlations, ranks
+from uncertune.statistics.bootstrap import document_draws, estimate, mean_of
 
 
 def columns(seed: int = 0, documents: int = 30) -> tuple[dict, np.ndarray]:

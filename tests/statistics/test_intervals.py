@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from uncertune.statistics.intervals import front, over_seeds, paired, seeds_needed
+from uncertune.statistics.intervals import over_seeds, paired, seeds_needed
+from uncertune.statistics.pareto import pareto_front
 
 NUMBERS = st.floats(-100, 100).map(lambda value: round(value, 3))
 
@@ -48,7 +49,7 @@ def test_a_clear_difference_needs_no_more_seeds_than_it_has():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8))
-def test_nothing_beats_a_point_on_the_front(points):
-    for one, on_front in zip(points, front(points), strict=True):
+def test_nothing_beats_a_point_on_the_pareto_front(points):
+    for one, on_front in zip(points, pareto_front(points), strict=True):
         better = [other for other in points if other[0] <= one[0] and other[1] <= one[1] and other != one]
         assert on_front == (not better)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from uncertune.comparison.data import Comparison, Record
-from uncertune.report.metrics import metric_name
 from uncertune.report.page import AnswerRow, Answers
+from uncertune.report.tables import metric_name
 
 SHOWN = 50
 """Documents of one task; judged answers are all shown."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from uncertune.comparison.data import Comparison, Record
 from uncertune.errors import UserError
-from uncertune.report.metrics import headline, metric_column, metric_name
 from uncertune.report.page import Column
+from uncertune.report.tables import headline, metric_column, metric_name
 from uncertune.statistics import paired
 from uncertune.statistics.intervals import Estimate
 

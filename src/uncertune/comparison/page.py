@@ -24,9 +24,9 @@ from uncertune.comparison.measures import (
     tasks_of,
 )
 from uncertune.errors import UserError
+from uncertune.report.html import render, write_whole
 from uncertune.report.page import Bar, Bars, Column, Facts, Page, Point, Points, Section, Table, Value
-from uncertune.report.run import render, write_whole
-from uncertune.report.tables import MISSING, counted, format_value, markdown_text, to_markdown, written
+from uncertune.report.tables import MISSING, counted, format_estimate, format_value, markdown_text, to_markdown
 from uncertune.statistics.intervals import Estimate
 
 PAGE = "comparison.html"
@@ -209,7 +209,7 @@ def _head_to_head(found: Comparison, baseline: str) -> Table:
     )
     rows, warnings = [], []
     for label, verdict in found.verdicts["models"].items():
-        rates = {column.key: written(estimate(verdict.get(column.key)), column) for column in columns[1:]}
+        rates = {column.key: format_estimate(estimate(verdict.get(column.key)), column) for column in columns[1:]}
         rows.append({"model": label, "pairs": verdict.get("pairs"), **rates})
         if verdict.get("warning"):
             warnings.append(f"{label}: {verdict['warning']}.")
@@ -250,11 +250,11 @@ def _task_table(task: str, measured: Sequence[Measured], baseline: str) -> Table
 
 
 def _task_row(one: Measured, relative: Column) -> dict[str, Value]:
-    row: dict[str, Value] = {"model": one.model, "measure": one.name, "value": written(one.value, one.column)}
+    row: dict[str, Value] = {"model": one.model, "measure": one.name, "value": format_estimate(one.value, one.column)}
     if one.against is not None:
         row |= {
-            "difference": written(one.against.difference, dataclasses.replace(one.column, sign=True)),
-            "relative": written(one.against.relative, relative) if one.column.better else None,
+            "difference": format_estimate(one.against.difference, dataclasses.replace(one.column, sign=True)),
+            "relative": format_estimate(one.against.relative, relative) if one.column.better else None,
             "counts": f"{one.against.won} / {one.against.lost}",
             "p": _p(one.against.p) + ("" if math.isnan(one.adjusted_p) else f" ({_p(one.adjusted_p)})"),
         }

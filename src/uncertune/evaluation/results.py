@@ -16,7 +16,7 @@ from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.report import Column, Table, to_markdown
-from uncertune.report.metrics import headline, metric_column
+from uncertune.report.tables import headline, metric_column
 from uncertune.runs.files import write_atomically
 
 SAMPLES = ".samples.jsonl"

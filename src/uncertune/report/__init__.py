@@ -1,6 +1,7 @@
 """Pages and tables for people: one self-contained HTML file, and the same numbers for a terminal."""
 
-from uncertune.report.figure import paper_figure
+from uncertune.report.drawing import paper_figure
+from uncertune.report.html import render, render_token_page, write_page, write_token_page, write_whole
 from uncertune.report.page import (
     AnswerRow,
     Answers,
@@ -9,6 +10,7 @@ from uncertune.report.page import (
     Column,
     Curves,
     Facts,
+    FormattedValue,
     Frame,
     Page,
     Point,
@@ -20,19 +22,9 @@ from uncertune.report.page import (
     TokenDocument,
     Tokens,
     Value,
-    Written,
 )
-from uncertune.report.run import render, write_page, write_whole
 from uncertune.report.tables import to_markdown, to_text
-from uncertune.report.token_figure import draw_tokens
-from uncertune.report.token_page import (
-    Moment,
-    Quantity,
-    ScoredDocument,
-    TokenPage,
-    render_token_page,
-    write_token_page,
-)
+from uncertune.report.tokens import Moment, Quantity, ScoredDocument, TokenPage, draw_tokens
 
 __all__ = [
     "AnswerRow",
@@ -42,6 +34,7 @@ __all__ = [
     "Column",
     "Curves",
     "Facts",
+    "FormattedValue",
     "Frame",
     "Moment",
     "Page",
@@ -57,7 +50,6 @@ __all__ = [
     "TokenPage",
     "Tokens",
     "Value",
-    "Written",
     "draw_tokens",
     "paper_figure",
     "render",

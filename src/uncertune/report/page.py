@@ -12,14 +12,14 @@ from uncertune.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
-class Written:
+class FormattedValue:
     """A value written already, and the interval that stands beneath it."""
 
     text: str
     interval: str = ""
 
 
-Value: TypeAlias = float | str | Written | None
+Value: TypeAlias = float | str | FormattedValue | None
 
 
 @dataclass(frozen=True)

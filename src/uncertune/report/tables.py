@@ -7,11 +7,12 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from uncertune.report.page import Column, Table, Value, Written
+from uncertune.report.page import Column, FormattedValue, Table, Value
+from uncertune.statistics.findings import Finding
 from uncertune.statistics.intervals import Estimate
 
 MISSING = "–"
@@ -20,6 +21,18 @@ _ARROWS = {("better", True): "▲", ("better", False): "▼", ("worse", True): "
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LABEL_WIDTH = 28
 _HEADER_WIDTH = 12
+_SHARES = ("acc", "exact_match", "accuracy", "ece", "f1", "em")  # shown as percentages, also as parts of a name
+_DIGITS = {"kl": 4}
+_NAMES = {  # of lm-eval's metrics, shorter
+    "exact_match,strict-match": "strict",
+    "exact_match,flexible-extract": "flexible",
+    "prompt_level_strict_acc": "prompt, strict",
+    "prompt_level_loose_acc": "prompt, loose",
+    "inst_level_strict_acc": "instruction, strict",
+    "inst_level_loose_acc": "instruction, loose",
+    "kl": "KL from base",
+    "ece": "ECE",
+}
 
 Tone = Literal["better", "worse", "same", "plain"]
 
@@ -67,13 +80,19 @@ def format_value(value: float | str | None, column: Column) -> str:
     return text.replace("-", "−") + ("%" if column.percent else "")
 
 
-def written(estimate: Estimate, column: Column) -> Written:
+def format_estimate(estimate: Estimate, column: Column) -> FormattedValue:
     """A value with the column's digits, and its interval in brackets where it is known."""
     if math.isnan(estimate.value):
-        return Written(MISSING)
+        return FormattedValue(MISSING)
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
     ends = ", ".join(format_value(end, column).removesuffix("%") for end in (estimate.low, estimate.high))
-    return Written(format_value(estimate.value, column), f"[{ends}]" if known else "")
+    return FormattedValue(format_value(estimate.value, column), f"[{ends}]" if known else "")
+
+
+def signed_percent(value: float) -> str:
+    """A share on an axis: +20%, 0%, −7.5%."""
+    text = f"{100 * value:+.3g}%"
+    return text.replace("-", "−") if any(digit in text for digit in "123456789") else "0%"
 
 
 def cell(value: Value, baseline: Value, column: Column) -> Cell:
@@ -81,7 +100,7 @@ def cell(value: Value, baseline: Value, column: Column) -> Cell:
 
     A difference that is zero at the column's digits is shown as ±0 and called neither better nor worse.
     """
-    if isinstance(value, Written):
+    if isinstance(value, FormattedValue):
         return Cell(value.text, value.interval)
     text = format_value(value, column)
     if not _finite(value) or not _finite(baseline):
@@ -130,6 +149,62 @@ def legend(table: Table) -> str:
     if any(column.percent for column in table.columns):
         parts.append("those of percentages are in points")
     return "; ".join(parts) + "."
+
+
+# ---- columns of measures, and tables of claims
+
+
+def headline(result: Mapping[str, Any]) -> list[str]:
+    """The metrics of a result that a table shows: of a group its own where it has some, never counts."""
+    names = [name for name in result["metrics"] if name != "tokens"]
+    return [name for name in names if "/" not in name] or names
+
+
+def metric_column(result: Mapping[str, Any], metric: str) -> Column:
+    """The column of one metric of a result, named by task and metric."""
+    better = (result.get("higher_is_better") or {}).get(metric)
+    direction = None if better is None else "higher" if better else "lower"
+    words = re.split(r"[,_/]", metric)
+    percent = any(word in _SHARES for word in words) or metric.startswith("exact_match")
+    digits = 1 if percent else _DIGITS.get(metric, 3)
+    key, label = f"{result['task']} {metric}", f"{result['task']} {metric_name(metric)}"
+    return Column(key, label, direction, digits, percent=percent)  # type: ignore[arg-type]
+
+
+def metric_name(metric: str) -> str:
+    """A metric's short name."""
+    return _NAMES.get(metric, metric)
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """A row a claim: what came out, the effect with its interval, what was claimed of it, and the test in words."""
+    rows: tuple[Mapping[str, Value], ...] = tuple(
+        {
+            "claim": f"{f.claim}: {f.says}",
+            "outcome": f.outcome,
+            "effect": shown(f.effect),
+            "claimed": f"{'>' if f.side == 'above' else '<'} {f.level:g}",
+            "test": f.test,
+        }
+        for f in findings
+    )
+    names = ("outcome", "effect", "claimed", "test")
+    columns = tuple(Column(name, name, None, 0, words=name == "test") for name in names)
+    caption = (
+        "The effect is a mean with its 95 % interval over seeds. A claim is held where the whole interval is on the "
+        "claimed side, not held where it is on the other, else undecided."
+    )
+    return Table("What came out", caption, columns, rows, "claim", None)
+
+
+def shown(estimate: Estimate) -> str:
+    """Three digits, or – where there is none; the interval only where there is one."""
+    if math.isnan(estimate.value):
+        return "–"
+    return f"{estimate.value:.3g}" if math.isnan(estimate.low) else str(estimate)
+
+
+# ---- as plain text and Markdown
 
 
 def to_text(table: Table, width: int = 100) -> str:

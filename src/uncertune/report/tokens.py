@@ -4,19 +4,91 @@ Token text is data from strangers and may be half a character: whatever cannot b
 neighbours are read, is spelled out.
 """
 
+import io
 import math
+import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 from uncertune.report.page import Frame, Token, TokenDocument, Tokens
+from uncertune.runs.files import write_atomically
 
 LEVELS = 8  # the page's style sheet defines .s0 … .s7
 _STEPS = (1, 2, 2.5, 5)
 _COVERED = 0.97  # share of the scores below the last level
+CHARACTERS = 92
+"""Characters a line."""
+
+_CHARACTER, _LINE = 0.068, 0.19  # inches, of 8-point DejaVu Sans Mono
+_HEAT = (0.925, 0.58, 0.0)  # as on the page
+_DEEPEST = 0.74
 _JOINERS = "\u200c\u200d"  # needed inside emoji and Indic text
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number that every token may have: ``key`` in the moments' ``values``, its name and unit for readers."""
+
+    key: str
+    label: str
+    unit: str = "nats"
+
+
+QUANTITIES = tuple(Quantity(key, key) for key in ("epistemic", "aleatoric", "total", "loss", "entropy"))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The numbers of one document at one moment of training: ``values[key]`` and ``selected``, one a token.
+
+    A value is None where the token was not scored.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+
+    label: str
+    values: Mapping[str, Sequence[float | None]]
+    selected: Sequence[bool]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.selected), *(len(column) for column in self.values.values())}
+        if len(lengths) > 1:
+            raise ValueError(f"moment {self.label!r}: columns of different lengths {sorted(lengths)}")
+
+
+@dataclass(frozen=True)
+class ScoredDocument:
+    """One document: its tokens as decoded, which of them are response, and its moments in order.
+
+    Raises:
+        ValueError: a moment has another number of tokens.
+    """
+
+    title: str
+    text: Sequence[str]
+    response: Sequence[bool]
+    moments: Sequence[Moment]
+
+    def __post_init__(self) -> None:
+        for moment in self.moments:
+            if not len(self.text) == len(self.response) == len(moment.selected):
+                raise ValueError(f"document {self.title!r}: {len(self.text)} tokens, moment {moment.label!r} differs")
+
+
+@dataclass(frozen=True)
+class TokenPage:
+    """What the page shows. Quantities that no token has are left out."""
+
+    title: str
+    lead: str
+    documents: Sequence[ScoredDocument]
+    quantities: Sequence[Quantity] = QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -169,3 +241,73 @@ def _round_up(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next((step * power for step in _STEPS if step * power >= value * (1 - 1e-9)), 10 * power)
+
+
+# ---- as a figure
+
+
+def draw_tokens(path: str | os.PathLike[str], document: ScoredDocument, quantity: str, moment: int = 0) -> None:
+    """Draw one moment of ``document`` by ``quantity``; selected tokens are underlined, prompts are grey."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    shown = document.moments[moment]
+    scores = shown.values[quantity]
+    scale = scale_of_scores(s for s in scores if s is not None)
+    boxes, lines = _laid_out([visible(text) for text in document.text])
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "uncertune", "text.parse_math": False}):
+        width, height = CHARACTERS * _CHARACTER + 0.2, (lines + 2.2) * _LINE
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xlim(-1, CHARACTERS + 1)
+        axes.set_ylim(lines + 2, -0.2)
+        axes.axis("off")
+        for place, column, line, piece in boxes:
+            level = -1 if scores[place] is None else scale.level(float(scores[place] or 0.0))
+            _box(axes, column, line, len(piece), max(level, 0), shown.selected[place])
+            ink = "black" if document.response[place] else "0.45"
+            axes.text(column, line + 0.5, piece.replace("\n", ""), family="monospace", size=8, va="center", color=ink)
+        _key(axes, lines + 1, scale, quantity)
+        file = io.BytesIO()
+        suffix = Path(path).suffix[1:].lower()
+        extra: dict[str, Any] = {"dpi": 200} if suffix == "png" else {"metadata": {"Date": None}}
+        if suffix == "pdf":
+            extra = {"metadata": {"CreationDate": None}}
+        figure.savefig(file, format=suffix, **extra)
+    write_atomically(Path(path), file.getvalue())
+
+
+def _laid_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int]:
+    """(token, column, line, text) of every piece: tokens wrap at the edge and at line ends; and the number of lines."""
+    boxes: list[tuple[int, int, int, str]] = []
+    column = line = 0
+    for place, text in enumerate(texts):
+        for part in text.expandtabs(4).splitlines(keepends=True):
+            rest = part.rstrip("\n")
+            while rest:
+                if column >= CHARACTERS:
+                    column, line = 0, line + 1
+                piece = rest[: CHARACTERS - column]
+                boxes.append((place, column, line, piece))
+                column, rest = column + len(piece), rest[len(piece) :]
+            if part.endswith("\n"):
+                column, line = 0, line + 1
+    return boxes, line + (column > 0)
+
+
+def _box(axes: Any, column: int, line: int, length: int, level: int, selected: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    depth = _DEEPEST * level / (LEVELS - 1)
+    axes.add_patch(Rectangle((column, line + 0.08), length, 0.84, facecolor=(*_HEAT, depth), edgecolor="none"))
+    if selected:
+        axes.add_patch(Rectangle((column, line + 0.88), length, 0.08, facecolor="black", edgecolor="none"))
+
+
+def _key(axes: Any, line: int, scale: Scale, quantity: str) -> None:
+    label = next((f"{one.label} ({one.unit})" for one in QUANTITIES if one.key == quantity), quantity)
+    axes.text(0, line + 0.5, label, size=8, va="center")
+    for level, tick in enumerate(scale.ticks):
+        column = 24 + 7 * level
+        _box(axes, column, line, 7, level, False)
+        axes.text(column + 0.3, line + 0.5, tick, size=7, va="center")

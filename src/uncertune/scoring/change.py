@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uncertune.errors import UserError
-from uncertune.scoring.correlation import mean_of
 from uncertune.scoring.run import QUANTITIES, TOKENS, is_complete
+from uncertune.statistics.bootstrap import mean_of
 from uncertune.statistics.intervals import Estimate
 
 _TOKEN = ("rate", "document", "position", "token")

@@ -26,16 +26,17 @@ from uncertune.report import (
     to_text,
     write_token_page,
 )
-from uncertune.report.tables import written
+from uncertune.report.tables import format_estimate
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import lock_folder
 from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
-from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations, mean_of
+from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations
 from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
+from uncertune.statistics.bootstrap import mean_of
 from uncertune.statistics.intervals import Estimate
 
 PAGE_DOCUMENTS = 200
@@ -211,7 +212,7 @@ def _made_of_table(made_of: dict[str, Shares], changes: dict[str, Shares], optio
 
 
 def _shown(shares: Shares, columns: list[Column]) -> dict[str, Value]:
-    return {column.key: written(shares[column.key], column) for column in columns}
+    return {column.key: format_estimate(shares[column.key], column) for column in columns}
 
 
 def _at(table: pa.Table, rate: float) -> pa.Table:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from uncertune.scoring.correlation import document_draws, estimate
 from uncertune.selection import select
+from uncertune.statistics.bootstrap import document_draws, estimate
 from uncertune.statistics.intervals import Estimate
 
 KINDS = ("structure", "number", "word")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uncertune.statistics.intervals import LEVEL, Estimate
+from uncertune.statistics.bootstrap import document_draws, estimate
+from uncertune.statistics.intervals import Estimate
 
 Array = NDArray[np.float64]
 
@@ -55,29 +56,6 @@ def correlations(columns: Mapping[str, Array], document: NDArray[np.int64], *, d
             "aleatoric": estimate((whole[a_entropy] - whole[a_loss])[0], drawn[a_entropy] - drawn[a_loss]),
         }
     return Correlations(by, closer, len(document), len(names), draws)
-
-
-def mean_of(values: Array, document: NDArray[np.int64], *, draws: int, seed: int) -> Estimate:
-    """The mean over tokens."""
-    names, index = np.unique(document, return_inverse=True)
-    weights_RG = document_draws(len(names), draws, seed)
-    sums, counts = np.bincount(index, values), np.bincount(index)
-    return estimate(float(values.mean()), (weights_RG @ sums) / (weights_RG @ counts))
-
-
-def document_draws(documents: int, draws: int, seed: int) -> Array:
-    """(R, G): how many times each document was drawn, G documents a draw."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(documents, np.full(documents, 1 / documents), size=draws).astype(np.float64)
-
-
-def estimate(value: float, drawn: Array) -> Estimate:
-    """The value with the percentile interval of its draws; those that are not defined do not count."""
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return Estimate(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high))
 
 
 def ranks(values: Array, weights: Array) -> Array:

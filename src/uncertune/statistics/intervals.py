@@ -65,16 +65,3 @@ def seeds_needed(differences: Sequence[float] | NDArray[np.float64]) -> int | No
     counts = np.arange(2, MOST_SEEDS + 1)
     enough = stats.t.ppf((1 + LEVEL) / 2, counts - 1) * spread / np.sqrt(counts) < mean
     return int(counts[enough][0]) if enough.any() else None
-
-
-def front(points: Sequence[tuple[float, ...]]) -> list[bool]:
-    """Which points are on the Pareto front, every coordinate the lower the better: no other is ≤ in all and < in one.
-
-    A coordinate that is NaN does not count.
-    """
-
-    def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-        pairs = [(a, b) for a, b in zip(one, other, strict=True) if np.isfinite(a) and np.isfinite(b)]
-        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-    return [not any(dominates(other, one) for other in points) for one in points]

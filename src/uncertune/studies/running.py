@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from uncertune.errors import UserError
-from uncertune.report.findings import shown
+from uncertune.report.tables import shown
 from uncertune.studies import mnist, polynomial, subset
 from uncertune.studies.language import study as language
 from uncertune.studies.study import Runner, Study

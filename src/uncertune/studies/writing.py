@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from uncertune.report import Column, Curves, Facts, Page, Section, Series, Table, Value, write_page, write_whole
-from uncertune.report.findings import findings_table, shown
+from uncertune.report.tables import findings_table, shown
 from uncertune.statistics.intervals import Estimate
 from uncertune.studies.drawing import draw
 from uncertune.studies.study import Drawing, Grid, Panel, Plane, Study

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from uncertune.report.drawing import Drawn
 from uncertune.report.page import Bar, Bars, Curves, Point, Points, Series
-from uncertune.report.section_figure import Drawn
-from uncertune.statistics.intervals import Estimate, front
+from uncertune.statistics.intervals import Estimate
+from uncertune.statistics.pareto import pareto_front
 from uncertune.sweep.measures import MLE, Record, Sweep, families, mean
 
 HOW = (
@@ -54,7 +55,7 @@ def _pareto(sweep: Sweep, outside: list[str]) -> Points:
     points = [Point(MLE, zero, zero)]
     points += [Point(arm, mean(sweep.gains(arm, sweep.inside)), mean(sweep.mean_gains(arm))) for arm in sweep.others]
     known = [one for one in points if one.known]
-    best = front([(-one.x.value, -one.y.value) for one in known])
+    best = pareto_front([(-one.x.value, -one.y.value) for one in known])
     caption = (
         f"Mean gains and 95 % intervals over seeds; out of distribution is the mean over {', '.join(outside)}. Up and "
         "to the right is better; the line joins the arms that no other beats on both sides. The paper's Fig. 6 (A)."

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
-from uncertune.report.metrics import metric_column
 from uncertune.report.page import Column
+from uncertune.report.tables import metric_column
 from uncertune.statistics.intervals import Estimate, over_seeds
 
 MLE = "mle"

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from uncertune.report.findings import findings_table
-from uncertune.report.page import Column, Facts, Page, Section, Table, Value, Written
-from uncertune.report.run import render, write_whole
-from uncertune.report.section_figure import draw_sections
-from uncertune.report.tables import counted, markdown_text, to_markdown, written
+from uncertune.report.drawing import draw_sections
+from uncertune.report.html import render, write_whole
+from uncertune.report.page import Column, Facts, FormattedValue, Page, Section, Table, Value
+from uncertune.report.tables import counted, findings_table, format_estimate, markdown_text, to_markdown
 from uncertune.statistics.intervals import MOST_SEEDS, Estimate, over_seeds, seeds_needed
 from uncertune.sweep.claims import claims
 from uncertune.sweep.figures import HOW, figures
@@ -69,7 +68,7 @@ def gains_table(sweep: Sweep) -> Table:
         for side, gains in (("in", _inside(sweep, arm)), ("out", sweep.mean_gains(arm))):
             found = mean(gains)
             row["seeds"] = max(int(str(row.get("seeds", 0))), len(gains))
-            row[side] = written(found, share)
+            row[side] = format_estimate(found, share)
             row[f"{side}_more"] = _more(gains, found)
         rows.append(row)
     caption = (
@@ -110,18 +109,18 @@ def _measures(sweep: Sweep) -> Iterator[Table]:
         yield Table(f"Measured: {measure}", caption, tuple(columns), tuple(rows), "arm", None)
 
 
-def _cell(sweep: Sweep, arm: str, shown: Column, measure: str) -> Written:
+def _cell(sweep: Sweep, arm: str, shown: Column, measure: str) -> FormattedValue:
     values = mean(sweep.values(arm, shown.key, measure))
-    text = written(Estimate(values.value, math.nan, math.nan), shown).text
+    text = format_estimate(Estimate(values.value, math.nan, math.nan), shown).text
     if arm == MLE:
-        return written(values, shown)
+        return format_estimate(values, shown)
     found = difference(sweep, arm, shown.key, measure)
     if math.isnan(found.value):
-        return Written(text)
+        return FormattedValue(text)
     fine = Column("", "", None, shown.digits + 1, shown.percent, sign=True)
-    part = written(found, fine)
+    part = format_estimate(found, fine)
     star = " *" if found.low > 0 or found.high < 0 else ""
-    return Written(text, f"Δ {part.text} {part.interval}{star}".strip())
+    return FormattedValue(text, f"Δ {part.text} {part.interval}{star}".strip())
 
 
 # ---- the rest

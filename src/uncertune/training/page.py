@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import yaml
 
+from uncertune.report.html import write_page, write_token_page, write_whole
 from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
-from uncertune.report.run import write_page, write_whole
-from uncertune.report.token_page import QUANTITIES, Moment, ScoredDocument, TokenPage, write_token_page
+from uncertune.report.tokens import QUANTITIES, Moment, ScoredDocument, TokenPage
 from uncertune.runs.folder import COMPARISONS, is_complete
 from uncertune.training.probe import PROBE
 from uncertune.training.runlog import METRICS, read_metrics
