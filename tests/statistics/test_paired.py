@@ -63,6 +63,16 @@ def test_intervals_cover_at_their_rate():
     assert share / 600 > 0.92
 
 
+def test_a_relative_difference_has_fiellers_interval():
+    """Its ends are the ratios that a t-test of x − ratio · y just rejects: Student's t with few documents."""
+    x, y = np.array([2.0, 3.5, 1.0, 4.2, 2.2]), np.array([1.8, 3.0, 1.4, 3.1, 2.0])
+    found = paired.compare(x, y, np.ones(5)).relative
+    for end in (found.low, found.high):
+        assert stats.ttest_1samp(x - (1 + end) * y, 0).pvalue == pytest.approx(0.05)
+    assert found.value == pytest.approx(x.sum() / y.sum() - 1)
+    assert found.low < found.value < found.high
+
+
 def test_a_baseline_near_nothing_has_no_relative_interval():
     y = np.array([1.0] + [0.0] * 39)
     found = paired.compare(np.ones(40), y, ONES)

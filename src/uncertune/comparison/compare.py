@@ -30,7 +30,7 @@ from uncertune.training.page import link_comparison
 
 
 def compare(options: CompareOptions) -> Path:
-    """Do what is missing; return the page. What can be known to be wrong is said before anything runs."""
+    """Run the missing steps and return the page. Configuration errors are raised first."""
     folder = Path(str(options.output_dir)).expanduser()
     files = [name for name in options.models if is_answer_file(name)]
     models = [name for name in options.models if name not in files]
@@ -170,20 +170,38 @@ def _judge(judge: Judge, answers: Mapping[str, Answers], facts: Mapping[str, Any
 
 
 def _table(verdicts: Mapping[str, Any]) -> Table:
-    columns = [Column("judged", "judged", None, 0), Column("failed", "failed", None, 0)]
-    columns += [
-        Column(name, label, None, 1, percent=True)
-        for name, label in (("raw", "raw"), ("order_averaged", "order-averaged"), ("adjusted", "adjusted"))
-    ]
-    columns += [Column("interval", "95 %", None, 0)]
-    columns += [Column("position_bias", "position bias", None, 2), Column("length_effect", "length effect", None, 2)]
+    """Both readings of each model's judgements, for the terminal; the page has the rest."""
+    columns = (
+        Column("judged", "judged", None, 0),
+        Column("failed", "failed", None, 0),
+        Column("raw", "raw", None, 1, percent=True),
+        Column("adjusted", "adjusted", None, 1, percent=True),
+        Column("interval", "95 %", None, 0),
+        Column("decided", "decided", None, 0),
+        Column("share", "won", None, 1, percent=True),
+        Column("exact", "95 % exact", None, 0),
+        Column("position_bias", "position bias", None, 2),
+    )
     rows = []
     for label, one in verdicts["models"].items():
         judged = one["outcomes"].get("judged", 0)
         row = {"model": label, "judged": judged, "failed": sum(one["outcomes"].values()) - judged}
-        row |= {c.key: one[c.key]["value"] for c in columns if isinstance(one.get(c.key), dict)}
-        if one["adjusted"]:
-            row["interval"] = f"{one['adjusted']['low']:.1%} to {one['adjusted']['high']:.1%}"
+        row |= {c.key: one[c.key]["value"] for c in columns if isinstance(one.get(c.key), dict) and c.key != "decided"}
+        row["interval"] = _interval(one["adjusted"])
+        if one["decided"]:
+            share = one["decided"]["share"]
+            row |= {"decided": one["decided"]["won"] + one["decided"]["lost"], "exact": _interval(share)}
+            row["share"] = share and share["value"]
         rows.append(row)
-    caption = f"Win rate over {verdicts['baseline']} as judged by {verdicts['judge']}; effects in log-odds."
-    return Table("Head to head", caption, tuple(columns), tuple(rows), "model", None)
+    caption = (
+        f"Win rate over {verdicts['baseline']} as judged by {verdicts['judge']}: raw and adjusted for length and "
+        "presentation order; then the prompts on which the judge takes a side in both orders together, and the share "
+        "of them won. Position bias in log-odds."
+    )
+    return Table("Head to head", caption, columns, tuple(rows), "model", None)
+
+
+def _interval(found: Mapping[str, Any] | None) -> str | None:
+    if not found or found["low"] is None or found["high"] is None:
+        return None
+    return f"{found['low']:.1%} to {found['high']:.1%}"

@@ -168,6 +168,8 @@ def _tables(found: Comparison, measured: Sequence[Measured], baseline: str) -> I
     yield _overview(found, measured, baseline)
     if found.verdicts.get("models"):
         yield _head_to_head(found, baseline)
+        if any(verdict.get("decided") for verdict in found.verdicts["models"].values()):
+            yield _decided(found, baseline)
         yield _outcomes(found)
     for task in found.results:
         yield _task_table(task, [one for one in measured if one.task == task], baseline)
@@ -195,17 +197,20 @@ def _overview(found: Comparison, measured: Sequence[Measured], baseline: str) ->
     )
 
 
+_SOFT = {
+    "raw": "Raw win rate",
+    "order_averaged": "Averaged over both orders",
+    "adjusted": "Adjusted for length and presentation order",
+}
+_DECIDED = {"share": "Share won", "adjusted": "At equal length", "like_length": "Share won, answers of like length"}
+
+
 def _head_to_head(found: Comparison, baseline: str) -> Table:
-    names = {
-        "raw": "Raw win rate",
-        "order_averaged": "Averaged over both orders",
-        "adjusted": "Adjusted for length and place",
-    }
     columns = (
         Column("pairs", "Pairs", None, 0),
-        *(Column(key, label, None, 1, percent=True) for key, label in names.items()),
-        Column("position_bias", "Liking for the first place", None, 2),
-        Column("length_effect", "Liking for length", None, 2),
+        *(Column(key, label, None, 1, percent=True) for key, label in _SOFT.items()),
+        Column("position_bias", "Position bias", None, 2),
+        Column("length_effect", "Length effect", None, 2),
     )
     rows, warnings = [], []
     for label, verdict in found.verdicts["models"].items():
@@ -215,9 +220,33 @@ def _head_to_head(found: Comparison, baseline: str) -> Table:
             warnings.append(f"{label}: {verdict['warning']}.")
     caption = (
         f"The judge {found.verdicts.get('judge')} saw each pair of answers in both orders; 50 % is a draw with "
-        f"{baseline}. In brackets 95 % intervals over prompts; the likings are in log-odds."
+        f"{baseline}. In brackets 95 % intervals over prompts. Position bias and length effect are in log-odds: above "
+        "0 the judge prefers the answer shown first, or the longer one."
     )
     return Table("Head to head", "\n".join([caption, *warnings]), columns, tuple(rows), "model", None)
+
+
+def _decided(found: Comparison, baseline: str) -> Table:
+    """The second reading; ``verdicts.json`` of earlier versions has none."""
+    columns = (
+        Column("won", "Won", None, 0),
+        Column("lost", "Lost", None, 0),
+        Column("tied", "Tied", None, 0),
+        *(Column(key, label, None, 1, percent=True) for key, label in _DECIDED.items()),
+    )
+    rows = []
+    for label, verdict in found.verdicts["models"].items():
+        if not (counts := verdict.get("decided")):
+            continue
+        shares = {**counts, "like_length": (counts.get("like_length") or {}).get("share")}
+        row = {"model": label, **{name: counts.get(name) for name in ("won", "lost", "tied")}}
+        rows.append(row | {c.key: written(estimate(shares.get(c.key)), c) for c in columns[3:]})
+    caption = (
+        f"Each prompt counts once, for the side that the judge takes over both orders together, against {baseline}. In "
+        "brackets exact 95 % intervals (Clopper and Pearson). This reading shows which answer a judge prefers even "
+        "where its probabilities stay near one half; it says nothing about by how much."
+    )
+    return Table("Decided prompts", caption, columns, tuple(rows), "model", None)
 
 
 def _outcomes(found: Comparison) -> Table:

@@ -1,10 +1,11 @@
-"""Win rate of one model over another from a judge's preferences, adjusted for answers' length and the order shown.
+"""Win rate of one model over another from a judge's preferences, adjusted for length and presentation order.
 
     P(the model wins) = σ(θ + β · tanh(Δ / sd) + γ · s)
 
 Δ: length of the model's answer minus that of the baseline's, sd: its standard deviation (ddof 1); s: +1 where the
-model's answer was shown first, −1 second, 0 unknown. σ(θ) is the win rate at equal length and without a place. The
-length term is that of length-controlled AlpacaEval (Dubois and others, 2024); the paper (§4.1) asks for both.
+model's answer was shown first, −1 second, 0 unknown. σ(θ) is the win rate at equal length, adjusted for presentation
+order. The length term is that of length-controlled AlpacaEval (Dubois and others, 2024); the paper (§4.1) asks for
+both adjustments.
 
 Legend: N judgements, C columns (constant, length, position).
 """
@@ -12,13 +13,14 @@ Legend: N judgements, C columns (constant, length, position).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from uncertune.errors import UserError
+from uncertune.statistics.decided import Decided, count_decided, order_averaged
 from uncertune.statistics.intervals import LEVEL
 
 Array = NDArray[np.float64]
@@ -34,8 +36,9 @@ class WinRate:
     """Rates in [0, 1]; effects in log-odds; intervals of 95 %, clustered by prompt.
 
     ``order_averaged`` is the rate at equal length as the mean of both orders; it lies nearer to one half than
-    ``win_rate`` where the judge has a liking for a place. An effect whose column says nothing (constant, all unknown)
-    is left out of the model: 0, its interval NaN, and a line of ``warnings`` says so.
+    ``win_rate`` where the judge has a position bias. An effect whose column says nothing (constant, all unknown) is
+    left out of the model: 0, its interval NaN, and a line of ``warnings`` says so. ``decided`` counts prompts by the
+    side the judge takes, whatever its confidence.
     """
 
     win_rate: float
@@ -51,6 +54,7 @@ class WinRate:
     position_interval: tuple[float, float]
     judgements: int
     prompts: int
+    decided: Decided
     warnings: tuple[str, ...] = ()
 
 
@@ -88,7 +92,7 @@ def win_rate(
             "for each coefficient"
         )
     raw, _ = _finite_fit(X_NC[:, :1], y, cluster)
-    return _result(fit, raw, kept, y, cluster, notes)
+    return _result(fit, raw, kept, y, cluster, _decided(y, length, place, cluster), notes)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,23 @@ def _separated(X_NC: Array, y: Array) -> bool:
         bounds=[(-1, 1)] * X_NC.shape[1],
     )
     return bool(found.status == 0 and -found.fun > 1e-7)
+
+
+def _decided(y: Array, length: Array, place: Array, cluster: NDArray[np.int64]) -> Decided:
+    """Prompts by the sign of their order-averaged log-odds, and the share at equal length."""
+    log_odds_P = order_averaged(y, place, cluster)
+    counted = count_decided(log_odds_P)
+    chosen = np.isfinite(log_odds_P) & (log_odds_P != 0)
+    if chosen.sum() < 3:
+        return counted
+    length_P = np.bincount(cluster, weights=length) / np.bincount(cluster)
+    won, prompt = (log_odds_P[chosen] > 0).astype(np.float64), np.arange(int(chosen.sum()))
+    X_PC, kept = _design(length_P[chosen], np.zeros(len(won)), [])
+    fit, _ = _finite_fit(X_PC, won, prompt)
+    from scipy.special import expit
+
+    theta, (low, high) = _ends(fit, kept)["constant"]
+    return replace(counted, adjusted=float(expit(theta)), adjusted_interval=(float(expit(low)), float(expit(high))))
 
 
 def _finite_fit(X_NC: Array, y: Array, cluster: NDArray[np.int64]) -> tuple[_Fit, bool]:
@@ -224,7 +245,13 @@ def _averaged(fit: _Fit, names: list[str]) -> tuple[float, tuple[float, float]]:
 
 
 def _result(
-    fit: _Fit, raw_fit: _Fit, kept: list[str], y: Array, cluster: NDArray[np.int64], notes: list[str]
+    fit: _Fit,
+    raw_fit: _Fit,
+    kept: list[str],
+    y: Array,
+    cluster: NDArray[np.int64],
+    decided: Decided,
+    notes: list[str],
 ) -> WinRate:
     from scipy.special import expit
 
@@ -242,7 +269,7 @@ def _result(
     elif abs(rate - raw) > LARGE_MOVE:
         notes.append(
             f"the adjustment moves the rate from {raw:.1%} to {rate:.1%}, by more than {LARGE_MOVE * 100:.0f} points, "
-            f"by taking the liking for a place away; averaged over both orders it is {averaged:.1%}"
+            f"by removing the position bias; averaged over both orders it is {averaged:.1%}"
         )
     raw_low, raw_high = _ends(raw_fit, ["constant"])["constant"][1]
     return WinRate(
@@ -259,5 +286,6 @@ def _result(
         position_interval=position_interval,
         judgements=len(y),
         prompts=int(cluster.max()) + 1,
+        decided=decided,
         warnings=tuple(notes),
     )

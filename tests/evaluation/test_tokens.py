@@ -1,0 +1,34 @@
+"""Token-level measures from their sums: means, errors, calibration."""
+
+import math
+
+import pytest
+
+from uncertune.evaluation.tokens import TokenMeasures
+
+
+def bin_(confidence, accuracy, tokens):
+    return {"confidence": confidence, "accuracy": accuracy, "tokens": tokens}
+
+
+SUMS = [
+    {"loss": 6.0, "accuracy": 1.0, "tokens": 2.0},
+    {"loss": 2.0, "accuracy": 3.0, "tokens": 4.0},
+    {"loss": 4.0, "accuracy": 1.0, "tokens": 4.0},
+]
+
+
+def test_calibration_error_does_not_cancel_between_bins():
+    """Overconfident by 0.2 on half of the tokens and underconfident by 0.2 on the others: 0.2, and not 0."""
+    found = TokenMeasures(SUMS, [bin_(0.7, 0.5, 5.0), bin_(0.3, 0.5, 5.0), bin_(0.0, 0.0, 0.0)])
+    assert found.metrics["ece"] == pytest.approx(0.2)
+    assert TokenMeasures(SUMS, [bin_(0.9, 0.5, 8.0), bin_(0.5, 0.5, 2.0)]).metrics["ece"] == pytest.approx(0.32)
+
+
+def test_means_are_over_tokens_and_errors_over_documents():
+    found = TokenMeasures(SUMS, [bin_(0.5, 0.5, 10.0)])
+    assert found.metrics["loss"] == pytest.approx(1.2)
+    assert found.metrics["tokens"] == 10
+    residuals = [6.0 - 1.2 * 2, 2.0 - 1.2 * 4, 4.0 - 1.2 * 4]
+    assert found.errors["loss"] == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 10)
+    assert TokenMeasures(SUMS[:1], [bin_(0.5, 0.5, 2.0)]).errors == {}
