@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from helpers.cases import CASES, T, V, labels
+from helpers.cases import ALL_CASES, T, V, labels
 from uncertune.fused import elementwise, kernels, projection, score_tokens
 from uncertune.fused import linear_weighted_nll as fused_nll
 from uncertune.fused.elementwise import Teacher
@@ -49,11 +49,15 @@ def test_equals_the_plain_functions(make, finish, offset, dtype, monkeypatch):
     plain = elementwise.statistics(raw, offset_t, finish)
     for ours, theirs in zip(run.statistics(raw, offset_t, finish), plain, strict=True):
         torch.testing.assert_close(ours, theirs, **close)
+    (mean_t,), (want_t,) = run.mean_logit(raw, offset_t, finish), elementwise.mean_logit(raw, offset_t, finish)
+    torch.testing.assert_close(mean_t, want_t, **close)
     norm_t, mass_t = plain[0], torch.randn(T, device=DEVICE)
     wanted = torch.empty_like(raw)
-    elementwise.gradient(raw, offset_t, finish, norm_t, mass_t, wanted)
-    for out in (torch.empty_like(raw), raw.clone()):  # the second: in place
-        run.gradient(raw if out is not raw else out, offset_t, finish, norm_t, mass_t, out)
+    uniform = torch.rand(T, device=DEVICE)
+    for uniform_t in (None, uniform):
+        elementwise.gradient(raw, offset_t, finish, norm_t, mass_t, uniform_t, wanted)
+        out = raw.clone()  # in place
+        run.gradient(out, offset_t, finish, norm_t, mass_t, uniform_t, out)
         torch.testing.assert_close(out, wanted)
     for delta in (True, False):
         theirs_finish = finish if delta else Finish(None, 1.1, 4.0)
@@ -61,23 +65,36 @@ def test_equals_the_plain_functions(make, finish, offset, dtype, monkeypatch):
         theirs = elementwise.teacher_statistics(raw, offset_t, finish, teacher)
         for ours, plain_t in zip(run.teacher_statistics(raw, offset_t, finish, teacher), theirs, strict=True):
             torch.testing.assert_close(ours, plain_t, **close)
-        weight_t = torch.rand(T, device=DEVICE)
-        arguments = (offset_t, finish, norm_t, mass_t, teacher, theirs[0], weight_t)
-        elementwise.taught_gradient(raw, *arguments, wanted)
-        mine = raw.clone()
-        run.taught_gradient(mine, *arguments, mine)
-        torch.testing.assert_close(mine, wanted)
+        weight_t, mixture = torch.rand(T, device=DEVICE), torch.rand(T, V, device=DEVICE)
+        added = [mixture.clone(), mixture.clone()]
+        elementwise.add_probabilities(raw, offset_t, teacher, theirs[0], weight_t, added[0])
+        run.add_probabilities(raw, offset_t, teacher, theirs[0], weight_t, added[1])
+        torch.testing.assert_close(*added)
+        for uniform_t, mixture_tV in ((None, None), (uniform, mixture)):
+            arguments = (offset_t, finish, norm_t, mass_t, uniform_t, teacher, theirs[0], weight_t, mixture_tV)
+            elementwise.taught_gradient(raw, *arguments, wanted)
+            mine = raw.clone()
+            run.taught_gradient(mine, *arguments, mine)
+            torch.testing.assert_close(mine, wanted)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (pip install triton)")
-@pytest.mark.parametrize("name", ["mle", "masked_mle_distill/factored", "truncated_distill/tail"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mle",
+        "masked_mle_distill/factored",
+        "truncated_distill/tail",
+        "masked_mle_distill/everything",
+    ],
+)
 def test_triton_behind_the_front_door(name, monkeypatch):
     """The whole loss and its gradients, with the Triton kernels in place of the plain functions."""
     hidden = torch.randn(T, 8, requires_grad=True, device=DEVICE)
     head = torch.randn(V, 8, requires_grad=True, device=DEVICE)
     if DEVICE == "cuda":
         pytest.skip("the cases are made on the CPU")
-    targets = CASES[name](torch.float32, T)
+    targets = ALL_CASES[name](torch.float32, T)
 
     def outcome():
         loss = fused_nll(hidden, head, targets, softcap=5.0, scale=0.9)
@@ -90,7 +107,7 @@ def test_triton_behind_the_front_door(name, monkeypatch):
         used.append(raw.shape)
         return triton_kernels()
 
-    monkeypatch.setattr("uncertune.fused.chunked.kernels", chosen)
+    monkeypatch.setattr("uncertune.fused.chunk.kernels", chosen)
     for ours, theirs in zip(outcome(), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert used

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.cases import CASES, D, K, T, V, factored, half, labels
+from helpers.cases import ALL_CASES, CASES, D, K, T, V, factored, half, labels, settled
 from uncertune.fused import (
     kernels,
     linear_token_stats,
@@ -28,9 +28,12 @@ HEADS = {
 }
 
 
-@pytest.fixture(params=[1, 4, 5, 128], ids=lambda rows: f"chunks of {rows}")
-def _chunks(request, monkeypatch):
-    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": request.param})
+SETTINGS = {
+    "float64, all of a head, ragged chunks": (torch.float64, "all", 4),
+    "float64, soft-cap, chunks of one token": (torch.float64, "soft-cap and scale", 1),
+    "float32, bias, whole chunks": (torch.float32, "bias", 5),
+    "float32, plain, one chunk": (torch.float32, "plain", 128),
+}
 
 
 def plain_logits(hidden, head, *, bias=None, softcap=None, scale=1.0):
@@ -53,13 +56,13 @@ def gradients(loss, upstream, hidden, head, options):
     return torch.autograd.grad((loss * upstream).sum(), leaves)
 
 
-@pytest.mark.usefixtures("_chunks")
-@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_equals_the_plain_definition(case, options, dtype):
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
+def test_equals_the_plain_definition(case, setting, monkeypatch):
+    dtype, head_name, rows = setting
+    monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
     targets = case(dtype, T)
-    hidden, head, options = inputs(dtype, options=options)
+    hidden, head, options = inputs(dtype, options=HEADS[head_name])
     upstream = torch.randn(T, dtype=dtype)
     fused = linear_weighted_nll(hidden, head, targets, **options)
     plain = weighted_nll(plain_logits(hidden, head, **options), targets)
@@ -73,11 +76,11 @@ def test_equals_the_plain_definition(case, options, dtype):
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 def test_gradcheck(case, monkeypatch):
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": 4})
-    targets = case(torch.float64, T)
     hidden, head, options = inputs(torch.float64, options=HEADS["all"])
+    targets = settled(case(torch.float64, T), plain_logits(hidden, head, **options))
     assert torch.autograd.gradcheck(
         lambda h, w, b: linear_weighted_nll(h, w, targets, bias=b, softcap=5.0, scale=1.7),
         (hidden, head, options["bias"]),
@@ -263,16 +266,40 @@ def test_what_scoring_kept_changes_no_result(case, kept, train_head, monkeypatch
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["mle", "masked_mle_distill/factored", "policy_gradient/sampled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mle",
+        "masked_mle_distill/factored",
+        "policy_gradient/sampled",
+        "mle/eaft, anchored",
+        "masked_mle_distill/everything",
+    ],
+)
 @pytest.mark.parametrize("train_head", [False, True])
 def test_no_tensor_of_t_by_v(name, train_head, monkeypatch):
     n, rows = 64, 8
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
     hidden, head, _ = inputs(torch.float32, n=n, train_head=train_head)
     with Largest() as seen:
-        linear_weighted_nll_with_stats(hidden, head, CASES[name](torch.float32, n), labels(n))[0].sum().backward()
+        linear_weighted_nll_with_stats(hidden, head, ALL_CASES[name](torch.float32, n), labels(n))[0].sum().backward()
         linear_token_stats(hidden, head, labels(n))
     assert seen.largest <= max((4 if train_head else 1) * rows * V, V * D, n * D)
+
+
+def test_weightings_cost_no_product_and_each_factored_term_one():
+    """Frozen head: label 2 products (logits and their gradient), plus one for an anchor and one for each member."""
+
+    def cost(name):
+        hidden, head, _ = inputs(torch.float32, n=48, train_head=False)
+        targets = ALL_CASES[name](torch.float32, 48)
+        return products(lambda: linear_weighted_nll(hidden, head, targets).sum().backward()) / (2 * 48 * D * V)
+
+    assert [cost(f"mle/{name}") for name in ("none", "dft", "eaft", "infosft", "focal", "smoothed")] == [2] * 6
+    assert cost("mle/dft, anchored") == 3
+    assert cost("masked_mle_distill/none") == pytest.approx(2 + 2 / 3)
+    assert cost("masked_mle_distill/none, 3 members") == pytest.approx(2 + 3 * 2 / 3)
+    assert cost("masked_mle_distill/none, anchored, 3 members") == pytest.approx(3 + 3 * 2 / 3)
 
 
 def test_statistics():

@@ -7,7 +7,17 @@ from collections.abc import Callable
 
 import torch
 
-from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, Targets
+from uncertune.objectives import (
+    OBJECTIVES,
+    TOKEN_WEIGHTINGS,
+    FactoredTeacher,
+    Head,
+    Targets,
+    Teacher,
+    anchored,
+    token_weighting,
+)
+from uncertune.objectives.loss import token_view
 
 T, V, D, K = 13, 37, 8, 5
 
@@ -37,6 +47,24 @@ def sparse(dtype: torch.dtype, size: int = T) -> tuple[torch.Tensor, torch.Tenso
 
 def signed(dtype: torch.dtype, size: int = T) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(V, (size, K)), torch.randn(size, K, dtype=dtype)  # repeated ids add up
+
+
+def members(dtype: torch.dtype, size: int = T) -> list[Teacher]:
+    return [factored(dtype, size, softcap=softcap) for softcap in (None, 4.0, None)]
+
+
+def family_case(
+    dtype: torch.dtype, n: int, objective: str, weighting: str, anchor: bool, count: int, smoothing: float = 0.0
+) -> Targets:
+    """A token weighting with or without an anchor, over an objective with a teacher of ``count`` members."""
+    y = labels(n)
+    given: dict = {"token_weighting": token_weighting(weighting), "label_smoothing": smoothing}
+    if objective != "mle":
+        given["selected"] = half(n)
+    if count:
+        given["teacher"] = members(dtype, n)[:count]
+    targets = OBJECTIVES[objective](y, **given)
+    return anchored(targets, y, factored(dtype, n), 0.1) if anchor else targets
 
 
 CASES: dict[str, Case] = {
@@ -73,14 +101,33 @@ CASES: dict[str, Case] = {
     "policy_gradient/dense": lambda dtype, n: OBJECTIVES["policy_gradient"](
         labels(n), advantages=torch.randn(n, V, dtype=dtype)
     ),
-    "policy_gradient/with a reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
-        labels(n), advantages=torch.randn(n, dtype=dtype), teacher=factored(dtype, n), beta=0.3
+    "policy_gradient/anchored": lambda dtype, n: anchored(
+        OBJECTIVES["policy_gradient"](y := labels(n), advantages=torch.randn(n, dtype=dtype)),
+        y,
+        factored(dtype, n),
+        0.3,
     ),
-    "policy_gradient/dense with a dense reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
-        labels(n), advantages=torch.randn(n, V, dtype=dtype), teacher=probabilities(dtype, n), beta=0.3
+    "policy_gradient/dense with a dense anchor": lambda dtype, n: anchored(
+        OBJECTIVES["policy_gradient"](y := labels(n), advantages=torch.randn(n, V, dtype=dtype)),
+        y,
+        probabilities(dtype, n),
+        0.3,
     ),
-    "policy_gradient/sparse with a sparse reference": lambda dtype, n: OBJECTIVES["policy_gradient"](
-        labels(n), advantages=signed(dtype, n), teacher=sparse(dtype, n), beta=0.3
+    "policy_gradient/sparse with a sparse anchor": lambda dtype, n: anchored(
+        OBJECTIVES["policy_gradient"](y := labels(n), advantages=signed(dtype, n)), y, sparse(dtype, n), 0.3
+    ),
+    "truncated_distill/tail, anchored": lambda dtype, n: anchored(
+        OBJECTIVES["truncated_distill"](y := labels(n), teacher=sparse(dtype, n), top_k=K, truncation="tail"),
+        y,
+        factored(dtype, n),
+        0.3,
+    ),
+    "distill/members": lambda dtype, n: OBJECTIVES["distill"](labels(n), teacher=members(dtype, n)),
+    "distill/sparse members": lambda dtype, n: OBJECTIVES["distill"](
+        labels(n), teacher=[sparse(dtype, n), sparse(dtype, n)]
+    ),
+    "distill/dense members": lambda dtype, n: OBJECTIVES["distill"](
+        labels(n), teacher=[probabilities(dtype, n), probabilities(dtype, n)]
     ),
     "oracle/dense": lambda dtype, n: OBJECTIVES["oracle"](labels(n), oracle=probabilities(dtype, n)),
     "oracle/sparse": lambda dtype, n: OBJECTIVES["oracle"](labels(n), oracle=sparse(dtype, n)),
@@ -89,3 +136,27 @@ CASES: dict[str, Case] = {
     ).scaled(torch.rand(n, dtype=dtype) * (torch.arange(n) % 4 != 1)),
     "nothing": lambda dtype, n: OBJECTIVES["masked_mle"](labels(n), selected=torch.zeros(n, dtype=torch.bool)),
 }
+
+FAMILY: dict[str, Case] = {
+    f"{objective}/{weighting}{', anchored' if anchor else ''}{f', {count} members' if count > 1 else ''}": (
+        lambda dtype, n, chosen=(objective, weighting, anchor, count): family_case(dtype, n, *chosen)
+    )
+    for objective in ("mle", "masked_mle", "masked_mle_distill")
+    for weighting in TOKEN_WEIGHTINGS
+    for anchor in (False, True)
+    for count in ((1, 3) if objective == "masked_mle_distill" else (0,))
+} | {
+    "mle/smoothed": lambda dtype, n: family_case(dtype, n, "mle", "none", False, 0, 0.1),
+    "mle/smoothed entirely": lambda dtype, n: family_case(dtype, n, "mle", "none", False, 0, 1.0),
+    "masked_mle_distill/everything": lambda dtype, n: family_case(dtype, n, "masked_mle_distill", "eaft", True, 3, 0.1),
+}
+"""Every token weighting with and without an anchor, and a teacher of one or three members."""
+
+ALL_CASES = CASES | FAMILY
+
+
+def settled(targets: Targets, logits: torch.Tensor) -> Targets:
+    """The same targets with the token weighting of these logits written into their weights, as constants."""
+    if targets.token_weighting is None:
+        return targets
+    return targets.weighted(token_view(logits.detach().log_softmax(-1), targets.ids[:, 0]))

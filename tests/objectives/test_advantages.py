@@ -8,6 +8,7 @@ import torch
 from helpers.cases import D, T, V, labels
 from uncertune.objectives import (
     OBJECTIVES,
+    anchored,
     clip_binds,
     clipped_advantage,
     group_advantages,
@@ -51,10 +52,9 @@ def test_refusals():
         group_advantages([1.0, float("nan")], [0, 0])
     with pytest.raises(TypeError, match="beta"):
         OBJECTIVES["policy_gradient"](labels(), advantages=torch.randn(T), beta=0.1)
-    with pytest.raises(TypeError, match="beta"):
-        OBJECTIVES["policy_gradient"](labels(), advantages=torch.randn(T), teacher=torch.full((T, V), 1 / V))
-    with pytest.raises(ValueError, match="at least 0"):
-        OBJECTIVES["policy_gradient"](labels(), advantages=torch.randn(T), teacher=torch.full((T, V), 1 / V), beta=-1.0)
+    targets = OBJECTIVES["policy_gradient"](labels(), advantages=torch.randn(T))
+    with pytest.raises(ValueError, match="anchor_weight must be at least 0"):
+        anchored(targets, labels(), torch.full((T, V), 1 / V), -1.0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, None), (0.1, 0.4), (0.5, 0.05), (float("inf"), None)])
@@ -83,9 +83,8 @@ def test_the_reference_term_is_the_expectation_of_grpos():
     d = p_ref.log() - log_p
     k3 = d.exp() - d - 1  # per token that could have been sampled
     (expected,) = torch.autograd.grad(beta * (log_p.exp().detach() * k3).sum(), z)
-    targets = OBJECTIVES["policy_gradient"](
-        labels(), advantages=torch.zeros(T, dtype=torch.float64), teacher=(hidden, head), beta=beta
-    )
+    targets = OBJECTIVES["policy_gradient"](labels(), advantages=torch.zeros(T, dtype=torch.float64))
+    targets = anchored(targets, labels(), (hidden, head), beta)
     (found,) = torch.autograd.grad(weighted_nll(z, targets).sum(), z)
     torch.testing.assert_close(found, expected)
 
@@ -96,6 +95,6 @@ def test_the_reference_adds_to_the_advantage():
     policy, distill = OBJECTIVES["policy_gradient"], OBJECTIVES["distill"]
     top = p.topk(3, -1)
     for teacher, form in itertools.product((p, (top.indices, top.values)), (advantages, p.roll(1, -1))):
-        both = weighted_nll(z, policy(y, advantages=form, teacher=teacher, beta=0.25))
+        both = weighted_nll(z, anchored(policy(y, advantages=form), y, teacher, 0.25))
         apart = weighted_nll(z, policy(y, advantages=form)) + 0.25 * weighted_nll(z, distill(y, teacher=teacher))
         torch.testing.assert_close(both, apart)

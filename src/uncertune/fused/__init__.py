@@ -1,21 +1,24 @@
 """The head, never materialised: the weighted loss and the statistics of tokens from hidden states and a head."""
 
-from uncertune.fused.chunked import Scored
+from uncertune.fused.chunked import Scored, Swept
 from uncertune.fused.linear import (
     linear_token_stats,
     linear_top_k,
     linear_weighted_nll,
     linear_weighted_nll_with_stats,
     score_tokens,
+    weighted_sweep,
 )
 from uncertune.fused.projection import TokenStats
 
 __all__ = [
     "Scored",
+    "Swept",
     "TokenStats",
     "linear_token_stats",
     "linear_top_k",
     "linear_weighted_nll",
     "linear_weighted_nll_with_stats",
     "score_tokens",
+    "weighted_sweep",
 ]

@@ -60,27 +60,59 @@ def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
 
 def teacher_statistics(
     raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher
-) -> tuple[Tensor, Tensor]:
-    """(log-sum-exp of the teacher, student's logit expected under the teacher) of each row, (t,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row (t,): log-sum-exp of the teacher y; student's logit z, and y − z, expected under the teacher."""
     z_tV, teacher_tV = _both(raw_tV, offset_t, finish, teacher)
     top_t = teacher_tV.amax(-1)
     e_tV = (teacher_tV - top_t[:, None]).exp()
     norm_t = e_tV.sum(-1)
-    return top_t + norm_t.log(), (e_tV * z_tV).sum(-1) / norm_t
+    gap_t = (e_tV * (teacher_tV - z_tV)).sum(-1) / norm_t
+    return top_t + norm_t.log(), (e_tV * z_tV).sum(-1) / norm_t, gap_t
+
+
+def mean_logit(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[Tensor]:
+    """The mean logit of each row, (t,), as a tuple of it alone."""
+    return (finished(raw_tV, offset_t, finish).mean(-1),)
+
+
+def add_probabilities(
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    teacher: Teacher,
+    teacher_norm_t: Tensor,
+    teacher_weight_t: Tensor,
+    out_tV: Tensor,
+) -> None:
+    """Add ``teacher_weight · exp(teacher's z − teacher_norm)`` to ``out``, of the exact precision."""
+    teacher_tV = _teacher_logits(_shifted(raw_tV, offset_t), teacher)
+    out_tV.add_((teacher_tV - teacher_norm_t[:, None]).exp() * teacher_weight_t[:, None])
 
 
 def _both(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher) -> tuple[Tensor, Tensor]:
     u_tV = _shifted(raw_tV, offset_t)
+    return finish_logits(u_tV, finish), _teacher_logits(u_tV, teacher)
+
+
+def _teacher_logits(u_tV: Tensor, teacher: Teacher) -> Tensor:
     other_tV = teacher.raw.to(u_tV.dtype)
-    return finish_logits(u_tV, finish), finish_logits(u_tV - other_tV if teacher.delta else other_tV, teacher.finish)
+    return finish_logits(u_tV - other_tV if teacher.delta else other_tV, teacher.finish)
 
 
 def gradient(
-    raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, log_norm_t: Tensor, mass_t: Tensor, out_tV: Tensor
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    finish: Finish,
+    log_norm_t: Tensor,
+    mass_t: Tensor,
+    uniform_t: Tensor | None,
+    out_tV: Tensor,
 ) -> None:
-    """``out = mass · exp(z − log_norm) · dz/d(raw)``, rounded once; ``out`` may be ``raw``."""
+    """``out = (mass · exp(z − log_norm) − uniform) · dz/d(raw)``, rounded once; ``out`` may be ``raw``."""
     z_tV = finished(raw_tV, offset_t, finish)
-    out_tV.copy_((z_tV - log_norm_t[:, None]).exp() * mass_t[:, None] * slope(z_tV, finish))
+    p_tV = (z_tV - log_norm_t[:, None]).exp() * mass_t[:, None]
+    if uniform_t is not None:
+        p_tV = p_tV - uniform_t[:, None]
+    out_tV.copy_(p_tV * slope(z_tV, finish))
 
 
 def taught_gradient(
@@ -89,13 +121,43 @@ def taught_gradient(
     finish: Finish,
     log_norm_t: Tensor,
     mass_t: Tensor,
+    uniform_t: Tensor | None,
     teacher: Teacher,
     teacher_norm_t: Tensor,
     teacher_weight_t: Tensor,
+    mixture_tV: Tensor | None,
     out_tV: Tensor,
 ) -> None:
-    """``gradient`` less ``teacher_weight · exp(teacher's z − teacher_norm) · dz/d(raw)``; rounded once."""
+    """``gradient`` less ``(teacher_weight · exp(teacher's z − teacher_norm) + mixture) · dz/d(raw)``; rounded once.
+
+    ``mixture`` (t, V) is the weighted sum of the distributions of further teachers.
+    """
     z_tV, teacher_tV = _both(raw_tV, offset_t, finish, teacher)
     p_tV = (z_tV - log_norm_t[:, None]).exp() * mass_t[:, None]
+    if uniform_t is not None:
+        p_tV = p_tV - uniform_t[:, None]
     q_tV = (teacher_tV - teacher_norm_t[:, None]).exp() * teacher_weight_t[:, None]
+    if mixture_tV is not None:
+        q_tV = q_tV + mixture_tV
     out_tV.copy_((p_tV - q_tV) * slope(z_tV, finish))
+
+
+TOP_BLOCK = 64
+
+
+def top_logits(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, k: int) -> Tensor:
+    """The ``k`` largest logits of each row, (t, k), largest first.
+
+    Without a bias the order of products is that of logits, and only k are finished. The k largest values lie in the k
+    blocks of ``TOP_BLOCK`` columns with the largest maxima: one pass finds them.
+    """
+    by_product = finish.bias is None and finish.scale > 0
+    values_tV = raw_tV if by_product else finished(raw_tV, offset_t, finish)
+    whole = values_tV.shape[1] - values_tV.shape[1] % TOP_BLOCK
+    if whole > k * TOP_BLOCK:
+        blocks_tNB = values_tV[:, :whole].unflatten(1, (-1, TOP_BLOCK))
+        best_tk = blocks_tNB.amax(-1).topk(k, dim=-1).indices
+        kept_tC = blocks_tNB.gather(1, best_tk[:, :, None].expand(-1, -1, TOP_BLOCK)).flatten(1)
+        values_tV = torch.cat([kept_tC, values_tV[:, whole:]], 1)
+    top_tk = values_tV.topk(k, dim=-1).values
+    return finished(top_tk, offset_t, finish) if by_product else top_tk

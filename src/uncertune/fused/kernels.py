@@ -23,7 +23,7 @@ from uncertune.fused import elementwise, projection
 PLAIN_BYTES = 8 * 2**20
 """The plain functions go over a CPU chunk in blocks of rows of this many bytes of logits, which stay in its cache."""
 
-FUNCTIONS = ("statistics", "teacher_statistics", "gradient", "taught_gradient")
+FUNCTIONS = ("statistics", "teacher_statistics", "mean_logit", "add_probabilities", "gradient", "taught_gradient")
 
 
 def kernels(raw: Tensor) -> Any:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from uncertune.fused import chunked
-from uncertune.fused.chunked import Job, Scored
+from uncertune.fused.chunk import Source
+from uncertune.fused.chunked import Job, Scored, Swept
 from uncertune.fused.projection import Projection, Rounding, TokenStats
 from uncertune.objectives import Head, SparseTeacher, Targets
 from uncertune.objectives.loss import check_vocabulary
@@ -44,9 +45,7 @@ def linear_weighted_nll(
     before. Raises ValueError where shapes do not fit.
     """
     head = _built(head, bias, softcap, scale)
-    labels = _references(targets) if scored is None else scored.labels
-    job = _job(hidden, head, targets, labels, scored=scored)
-    return _apply(hidden, head, replace(job, factor=factor))[0]
+    return weighted_sweep(hidden, head, targets, scored=scored, factor=factor).loss
 
 
 def linear_weighted_nll_with_stats(
@@ -61,16 +60,37 @@ def linear_weighted_nll_with_stats(
     rounded: bool = False,
     factor: float = 1.0,
 ) -> tuple[Tensor, TokenStats]:
-    """``linear_weighted_nll`` and ``linear_token_stats`` of all tokens in one sweep.
+    """``linear_weighted_nll`` and ``linear_token_stats`` of all tokens in one sweep; ``rounded`` as in
+    ``weighted_sweep``."""
+    swept = weighted_sweep(
+        hidden, _built(head, bias, softcap, scale), targets, labels=labels, rounded=rounded, factor=factor
+    )
+    assert swept.stats is not None
+    return swept.loss, swept.stats
+
+
+def weighted_sweep(
+    hidden: Tensor,
+    head: Head,
+    targets: Targets,
+    *,
+    labels: Tensor | None = None,
+    scored: Scored | None = None,
+    rounded: bool = False,
+    factor: float = 1.0,
+) -> Swept:
+    """``linear_weighted_nll`` with what it finds on its way: the divergence of every factored term, and with ``labels``
+    (T,) the statistics of all tokens.
 
     With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as the usual
     trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
     """
-    head = _built(head, bias, softcap, scale)
-    _check_labels(hidden, labels)
-    job = _job(hidden, head, targets, labels, rounding="plain" if rounded else "offset")
-    loss, *columns = _apply(hidden, head, replace(job, with_stats=True, factor=factor))
-    return loss, TokenStats(*columns)
+    if labels is not None:
+        _check_labels(hidden, labels)
+    references = scored.labels if scored is not None else _references(targets) if labels is None else labels
+    rounding: Rounding = "plain" if rounded else "offset"
+    job = _job(hidden, head, targets, references, scored=scored, rounding=rounding)
+    return _apply(hidden, head, replace(job, with_stats=labels is not None, factor=factor))
 
 
 def score_tokens(
@@ -155,26 +175,25 @@ def _job(
     if scored is not None and len(scored.labels) != hidden.shape[0]:
         raise ValueError(f"scored has {len(scored.labels)} rows, hidden {hidden.shape[0]}")
     check_vocabulary(targets, head.vocabulary)
-    theirs, shared = targets.teacher_head, False
-    if theirs is not None:
-        shared = _same(theirs, head.weight)
+    shared = [_same(term.head.weight, head.weight) for term in targets.factored]
     # Rounding apart would drown the difference between student and teacher (through one head it is taken before).
-    if rounding == "offset" and (labels is None or not (theirs is None or shared)):
+    if rounding == "offset" and (labels is None or not all(shared)):
         rounding = "exact"
     if scored is not None and scored.projection.rounding not in ("exact", rounding):
         scored = None
     student = Projection.of(hidden, head, rounding) if scored is None else scored.projection
-    teacher = None
-    if theirs is not None and targets.teacher_hidden is not None:
-        other = Head(theirs, targets.teacher_bias, targets.teacher_softcap, targets.teacher_scale)
-        teacher = replace(student, finish=other.finish) if shared else Projection.of(targets.teacher_hidden, other)
-    return Job(targets, student, labels, teacher, shared, scored)
+    sources = tuple(
+        Source(replace(student, finish=term.head.finish) if one else Projection.of(term.hidden, term.head), one)
+        for term, one in zip(targets.factored, shared, strict=True)
+    )
+    return Job(targets, student, labels, sources, scored)
 
 
-def _apply(hidden: Tensor, head: Head, job: Job) -> tuple[Tensor, ...]:
+def _apply(hidden: Tensor, head: Head, job: Job) -> Swept:
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked.WeightedNLL.apply(hidden, head.weight, head.bias, job, train_hidden)
+        loss, cross, divergence, *columns = chunked.WeightedNLL.apply(hidden, head.weight, head.bias, job, train_hidden)
+    return Swept(loss, TokenStats(*columns) if columns else None, cross, divergence)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

@@ -100,10 +100,11 @@ class Projection:
     def vocabulary(self) -> int:
         return self.head.shape[0]
 
-    def chunk_rows(self, *, train_head: bool = False) -> int:
-        """Tokens of a chunk: its products, a teacher's and their gradient fit half of ``LOGITS_BYTES``."""
+    def chunk_rows(self, *, train_head: bool = False, mixture: bool = False) -> int:
+        """Tokens of a chunk: its products, a teacher's, their gradient and a mixture fit half of ``LOGITS_BYTES``."""
         limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"]) * (4 if train_head else 1)
         row_bytes = self.vocabulary * (2 * self.stored.itemsize + self.compute.itemsize)
+        row_bytes += self.vocabulary * self.exact.itemsize if mixture else 0
         return max(1, min(limit, LOGITS_BYTES // 2 // row_bytes))
 
     def kept_rows(self) -> int:

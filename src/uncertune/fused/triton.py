@@ -67,7 +67,7 @@ def _statistics_kernel(
 @triton.jit
 def _teacher_statistics_kernel(
     raw, row_stride, offset, bias, scale, softcap,
-    teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, expected, V,
+    teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, expected, gap, V,
     HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,8 @@ def _teacher_statistics_kernel(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset + row)
-    peak, norm, moment = float("-inf"), 0.0, 0.0  # moment: Σ exp(teacher's z − peak) · z
+    # moment: Σ exp(teacher's z − peak) · z, excess: the same of teacher's z − z
+    peak, norm, moment, excess = float("-inf"), 0.0, 0.0, 0.0
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < V
@@ -85,24 +86,70 @@ def _teacher_statistics_kernel(
             v = u - v
         z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         y, _ = _finish(v, columns, mask, teacher_bias, teacher_scale, teacher_softcap, TEACHER_BIAS, TEACHER_SOFTCAP)
+        difference = y - z
         y = tl.where(mask, y, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(y, 0))
         decay = tl.where(peak == float("-inf"), 0.0, tl.exp(peak - new_peak))
         e = tl.exp(y - new_peak)
         moment = decay * moment + tl.sum(tl.where(mask, e * z, 0.0), 0)
+        excess = decay * excess + tl.sum(tl.where(mask, e * difference, 0.0), 0)
         norm = decay * norm + tl.sum(e, 0)
         peak = new_peak
     tl.store(teacher_norm + row, peak + tl.log(norm))
     tl.store(expected + row, moment / norm)
+    tl.store(gap + row, excess / norm)
+
+
+@triton.jit
+def _mean_kernel(
+    raw, row_stride, offset, bias, scale, softcap, mean, V,
+    HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    shift = 0.0
+    if HAS_OFFSET:
+        shift = tl.load(offset + row)
+    total = 0.0
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = columns < V
+        u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32) + shift
+        z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+        total += tl.sum(tl.where(mask, z, 0.0), 0)
+    tl.store(mean + row, total / V)
+
+
+@triton.jit
+def _add_kernel(
+    raw, row_stride, offset,
+    teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, teacher_weight,
+    out, out_stride, V,
+    HAS_OFFSET: tl.constexpr, DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < V
+    v = tl.load(teacher + row * teacher_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    if DELTA:
+        u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32)
+        if HAS_OFFSET:
+            u += tl.load(offset + row)
+        v = u - v
+    y, _ = _finish(v, columns, mask, teacher_bias, teacher_scale, teacher_softcap, TEACHER_BIAS, TEACHER_SOFTCAP)
+    share = tl.exp(y - tl.load(teacher_norm + row)) * tl.load(teacher_weight + row)
+    before = tl.load(out + row * out_stride + columns, mask=mask, other=0.0)
+    tl.store(out + row * out_stride + columns, before + share, mask=mask)
 
 
 @triton.jit
 def _gradient_kernel(
     raw, row_stride, offset, bias, scale, softcap, log_norm, mass,
     teacher, teacher_stride, teacher_bias, teacher_scale, teacher_softcap, teacher_norm, teacher_weight,
-    out, out_stride, V,
+    uniform, mixture, mixture_stride, out, out_stride, V,
     HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    HAS_TEACHER: tl.constexpr, DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr,
+    HAS_UNIFORM: tl.constexpr, HAS_MIXTURE: tl.constexpr, HAS_TEACHER: tl.constexpr,
+    DELTA: tl.constexpr, TEACHER_BIAS: tl.constexpr, TEACHER_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -113,6 +160,10 @@ def _gradient_kernel(
         u += tl.load(offset + row)
     z, slope = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
     gradient = tl.exp(z - tl.load(log_norm + row)) * tl.load(mass + row)
+    if HAS_UNIFORM:
+        gradient -= tl.load(uniform + row)
+    if HAS_MIXTURE:
+        gradient -= tl.load(mixture + row * mixture_stride + columns, mask=mask, other=0.0)
     if HAS_TEACHER:
         v = tl.load(teacher + row * teacher_stride + columns, mask=mask, other=0.0).to(tl.float32)
         if DELTA:
@@ -154,24 +205,59 @@ def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
 
 def teacher_statistics(
     raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``elementwise.teacher_statistics``."""
     rows, vocabulary = raw_tV.shape
-    norm_t, expected_t = (raw_tV.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    norm_t, expected_t, gap_t = (raw_tV.new_empty(rows, dtype=torch.float32) for _ in range(3))
     values, flags = _student(raw_tV, offset_t, finish)
-    theirs, more = _teacher(teacher)
+    more_values, more_flags = _teacher(teacher)
     _teacher_statistics_kernel[(rows,)](
-        *values, *theirs, norm_t, expected_t, vocabulary, **flags, **more, BLOCK=BLOCK, num_warps=WARPS
-    )
-    return norm_t, expected_t
+        *values, *more_values, norm_t, expected_t, gap_t, vocabulary, **flags, **more_flags,
+        BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
+    return norm_t, expected_t, gap_t
+
+
+def mean_logit(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[Tensor]:
+    """``elementwise.mean_logit``."""
+    rows, vocabulary = raw_tV.shape
+    mean_t = raw_tV.new_empty(rows, dtype=torch.float32)
+    values, flags = _student(raw_tV, offset_t, finish)
+    _mean_kernel[(rows,)](*values, mean_t, vocabulary, **flags, BLOCK=BLOCK, num_warps=WARPS)
+    return (mean_t,)
+
+
+def add_probabilities(
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    teacher: Teacher,
+    teacher_norm_t: Tensor,
+    teacher_weight_t: Tensor,
+    out_tV: Tensor,
+) -> None:
+    """``elementwise.add_probabilities``."""
+    rows, vocabulary = raw_tV.shape
+    values, flags = _teacher(teacher)
+    _add_kernel[(rows, triton.cdiv(vocabulary, BLOCK))](
+        raw_tV, raw_tV.stride(0), raw_tV if offset_t is None else offset_t, *values,
+        teacher_norm_t.contiguous(), teacher_weight_t.contiguous(), out_tV, out_tV.stride(0), vocabulary,
+        HAS_OFFSET=offset_t is not None, **flags, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
 
 
 def gradient(
-    raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, log_norm_t: Tensor, mass_t: Tensor, out_tV: Tensor
+    raw_tV: Tensor,
+    offset_t: Tensor | None,
+    finish: Finish,
+    log_norm_t: Tensor,
+    mass_t: Tensor,
+    uniform_t: Tensor | None,
+    out_tV: Tensor,
 ) -> None:
     """``elementwise.gradient``."""
     nobody = Teacher(raw_tV, Finish(), False)
-    _launch_gradient(raw_tV, offset_t, finish, log_norm_t, mass_t, nobody, None, None, out_tV)
+    student = (raw_tV, offset_t, finish, log_norm_t, mass_t, uniform_t)
+    _launch_gradient(*student, nobody, None, None, None, out_tV)
 
 
 def taught_gradient(
@@ -180,13 +266,16 @@ def taught_gradient(
     finish: Finish,
     log_norm_t: Tensor,
     mass_t: Tensor,
+    uniform_t: Tensor | None,
     teacher: Teacher,
     teacher_norm_t: Tensor,
     teacher_weight_t: Tensor,
+    mixture_tV: Tensor | None,
     out_tV: Tensor,
 ) -> None:
     """``elementwise.taught_gradient``."""
-    _launch_gradient(raw_tV, offset_t, finish, log_norm_t, mass_t, teacher, teacher_norm_t, teacher_weight_t, out_tV)
+    student = (raw_tV, offset_t, finish, log_norm_t, mass_t, uniform_t)
+    _launch_gradient(*student, teacher, teacher_norm_t, teacher_weight_t, mixture_tV, out_tV)
 
 
 def _launch_gradient(
@@ -195,16 +284,21 @@ def _launch_gradient(
     finish: Finish,
     log_norm_t: Tensor,
     mass_t: Tensor,
+    uniform_t: Tensor | None,
     teacher: Teacher,
     teacher_norm_t: Tensor | None,
     teacher_weight_t: Tensor | None,
+    mixture_tV: Tensor | None,
     out_tV: Tensor,
 ) -> None:
     rows, vocabulary = raw_tV.shape
     values, flags = _student(raw_tV, offset_t, finish)
-    theirs, more = _teacher(teacher)
-    norm_t, weight_t = (log_norm_t if one is None else one for one in (teacher_norm_t, teacher_weight_t))
+    more_values, more_flags = _teacher(teacher)
+    given = (teacher_norm_t, teacher_weight_t, uniform_t)
+    norm_t, weight_t, even_t = (log_norm_t if part is None else part.contiguous() for part in given)
+    mixed_tV = raw_tV if mixture_tV is None else mixture_tV
     _gradient_kernel[(rows, triton.cdiv(vocabulary, BLOCK))](
-        *values, log_norm_t, mass_t, *theirs, norm_t.contiguous(), weight_t.contiguous(), out_tV, out_tV.stride(0),
-        vocabulary, **flags, **more, HAS_TEACHER=teacher_norm_t is not None, BLOCK=BLOCK, num_warps=WARPS,
+        *values, log_norm_t, mass_t, *more_values, norm_t, weight_t, even_t, mixed_tV, mixed_tV.stride(0),
+        out_tV, out_tV.stride(0), vocabulary, **flags, **more_flags, HAS_UNIFORM=uniform_t is not None,
+        HAS_MIXTURE=mixture_tV is not None, HAS_TEACHER=teacher_norm_t is not None, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip

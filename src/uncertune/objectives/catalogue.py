@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from uncertune.objectives.head import Head
-from uncertune.objectives.targets import FactoredTeacher, SparseTeacher, Targets, TeacherLike
+from uncertune.objectives.targets import FactoredTeacher, SparseTeacher, Targets, Teacher, TeacherLike
+from uncertune.objectives.weighting import Weighting
 
 IGNORED = -100
 Truncation = Literal["plain", "renormalized", "tail"]
@@ -79,16 +79,27 @@ def _objective(
     return register
 
 
-@_objective()
-def mle(labels: Tensor) -> Targets:
+_LABEL = ("token_weighting", "label_smoothing")
+"""Options of the objectives that ask for the label: the weight a_t of its term (``uncertune.objectives.weighting``),
+and ε ≥ 0, which asks for ``(1 − ε) · δ(x = y_t) + ε / V`` in its place (SPEC B9, B13)."""
+
+
+@_objective(options=_LABEL)
+def mle(labels: Tensor, *, token_weighting: Weighting | None = None, label_smoothing: float = 0.0) -> Targets:
     """S1, maximum likelihood: ``w_t(x) = δ(x = y_t)``."""
-    return _labelled(labels, torch.ones_like(labels, dtype=torch.bool))
+    return _labelled(labels, torch.ones_like(labels, dtype=torch.bool), token_weighting, label_smoothing)
 
 
-@_objective(needs=("selected",), fields=("normalize_by",))
-def masked_mle(labels: Tensor, *, selected: Tensor) -> Targets:
+@_objective(needs=("selected",), options=_LABEL, fields=("normalize_by",))
+def masked_mle(
+    labels: Tensor,
+    *,
+    selected: Tensor,
+    token_weighting: Weighting | None = None,
+    label_smoothing: float = 0.0,
+) -> Targets:
     """S2, masked MLE: ``w_t(x) = m_t · δ(x = y_t)``, ``selected`` = m (T,) bool. With BALD's mask it is S8."""
-    return _labelled(labels, _mask(selected, labels, "selected"))
+    return _labelled(labels, _mask(selected, labels, "selected"), token_weighting, label_smoothing)
 
 
 @_objective(needs=("teacher",))
@@ -113,6 +124,8 @@ def truncated_distill(
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if truncation not in ("plain", "renormalized", "tail"):
         raise ValueError(f"truncation must be plain, renormalized or tail, got {truncation!r}")
+    if isinstance(teacher, list):
+        raise TypeError("truncated_distill takes one teacher: the mean of several has no top-k of its own")
     teacher = _teacher(teacher)
     if isinstance(teacher, FactoredTeacher):
         raise TypeError("truncated_distill needs a sparse teacher: take it with uncertune.fused.linear_top_k")
@@ -129,87 +142,35 @@ def truncated_distill(
     return Targets(ids=ids, weights=probs * keep[:, None], tail_weight=tail)
 
 
-@_objective(needs=("selected", "teacher"))
-def masked_mle_distill(labels: Tensor, *, selected: Tensor, teacher: TeacherLike) -> Targets:
+@_objective(needs=("selected", "teacher"), options=_LABEL)
+def masked_mle_distill(
+    labels: Tensor,
+    *,
+    selected: Tensor,
+    teacher: TeacherLike,
+    token_weighting: Weighting | None = None,
+    label_smoothing: float = 0.0,
+) -> Targets:
     """S5, the paper's method (§4.3): ``δ(x = y_t)`` where selected, ``p_ref(x)`` elsewhere.
 
-    A sparse teacher asks its top-k plainly; everything else as S3.
+    A sparse teacher asks its top-k plainly; everything else as S3. A token weighting multiplies the label's term alone.
     """
     selected = _mask(selected, labels, "selected")
-    hard = _labelled(labels, selected)
-    return _together(hard, _taught(labels, (labels != IGNORED) & ~selected, teacher))
+    hard = _labelled(labels, selected, token_weighting, label_smoothing)
+    return hard.plus(_taught(labels, (labels != IGNORED) & ~selected, teacher))
 
 
-@_objective(needs=("advantages",), options=("teacher", "beta"), fields=("epsilon", "epsilon_high", "beta"))
-def policy_gradient(
-    labels: Tensor, *, advantages: Weights, teacher: TeacherLike | None = None, beta: float = 0.0
-) -> Targets:
+@_objective(needs=("advantages",), fields=("epsilon", "epsilon_high", "beta"))
+def policy_gradient(labels: Tensor, *, advantages: Weights) -> Targets:
     """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed, detached.
 
     ``advantages`` is (T,), of the sampled token y_t; (T, V), of every token; or ``(ids, advantages)``, both (T, K),
     whose row is the sampled token alone where no other is known. An importance ratio and its clip enter as a weight:
     ``clipped_advantage``. Dense A = p gives ``distill`` (App. B.1).
 
-    ``beta`` > 0 adds ``beta · p_ref(x)``: the gradient of ``beta · KL(p_ref ‖ p)``, exact over the vocabulary. Over
-    tokens sampled from p, the gradient of GRPO's penalty (the estimator "k3") has this one as its expectation.
+    With ``anchored`` the gradient is also that of ``weight · KL(anchor ‖ p)``, exact over the vocabulary. Over tokens
+    sampled from p, the gradient of GRPO's penalty (the estimator "k3") has it as its expectation.
     """
-    if (teacher is None) != (beta == 0):
-        raise TypeError("policy_gradient takes teacher and beta > 0 together: beta weighs the divergence from teacher")
-    if beta < 0:
-        raise ValueError(f"beta must be at least 0, got {beta}")
-    targets = _advantages(labels, advantages)
-    if teacher is None:
-        return targets
-    taught = _taught(labels, labels != IGNORED, teacher)
-    return _together(targets, taught.scaled(torch.full_like(labels, beta, dtype=torch.float64)))
-
-
-@_objective(needs=("oracle",))
-def oracle(labels: Tensor, *, oracle: Weights) -> Targets:
-    """S7, known label noise: ``w_t(x) = p_oracle(x)``, given (T, V) or as ``(ids, probs)``, both (T, K)."""
-    return _explicit(labels, oracle, "oracle")
-
-
-def _mask(mask: Tensor, labels: Tensor, name: str) -> Tensor:
-    if mask.shape != labels.shape or mask.dtype != torch.bool:
-        raise ValueError(f"{name} must be bool (T,) = {tuple(labels.shape)}, got {mask.dtype} {tuple(mask.shape)}")
-    return mask
-
-
-def _labelled(labels: Tensor, mask: Tensor) -> Targets:
-    keep = (mask & (labels != IGNORED)).to(torch.get_default_dtype())
-    return Targets(ids=labels.clamp(min=0)[:, None], weights=keep[:, None])
-
-
-def _teacher(teacher: TeacherLike) -> FactoredTeacher | SparseTeacher | Tensor:
-    if isinstance(teacher, tuple):
-        first, second = teacher
-        return FactoredTeacher(first, Head(second)) if first.is_floating_point() else SparseTeacher(first, second)
-    return teacher
-
-
-def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
-    """The teacher's distribution on the tokens of ``mask``, nothing on the others."""
-    teacher = _teacher(teacher)
-    if isinstance(teacher, SparseTeacher):
-        return Targets(ids=teacher.ids, weights=teacher.probs * mask[:, None].to(teacher.probs.dtype))
-    if isinstance(teacher, Tensor):
-        return _explicit(torch.where(mask, labels, IGNORED), teacher, "teacher")
-    dtype = torch.float64 if teacher.hidden.dtype == torch.float64 else torch.float32
-    nothing = labels.new_zeros(labels.shape[0], 0)
-    return Targets(
-        ids=nothing,
-        weights=nothing.to(dtype),
-        teacher_weight=mask.to(dtype),
-        teacher_hidden=teacher.hidden,
-        teacher_head=teacher.head.weight,
-        teacher_bias=teacher.head.bias,
-        teacher_softcap=teacher.head.softcap,
-        teacher_scale=teacher.head.scale,
-    )
-
-
-def _advantages(labels: Tensor, advantages: Weights) -> Targets:
     if not isinstance(advantages, Tensor) or advantages.dim() != 1:
         return _explicit(labels, advantages, "advantages")
     if advantages.shape != labels.shape:
@@ -218,14 +179,85 @@ def _advantages(labels: Tensor, advantages: Weights) -> Targets:
     return Targets(ids=labels.clamp(min=0)[:, None], weights=weights[:, None])
 
 
-def _together(first: Targets, taught: Targets) -> Targets:
-    """The sum of two sets of weights, of which the first has no teacher."""
-    dense = [part.dense for part in (first, taught) if part.dense is not None]
-    return replace(
-        taught,
-        ids=torch.cat([first.ids, taught.ids], -1),
-        weights=torch.cat([first.weights.to(taught.weights.dtype), taught.weights], -1),
-        dense=sum(dense[1:], dense[0]) if dense else None,
+@_objective(needs=("oracle",))
+def oracle(labels: Tensor, *, oracle: Weights) -> Targets:
+    """S7, known label noise: ``w_t(x) = p_oracle(x)``, given (T, V) or as ``(ids, probs)``, both (T, K)."""
+    return _explicit(labels, oracle, "oracle")
+
+
+def anchored(targets: Targets, labels: Tensor, anchor: TeacherLike, weight: float) -> Targets:
+    """``w_t(x) + weight · p_anchor(x)`` on every response token (SPEC B10).
+
+    The gradient is that of ``weight · KL(p_anchor ‖ p)``, in the forward direction and over the whole vocabulary; the
+    loss differs from it by the entropy of the anchor. Weight 0 returns ``targets`` itself.
+
+    Raises ValueError for a negative weight.
+    """
+    if weight < 0:
+        raise ValueError(f"anchor_weight must be at least 0, got {weight}")
+    if weight == 0:
+        return targets
+    asked = _taught(labels, labels != IGNORED, anchor)
+    return targets.plus(asked.scaled(torch.full_like(labels, weight, dtype=torch.float64)))
+
+
+def _mask(mask: Tensor, labels: Tensor, name: str) -> Tensor:
+    if mask.shape != labels.shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool (T,) = {tuple(labels.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask
+
+
+def _labelled(labels: Tensor, mask: Tensor, token_weighting: Weighting | None, label_smoothing: float) -> Targets:
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    keep = (mask & (labels != IGNORED)).to(torch.get_default_dtype())
+    uniform, weights = None, keep
+    if label_smoothing:
+        keep = keep.double()
+        uniform, weights = label_smoothing * keep, (1 - label_smoothing) * keep
+    return Targets(
+        ids=labels.clamp(min=0)[:, None],
+        weights=weights[:, None],
+        uniform_weight=uniform,
+        token_weighting=token_weighting,
+    )
+
+
+def _teacher(teacher: Teacher) -> FactoredTeacher | SparseTeacher | Tensor:
+    if isinstance(teacher, tuple):
+        first, second = teacher
+        return FactoredTeacher(first, Head(second)) if first.is_floating_point() else SparseTeacher(first, second)
+    return teacher
+
+
+def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
+    """The teacher's distribution on the tokens of ``mask``, nothing on the others; of K members each 1/K."""
+    if not isinstance(teacher, list):
+        return _asked(labels, mask, teacher, 1.0)
+    if not teacher:
+        raise ValueError("a teacher of several members needs at least one")
+    parts = [_asked(labels, mask, member, 1 / len(teacher)) for member in teacher]
+    return functools.reduce(Targets.plus, parts)
+
+
+def _asked(labels: Tensor, mask: Tensor, teacher: Teacher, share: float) -> Targets:
+    """``share`` of a distribution on the tokens of ``mask``."""
+    teacher = _teacher(teacher)
+    if isinstance(teacher, SparseTeacher):
+        return Targets(ids=teacher.ids, weights=teacher.probs * share * mask[:, None].to(teacher.probs.dtype))
+    if isinstance(teacher, Tensor):
+        return _explicit(torch.where(mask, labels, IGNORED), teacher * share, "teacher")
+    dtype = torch.float64 if teacher.hidden.dtype == torch.float64 else torch.float32
+    nothing = labels.new_zeros(labels.shape[0], 0)
+    return Targets(
+        ids=nothing,
+        weights=nothing.to(dtype),
+        teacher_weight=mask.to(dtype) * share,
+        teacher_hidden=teacher.hidden,
+        teacher_head=teacher.head.weight,
+        teacher_bias=teacher.head.bias,
+        teacher_softcap=teacher.head.softcap,
+        teacher_scale=teacher.head.scale,
     )
 
 

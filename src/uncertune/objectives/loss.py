@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uncertune.objectives.head import Head
 from uncertune.objectives.targets import Targets
+from uncertune.objectives.weighting import TokenView
 
 
 def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
@@ -23,10 +23,14 @@ def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     log_probs_TV = logits.to(dtype).log_softmax(-1)
     check_vocabulary(targets, log_probs_TV.shape[-1])
+    if targets.token_weighting is not None:
+        targets = targets.weighted(token_view(log_probs_TV.detach(), targets.ids[:, 0]))
     loss_T = -(targets.weights.to(dtype) * log_probs_TV.gather(-1, targets.ids)).sum(-1)
-    if targets.teacher_weight is not None:
-        teacher_TV = teacher_logits(targets, dtype).softmax(-1)
-        loss_T = loss_T - targets.teacher_weight.to(dtype) * (teacher_TV * log_probs_TV).sum(-1)
+    for term in targets.factored:
+        probs_TV = term.head.logits(term.hidden, dtype).softmax(-1)
+        loss_T = loss_T - term.weight.to(dtype) * (probs_TV * log_probs_TV).sum(-1)
+    if targets.uniform_weight is not None:
+        loss_T = loss_T - targets.uniform_weight.to(dtype) * log_probs_TV.mean(-1)
     if targets.dense is not None:
         loss_T = loss_T - (targets.dense.to(dtype) * log_probs_TV).sum(-1)
     if targets.tail_weight is not None:
@@ -37,16 +41,19 @@ def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
     return loss_T
 
 
+def token_view(log_probs_TV: Tensor, labels_T: Tensor) -> TokenView:
+    """What a token weighting sees of plain log-probabilities."""
+    return TokenView(
+        log_prob=log_probs_TV.gather(-1, labels_T[:, None])[:, 0],
+        entropy=-(log_probs_TV.exp() * log_probs_TV).sum(-1),
+        top_logits=lambda k: log_probs_TV.topk(min(k, log_probs_TV.shape[-1]), dim=-1).values,
+    )
+
+
 def check_vocabulary(targets: Targets, vocabulary: int) -> None:
-    """Raise ValueError where the teacher or the dense part have another vocabulary than the student."""
-    for name, part, axis in (("teacher_head", targets.teacher_head, 0), ("dense", targets.dense, 1)):
-        if part is not None and part.shape[axis] != vocabulary:
-            raise ValueError(f"{name} has a vocabulary of {part.shape[axis]}, the student {vocabulary}")
-
-
-def teacher_logits(targets: Targets, dtype: torch.dtype) -> Tensor:
-    """The (T, V) logits of the factored teacher."""
-    assert targets.teacher_hidden is not None
-    assert targets.teacher_head is not None
-    head = Head(targets.teacher_head, targets.teacher_bias, targets.teacher_softcap, targets.teacher_scale)
-    return head.logits(targets.teacher_hidden, dtype)
+    """Raise ValueError where a factored term or the dense part have another vocabulary than the student."""
+    parts = [("teacher_head", term.head.vocabulary) for term in targets.factored]
+    parts += [("dense", targets.dense.shape[1])] if targets.dense is not None else []
+    for name, size in parts:
+        if size != vocabulary:
+            raise ValueError(f"{name} has a vocabulary of {size}, the student {vocabulary}")

@@ -244,7 +244,7 @@ class UncertuneConfig(SFTConfig):
                         f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
                         + (
                             "or set beta, the weight of the divergence from it"
-                            if "beta" in OBJECTIVES[self.objective].uses
+                            if "beta" in OBJECTIVES[self.objective].fields
                             else "or set objective to distill, truncated_distill or masked_mle_distill"
                         )
                     )
@@ -272,7 +272,7 @@ class UncertuneConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must be at least 0, got {value}")
-        if "beta" in OBJECTIVES[self.objective].uses and self.teacher == "auto":
+        if "beta" in OBJECTIVES[self.objective].fields and self.teacher == "auto":
             raise UserError(
                 "teacher='auto' would be trained to imitate the sampled answers, the bad ones too: with "
                 f"objective={self.objective!r} give the model that they were sampled from, a folder or a hub id"

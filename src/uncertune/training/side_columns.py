@@ -228,8 +228,6 @@ def side_information(args: UncertuneConfig, tokens: Tokens, stats: TokenStats | 
         assert stats is not None
         ratio_T = _log_ratio(tokens, stats)
         given["advantages"] = clipped_advantage(given["advantages"], ratio_T, args.epsilon, args.epsilon_high)
-    if args.objective == "policy_gradient" and args.beta:
-        given["beta"] = args.beta
     return given
 
 

@@ -26,7 +26,7 @@ from uncertune.fused import (
 )
 from uncertune.models import attach_head, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
-from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike
+from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike, anchored
 from uncertune.runs import checkpoints
 from uncertune.training import dataset, devices, publishing, side_columns
 from uncertune.training.batch import (
@@ -308,11 +308,15 @@ class UncertuneTrainer(SFTTrainer):
         self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None, stats: TokenStats | None
     ) -> Targets:
         side = tokens.side
-        given: dict[str, Any] = {"selected": selected, "teacher": teacher}
+        given: dict[str, Any] = {"selected": selected}
+        if "teacher" in OBJECTIVES[self.args.objective].uses:
+            given["teacher"] = teacher
         given |= side_columns.side_information(self.args, tokens, stats)
         if "top_k" in OBJECTIVES[self.args.objective].uses:
             given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
         targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
+        if self.args.beta and teacher is not None:
+            targets = anchored(targets, tokens.labels, teacher, self.args.beta)
         return targets.scaled(side["token_weight"]) if "token_weight" in side else targets
 
     # ---- evaluation
