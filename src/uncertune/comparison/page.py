@@ -240,7 +240,7 @@ def _decided(found: Comparison, baseline: str) -> Table:
             continue
         shares = {**counts, "like_length": (counts.get("like_length") or {}).get("share")}
         row = {"model": label, **{name: counts.get(name) for name in ("won", "lost", "tied")}}
-        rows.append(row | {c.key: written(estimate(shares.get(c.key)), c) for c in columns[3:]})
+        rows.append(row | {c.key: format_estimate(estimate(shares.get(c.key)), c) for c in columns[3:]})
     caption = (
         f"Each prompt counts once, for the side that the judge takes over both orders together, against {baseline}. In "
         "brackets exact 95 % intervals (Clopper and Pearson). This reading shows which answer a judge prefers even "
