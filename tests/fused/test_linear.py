@@ -245,6 +245,13 @@ def test_a_trained_head_under_uneven_gradients_takes_a_second_sweep():
     assert products(lambda: (linear_weighted_nll(hidden, head, targets) * upstream).sum().backward()) == 5 * one
 
 
+def test_a_trained_head_has_no_gradient_without_grad_mode():
+    hidden, head, _ = inputs(torch.float64)
+    targets = OBJECTIVES["mle"](labels())
+    with torch.no_grad():
+        assert products(lambda: linear_weighted_nll(hidden, head, targets)) == 2 * T * D * V
+
+
 @pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("kept", [0, 16, 28, 41])
 @pytest.mark.parametrize("case", ["masked_mle", "masked_mle_distill/factored", "truncated_distill/tail", "nothing"])

@@ -190,9 +190,12 @@ def _job(
 
 
 def _apply(hidden: Tensor, head: Head, job: Job) -> Swept:
+    weight, bias = head.weight, head.bias
+    if not torch.is_grad_enabled():  # a Function takes leaves for trained ones all the same
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, cross, divergence, *columns = chunked.WeightedNLL.apply(hidden, head.weight, head.bias, job, train_hidden)
+        loss, cross, divergence, *columns = chunked.WeightedNLL.apply(hidden, weight, bias, job, train_hidden)
     return Swept(loss, TokenStats(*columns) if columns else None, cross, divergence)
 
 
