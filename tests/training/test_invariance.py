@@ -3,10 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
+from transformers import CONFIG_MAPPING
 
 from helpers.harness import VOCABULARY, relative_difference, rows, run
 from helpers.tiny import tiny_model
 from uncertune import UncertuneTrainer
+from uncertune.training.step import has_noise
 
 CUTS = ((8, 1), (4, 2), (2, 4))
 PACKED_CUTS = ((4, 1), (2, 2), (1, 4))
@@ -90,6 +92,32 @@ def test_cuts_of_packed_rows_agree(tmp_path, variant):
     assert_same(steps, 1e-9)
     if steps[0].masks:
         assert len(steps[0].masks) > 4  # more documents than rows
+
+
+def test_the_mask_does_not_see_router_noise(tmp_path):
+    noisy = [
+        run(
+            tmp_path / f"{size}x{accumulation}",
+            model=tiny_model("mixtral", VOCABULARY, torch.float64, router_jitter_noise=0.3),
+            lora=False,
+            data=rows(8),
+            objective="masked_mle",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        for size, accumulation in CUTS
+    ]
+    assert noisy[0].masks == noisy[1].masks == noisy[2].masks
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, False), ({"attn_config": {"attn_pdrop": 0.1}}, True), ({"ffn_config": {"moe_jitter_eps": 0.01}}, True)],
+)
+def test_noise_in_a_nested_configuration_is_seen(fields, expected):
+    model = torch.nn.Module()
+    model.config = CONFIG_MAPPING["dbrx"](d_model=16, n_heads=2, n_layers=1, **fields)
+    assert has_noise(model) == expected
 
 
 @pytest.mark.parametrize("variant", ["masked_mle", "masked_mle_distill, document", "masked_mle, entropy"])

@@ -18,7 +18,7 @@ from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
 from uncertune.training.document_dropping import keep_selected, skipped
 from uncertune.training.references import stats_of
 from uncertune.training.running import RunningThreshold
-from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_dropout, sum_over_ranks
+from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_noise, sum_over_ranks
 from uncertune.uncertainty import mc_dropout, token_uncertainty
 
 
@@ -35,7 +35,7 @@ class Selector:
         self.rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
         self.running = RunningThreshold(self.rule)
         self._metric = METRICS[args.selection_metric]
-        self._dropout = has_dropout(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
+        self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
         if args.selection_extra == "epistemic":
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -7,7 +7,7 @@ in the order accumulation step, rank, row, position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -221,12 +221,20 @@ class StepRecord:
         return out
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether a training forward may differ from one in eval mode: any dropout module or configured rate above 0."""
+def has_noise(model: nn.Module) -> bool:
+    """Whether a training forward may differ from one in eval mode: a dropout module, or a configured rate of dropout
+    or of router noise (``router_jitter_noise`` of Mixtral, ``moe_jitter_eps`` of DBRX) above 0."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return True
     config: Any = getattr(model, "config", None)
     settings = config.get_text_config().to_dict() if hasattr(config, "get_text_config") else {}
-    rates = [value for name, value in settings.items() if "drop" in name and isinstance(value, float)]
-    return any(rate > 0 for rate in rates)
+    return any(rate > 0 for rate in _noise_rates(settings))
+
+
+def _noise_rates(settings: Mapping[str, Any]) -> Iterator[float]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _noise_rates(value)
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            yield value
