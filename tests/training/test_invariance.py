@@ -98,7 +98,8 @@ def test_the_mask_does_not_see_router_noise(tmp_path):
     noisy = [
         run(
             tmp_path / f"{size}x{accumulation}",
-            model=tiny_model("mixtral", VOCABULARY, torch.float64, router_jitter_noise=0.3),
+            model=tiny_model("mixtral", VOCABULARY, router_jitter_noise=0.3),
+            dtype=torch.float32,
             lora=False,
             data=rows(8),
             objective="masked_mle",
