@@ -13,17 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
+from uncertune.data.rows import Labelling, Row, labelling_of, tokenise
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
-from uncertune.evaluation.measures import (
-    Row,
-    adapter,
-    conversation_row,
-    generate,
-    kl_from_base,
-    text_row,
-    token_loss,
-)
+from uncertune.evaluation.measures import adapter, generate, kl_from_base, token_loss
 from uncertune.models import attach_head, resolve_model
 from uncertune.report import (
     AnswerRow,
@@ -172,8 +165,8 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
         model.to(torch.accelerator.current_accelerator())
     attach_head(model)
     problems = list(load("word_problems", split="test", max_samples=demo.test_problems, seed=demo.seed))
-    tests = [conversation_row(tokenizer, row["messages"][:-1], row["messages"][-1]["content"]) for row in problems]
-    texts = [text_row(tokenizer, text) for text in GENERAL_TEXT]
+    tests = _answers_to(tokenizer, [row["messages"] for row in problems])
+    texts = [tokenise({"text": text}, number, tokenizer, Labelling()) for number, text in enumerate(GENERAL_TEXT)]
     if BASE not in measures:
         prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
         with adapter(model, None):
@@ -181,10 +174,9 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
             measures[BASE] = {"kl": 0.0, "general": own}
             measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
         _keep(path, settings, measures)
-    general = [
-        conversation_row(tokenizer, [{"role": "user", "content": prompt}], answer)
-        for prompt, answer in zip(GENERAL_PROMPTS, measures[BASE]["general"], strict=False)
-    ]
+    asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS]
+    answered = zip(asked, measures[BASE]["general"], strict=False)
+    general = _answers_to(tokenizer, [[*turns, {"role": "assistant", "content": said}] for turns, said in answered])
     for arm in ARMS:
         if arm not in measures:
             measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
@@ -192,6 +184,13 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
                 measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)
             _keep(path, settings, measures)
     return measures
+
+
+def _answers_to(tokenizer: Any, conversations: list[Any]) -> list[Row]:
+    """Conversations as rows whose response is what the assistant says."""
+    rows = [{"messages": turns} for turns in conversations]
+    how = labelling_of(rows[0], tokenizer)
+    return [tokenise(row, number, tokenizer, how) for number, row in enumerate(rows)]
 
 
 def _in_and_out(

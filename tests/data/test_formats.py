@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from uncertune.data.formats import SIDE_COLUMNS, check_row, convert, detect_format
+from uncertune.data.formats import SIDE_COLUMNS, convert, detect_format
 from uncertune.errors import UserError
 
 GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -65,6 +65,11 @@ def test_rows_with_a_blank_answer_are_left_to_the_caller(blank):
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": blank or ""}]
     assert convert({"conversations": turns}, "sharegpt") is None
     assert convert({"conversations": []}, "sharegpt") is None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": blank or ""}]
+    assert convert({"messages": turns}, "trl") is None
+    assert convert({"prompt": "a", "completion": blank}, "trl") is None
+    assert convert({"prompt": turns[:1], "completion": turns[1:]}, "trl") is None
+    assert convert({"text": blank or ""}, "trl") is None
 
 
 def test_a_response_answers_its_prompt():
@@ -78,7 +83,7 @@ def test_gsm8k_answer_is_verbatim():
 
 
 def test_sharegpt_keeps_every_turn_and_names_the_roles():
-    turns = [("system", "s"), ("human", "a"), ("gpt", "b"), ("user", "c"), ("Assistant", ""), ("human", "e")]
+    turns = [("system", "s"), ("human", "a"), ("gpt", "b"), ("user", "c"), ("Assistant", "d"), ("human", "e")]
     row = {"id": "x", "conversations": [{"from": who, "value": said} for who, said in turns]}
     converted = convert(row, "sharegpt")
     assert list(converted) == ["messages"]
@@ -87,7 +92,7 @@ def test_sharegpt_keeps_every_turn_and_names_the_roles():
         ("user", "a"),
         ("assistant", "b"),
         ("user", "c"),
-        ("assistant", ""),
+        ("assistant", "d"),
         ("user", "e"),
     ]
 
@@ -128,20 +133,21 @@ def test_mistakes_in_known_formats(row, format, names):
         ({"messages": [{"content": "a"}]}, ("turn 0", "'role'")),
         ({"messages": [*GOOD, {"role": "user"}]}, ("turn 2", "user", "'content'")),
         ({"messages": [{"role": "assistant", "content": None}]}, ("turn 0", "'content'")),
+        ({"messages": [{"role": "assistant", "content": 4}]}, ("turn 0", "'content'", "int")),
+        ({"prompt": "a", "completion": GOOD[1:]}, ("'prompt'", "str", "list of turns")),
+        ({"prompt": GOOD[:1], "completion": "b"}, ("'prompt'", "list", "not text")),
+        ({"input_ids": 5}, ("'input_ids'", "int")),
         ({"messages": GOOD[:1]}, ("no assistant turn",)),
         ({"conversations": GOOD[:1]}, ("no assistant turn",)),
-        ({"prompt": "a", "completion": " \n"}, ("'completion'", "blank")),
-        ({"prompt": "a", "completion": None}, ("'completion'", "blank")),
         ({"prompt": "a", "completion": 5}, ("'completion'", "int")),
         ({"prompt": GOOD[:1], "completion": []}, ("'completion'", "empty")),
-        ({"prompt": GOOD[:1], "completion": [{"role": "assistant", "content": ""}]}, ("'completion'", "blank")),
         ({"prompt": None, "completion": "b"}, ("'prompt'",)),
         ({"completion": "b"}, ("'prompt'",)),
         ({"text": 3}, ("'text'", "int")),
     ],
 )
 def test_rows_trl_could_not_learn_from(row, names):
-    user_error(check_row, row, 12, names=("row 12", *names))
+    user_error(convert, row, "trl", 12, names=("row 12", *names))
 
 
 def test_rows_trl_can_learn_from():
@@ -152,14 +158,14 @@ def test_rows_trl_can_learn_from():
         {"conversations": GOOD},
         {"prompt": "", "completion": "b"},
         {"prompt": GOOD[:1], "completion": GOOD[1:]},
-        {"text": ""},
+        {"text": "a"},
         {"input_ids": [1, 2]},
     ):
-        check_row(row)
+        assert convert(row, "trl") is not None
 
 
 def test_checking_alpacas_number_of_rows_takes_seconds():
     start = time.perf_counter()
     for index in range(52_002):
-        check_row({"messages": GOOD}, index)
+        convert({"messages": GOOD}, "trl", index)
     assert time.perf_counter() - start < 5

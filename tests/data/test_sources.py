@@ -210,7 +210,7 @@ def test_a_column_that_some_rows_lack_is_null_there(tmp_path):
 def test_the_format_can_be_named(tmp_path):
     rows = [{"question": "q", "answer": "a", "text": "t"}]
     path = write(tmp_path / "a.jsonl", rows)
-    assert load(path, format="trl").to_list() == rows
+    assert load(path, format="trl").to_list() == [{"text": "t", "answer": "a"}]
     assert load(path, format="gsm8k").column_names == ["messages"]
     refused("row 0", "'instruction'", "answer, question", name=path, format="alpaca")
 
@@ -296,7 +296,12 @@ GOOD = b'{"question": "q", "answer": "a"}\n'
         ("a.doc", b"hello", ("not a data file", ".jsonl")),
         ("a.jsonl", b'{"ask": "q", "reply": "a"}\n', ("ask, reply", "alpaca")),
         ("a.jsonl", GOOD + b'{"question": "q", "answer": 5}\n', ("row 1", "'answer'")),
-        ("a.jsonl", b'{"text": "q", "n": 1}\n{"text": "q", "n": "x"}\n', ("do not agree",)),
+        (
+            "a.jsonl",
+            b'{"text": "q", "answer": 1}\n{"text": "q", "answer": 2}\n{"text": "q", "answer": "x"}\n',
+            ("do not agree", "row 2", "'answer'"),
+        ),
+        ("a.jsonl", b'{"text": "q", "token_weight": 1%s}\n' % (b"0" * 20), ("row 0", "'token_weight'")),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, file_name, content, names):
@@ -358,7 +363,7 @@ def test_prompts_of_sets_without_answers(data_dir):
 def test_prompts_of_conversations_end_before_the_last_answer(tmp_path, capsys):
     turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
     rows = [{"messages": turns}, {"messages": turns[:3]}, {"messages": turns[:1]}]
-    assert load_prompts(write(tmp_path / "a.jsonl", rows)) == [turns[:3], turns[:1]]
+    assert [one.messages for one in load_prompts(write(tmp_path / "a.jsonl", rows))] == [turns[:3], turns[:1]]
     assert "left out 1 of 3 prompts" in capsys.readouterr().err
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     assert load(str(tmp_path / "a.txt"))["text"] == ["one", "two"]

@@ -28,9 +28,10 @@ def read(path):
 def test_answers_are_greedy_and_in_the_order_of_the_prompts(model, tmp_path):
     assert main(["generate", model, *COMMAND, "--output_dir", str(tmp_path)]) == 0
     found = read(tmp_path / "m.jsonl")
-    prompts = load_prompts("word_problems", max_samples=7)
+    asked = load_prompts("word_problems", max_samples=7)
+    prompts = [one.messages for one in asked]
     assert [one["messages"] for one in found] == prompts
-    assert [one["id"] for one in found] == [answers.prompt_id(prompt) for prompt in prompts]
+    assert [one["id"] for one in found] == [one.id for one in asked]
     tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
     assert [one["answer"] for one in found] == greedy(lm, tokenizer, prompts, max_new_tokens=10, batch_size=3)
     assert all(one["tokens"] <= 10 and one["ended"] == (one["tokens"] < 10) for one in found)

@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on_at_the_document_where_it_stopped(scores, mod
     def stops(prepared, row, *args, **kwargs):
         if len(scored) == 4:
             raise KeyboardInterrupt
-        scored.append(row.document)
+        scored.append(row.number)
         return one(prepared, row, *args, **kwargs)
 
     command = [*SCORE, "--model", model, "--rate", "0.2,0.05", "--output_dir", str(folder)]
@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_at_the_document_where_it_stopped(scores, mod
     with open(folder / "parts" / "0.jsonl", "a") as file:
         file.write('{"rate": 0.2, "docu')  # and a crash in the middle of a line
     rest = []
-    monkeypatch.setattr(run, "_score_one", lambda p, row, *a, **k: rest.append(row.document) or one(p, row, *a, **k))
+    monkeypatch.setattr(run, "_score_one", lambda p, row, *a, **k: rest.append(row.number) or one(p, row, *a, **k))
     assert main(command) == 0
     assert len(scored) + len(rest) == 12
     assert pq.read_table(folder / "tokens.parquet") == pq.read_table(scores / "tokens.parquet")

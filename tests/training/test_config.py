@@ -259,29 +259,24 @@ def test_a_teacher_of_another_vocabulary(tmp_path):
 # ---- data
 
 
-def test_messages_need_assistant_only_loss(tmp_path):
-    for objective in ("masked_mle", "distill"):
-        refused(
-            lambda objective=objective: build(
-                tmp_path, data=messages(), objective=objective, teacher="x" if objective == "distill" else None
-            ),
-            "assistant_only_loss",
-            objective,
-        )
+def test_messages_are_trained_on_the_assistants_turns(tmp_path, capsys):
     shared = Dataset.from_list([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}])
-    refused(lambda: build(tmp_path, data=shared, **MASKED), "assistant_only_loss")
+    for data in (messages(), shared):
+        assert build(tmp_path, data=data, **MASKED).args.assistant_only_loss is True
+        assert capsys.readouterr().err.count("assistant_only_loss: true") == 1
+    assert build(tmp_path, data=messages(), assistant_only_loss=False, **MASKED).args.assistant_only_loss is False
     assert build(tmp_path, data=messages()).args.assistant_only_loss is False  # TRL's default
+    assert "assistant_only_loss" not in capsys.readouterr().err
 
 
 def test_one_configuration_for_two_trainers(tmp_path):
     """A trainer does not answer for the next one what was left open."""
     config = UncertuneConfig(str(tmp_path), **QUIET, **MASKED)
     common = {"processing_class": tiny_tokenizer()}
-    UncertuneTrainer(tiny_model("llama", VOCABULARY), config, train_dataset=rows(8), **common)
-    refused(
-        lambda: UncertuneTrainer(tiny_model("llama", VOCABULARY), config, train_dataset=messages(), **common),
-        "assistant_only_loss",
-    )
+    first = UncertuneTrainer(tiny_model("llama", VOCABULARY), config, train_dataset=rows(8), **common)
+    second = UncertuneTrainer(tiny_model("llama", VOCABULARY), config, train_dataset=messages(), **common)
+    assert [one.args.assistant_only_loss for one in (first, second)] == [False, True]
+    assert config.assistant_only_loss is None
 
 
 @pytest.mark.parametrize("assistant_only_loss", [False, True])
@@ -308,13 +303,16 @@ def test_a_conversation_without_an_assistant(tmp_path):
     data = Dataset.from_list([{"messages": [{"role": "user", "content": "anyone?"}]}])
     refused(
         lambda: build(tmp_path, data=data, tokenizer=tiny_tokenizer(marked=True), assistant_only_loss=True),
-        "assistant_only_loss",
+        "row 0",
+        "no assistant turn",
     )
 
 
-def test_assistant_only_loss_without_assistants(tmp_path):
+def test_assistant_only_loss_without_conversations_does_not_apply(tmp_path, capsys):
     data = Dataset.from_dict({"text": ["a", "b"]})
-    refused(lambda: build(tmp_path, data=data, assistant_only_loss=True), "assistant_only_loss")
+    trainer = build(tmp_path, data=data, assistant_only_loss=True)
+    assert trainer.train_dataset["labels"] == [[64, 257], [65, 257]]  # a and b, and the end of text
+    assert "assistant_only_loss: true does not apply" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("packing", [False, True])

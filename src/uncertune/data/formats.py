@@ -1,30 +1,47 @@
-"""Known data formats, turned into the one TRL trains on: ``{"messages": [{"role", "content"}, ...]}``.
+"""Known data formats, and one way to read a row of each: as a conversation, a prompt and a completion, or text.
 
-A format is a name and a function from one row to its messages. Columns TRL reads by itself are format ``"trl"``: those
-rows are checked and left as they are. Every mistake in a row is a ``UserError`` that begins with the row's index
-(counted from 0).
+A row comes out as ``messages`` (with ``tools`` where it has them), as ``prompt`` and ``completion``, as ``text``, or as
+``input_ids``: what ``rows.tokenise`` takes. Rows with nothing to learn from come out as None. Every mistake in a row is
+a ``UserError`` that begins with the row's index (counted from 0); what is left out of a row is counted.
 """
 
+from __future__ import annotations
+
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from uncertune.data.turns import ASSISTANT, Messages, check_text, kind_of, read_tools, read_turns, speaks
+from uncertune.data.turns import without_blank_answers as _without_blank_answers
 from uncertune.errors import UserError
 
-Row = Mapping[str, Any]
-Messages = list[dict[str, str]]
+Record = Mapping[str, Any]
+"""A row as it is written: columns and values."""
 
 SIDE_COLUMNS = ("advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids", "token_weight", "answer")
 """Columns that pass through a conversion (``answer`` unless it is the format's own source column)."""
+_TOKENISED = ("labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids", "seq_lengths")
+_PASSED = (*SIDE_COLUMNS, "chat_template_kwargs")
+_CONVERSATIONS = ("messages", "conversations")
 
-ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
-    "system": "system",
-}
-"""ShareGPT's ``from`` (lower case) to the role it means."""
+SILENT_ROWS = "rows in which the assistant says nothing"
+BLANK_TURNS = "blank assistant turns with what they answer"
+HEADINGS = "rows that are headings or blank"
 
 
-def detect_format(column_names: Iterable[str], first_row: Row, text_field: str | None = None) -> str:
+@dataclass(frozen=True)
+class Format:
+    """The columns a format needs and reads, and how it reads a row: as a question and an answer, or as a ``whole``."""
+
+    needs: frozenset[str]
+    reads: frozenset[str]
+    question: Callable[[Record, int], str] | None = None
+    answer: Callable[[Record, int], str] | None = None
+    whole: Callable[[Record, int], Messages | str | None] | None = None
+
+
+def detect_format(column_names: Iterable[str], first_row: Record, text_field: str | None = None) -> str:
     """Name the format of a data set: ``"trl"``, or one of ``CONVERTERS``.
 
     ``first_row`` tells ShareGPT's ``conversations`` (``from``, ``value``) from chat messages under the same name.
@@ -34,215 +51,241 @@ def detect_format(column_names: Iterable[str], first_row: Row, text_field: str |
     Raises ``UserError`` with the columns found and the formats known.
     """
     columns = set(column_names)
-    if text_field in columns:
-        return "trl"
-    if "messages" in columns or "input_ids" in columns or {"prompt", "completion"} <= columns:
+    if text_field in columns or {"messages", "input_ids"} & columns or {"prompt", "completion"} <= columns:
         return "trl"
     if "conversations" in columns:
         turns = first_row.get("conversations")
         first = turns[0] if isinstance(turns, list) and turns else {}
         return "trl" if isinstance(first, Mapping) and "role" in first else "sharegpt"
-    if {"instruction", "output"} <= columns:
-        return "alpaca"
-    if {"prompt", "response"} <= columns:
-        return "responses"
-    if {"question", "choices", "answer"} <= columns:
-        return "mmlu"
-    if {"question", "answer"} <= columns:
-        return "gsm8k"
+    for name in ("alpaca", "responses", "mmlu", "gsm8k"):
+        if CONVERTERS[name].needs <= columns:
+            return name
     if "text" in columns:
         return "trl"
     raise UserError(
         f"format: no known one fits the columns {', '.join(sorted(columns)) or '(none)'}; known are messages; "
         "prompt, completion; text; input_ids; instruction, input, output (alpaca); prompt, response (responses); "
-        "question, answer (gsm8k); question, choices, answer (mmlu); conversations (sharegpt)"
+        "question, answer (gsm8k); question, choices, answer (mmlu); conversations (sharegpt); columns of other names "
+        "are given by dataset_columns"
     )
 
 
-def convert(row: Row, format: str, index: int = 0) -> dict[str, Any] | None:
-    """One row of a format in ``CONVERTERS`` as a row of ``messages``, or of ``text``, with its side columns.
+def convert(
+    row: Record, format: str, index: int = 0, text_field: str | None = None, left: Counter[str] | None = None
+) -> dict[str, Any] | None:
+    """One row of a format as ``messages``, ``prompt`` and ``completion``, ``text`` or ``input_ids``, with side columns.
 
-    None for a row with nothing to learn from (its answer is blank, or no assistant speaks): the caller counts those.
-    Raises ``UserError`` for a missing column, a value that is not text, an unknown speaker, an unknown format.
+    None for a row with nothing to learn from (its answer is blank, or no assistant speaks). ``left`` counts such rows,
+    blank assistant turns, and columns that are not used. Raises ``UserError`` for a missing column, a value that is
+    not text, an unknown speaker, an unknown format.
     """
-    if format not in CONVERTERS:
+    left = Counter() if left is None else left
+    if format == "trl":
+        content, used = _as_it_is(row, index, text_field, left)
+    elif format in CONVERTERS:
+        content, used = _converted(row, format, index, left)
+    else:
         raise UserError(f"format: {format!r} is not known; choose auto, trl, {', '.join(CONVERTERS)}")
-    content_of, consumed = CONVERTERS[format]
-    content = content_of(row, index)
+    kept = [name for name in _PASSED if name in row and name not in used]
+    for name, value in row.items():
+        if name not in used and name not in kept and not (value is None or value == "" or value == []):
+            left[f"column {name!r}"] += 1
     if content is None:
+        left[HEADINGS if format == "wikitext" else SILENT_ROWS] += 1
         return None
-    kept = {name: row[name] for name in SIDE_COLUMNS if name in row and name not in consumed}
-    return {"text" if isinstance(content, str) else "messages": content, **kept}
+    return {**content, **{name: row[name] for name in kept}}
 
 
-def prompt_of(row: Row, index: int = 0) -> Messages:
-    """The conversation up to its last answer, which is left out: what a model is asked.
-
-    Of ``messages`` or ``conversations``, of a ``prompt`` (text or turns), or of a row that a format here reads.
-    Raises ``UserError`` where nothing is asked.
-    """
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    turns = row.get("messages") or row.get("conversations") or row.get("prompt")
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
-        turns = _question(row, index)
-    if not turns:
-        found = ", ".join(sorted(row))
-        raise UserError(f"row {index}: the columns {found} hold no messages, prompt, instruction or question")
-    asked = [{"role": str(turn["role"]), "content": turn.get("content") or ""} for turn in turns]
-    answered = [place for place, turn in enumerate(asked) if turn["role"] == "assistant"]
-    asked = asked[: answered[-1]] if answered and answered[-1] == len(asked) - 1 else asked
-    if not asked or asked[-1]["role"] == "assistant":
-        raise UserError(f"row {index}: the conversation asks nothing before its last answer")
-    return asked
+def kind(row: Record) -> str:
+    """What a converted row holds: ``messages``, ``prompt and completion``, ``text`` or ``input_ids``."""
+    if "completion" in row:
+        return "prompt and completion"
+    return next((name for name in ("messages", "input_ids") if name in row), "text")
 
 
-def check_row(row: Row, index: int = 0) -> None:
-    """Raise ``UserError`` unless TRL can learn something from this row of its own format.
-
-    Messages: a non-empty list of turns with a role and a content, one of them the assistant's. Prompt and completion:
-    a completion that is not blank. Text: a string. Rows of ``input_ids`` are not looked into.
-    """
-    if "messages" in row:
-        _check_turns(row["messages"], "messages", index)
-    elif "conversations" in row:
-        _check_turns(row["conversations"], "conversations", index)
-    elif "completion" in row:
-        _check_completion(row, index)
-    elif "prompt" in row and not {"text", "input_ids"} & set(row):
-        raise UserError(f"row {index}: 'prompt' without 'completion', so there is nothing to learn from it")
-    elif "text" in row and not isinstance(row["text"], str):
-        raise UserError(f"row {index}: 'text' is {_kind(row['text'])}, not text")
+# ---- rows that are in one of the forms already
 
 
-def _check_turns(turns: Any, column: str, index: int) -> None:
-    if not isinstance(turns, list):
-        raise UserError(f"row {index}: '{column}' is {_kind(turns)}, not a list of turns with 'role' and 'content'")
-    if not turns:
-        raise UserError(f"row {index}: '{column}' is empty; every row needs an assistant turn")
-    answered = False
-    for place, turn in enumerate(turns):
-        if not isinstance(turn, Mapping):
-            raise UserError(f"row {index}: turn {place} is {_kind(turn)}, not a mapping with 'role' and 'content'")
-        role = turn.get("role")
-        if not isinstance(role, str) or not role:
-            raise UserError(f"row {index}: turn {place} has no 'role' (system, user, assistant)")
-        if not isinstance(turn.get("content"), str | list) and not turn.get("tool_calls"):
-            raise UserError(f"row {index}: turn {place} ({role}) has no 'content' (text)")
-        answered = answered or role == "assistant"
-    if not answered:
-        raise UserError(f"row {index}: no assistant turn, so there is nothing to learn from it")
+def _as_it_is(
+    row: Record, index: int, text_field: str | None, left: Counter[str]
+) -> tuple[dict[str, Any] | None, set[str]]:
+    """The content of a row in a form that TRL reads, and the columns it took."""
+    if "input_ids" in row:
+        if not isinstance(row["input_ids"], list):
+            raise UserError(f"row {index}: 'input_ids' is {kind_of(row['input_ids'])}, not a list of token ids")
+        used = {"input_ids", *(name for name in _TOKENISED if name in row)}
+        return {name: row[name] for name in row if name in used}, used
+    if "completion" in row:
+        return _prompt_completion(row, index, left)
+    name = next((name for name in _CONVERSATIONS if name in row), None)
+    if name is not None and (text_field is None or text_field not in row):
+        turns = beside(read_turns(row[name], name, index), row, index)
+        if all(turn["role"] != ASSISTANT for turn in turns):
+            raise UserError(f"row {index}: no assistant turn, so there is nothing to learn from it")
+        used = {name, *_BESIDE}
+        if "prompt" in row and any(turn["content"] == row["prompt"] for turn in turns):
+            used.add("prompt")  # UltraChat repeats the first question there
+        return _conversation(turns, row, index, left), used
+    field = text_field if text_field is not None and text_field in row else "text"
+    if field not in row:
+        lacking = "'prompt' without 'completion'" if "prompt" in row else f"no column '{field}'"
+        raise UserError(f"row {index}: {lacking}, so there is nothing to learn from it")
+    if not isinstance(row[field], str):
+        raise UserError(f"row {index}: '{field}' is {kind_of(row[field])}, not text")
+    text = _text(row, field, index)
+    return ({field: text} if text.strip() else None), {field}
 
 
-def _check_completion(row: Row, index: int) -> None:
-    completion = row["completion"]
+def _prompt_completion(row: Record, index: int, left: Counter[str]) -> tuple[dict[str, Any] | None, set[str]]:
+    completion, prompt = row["completion"], row.get("prompt")
     if "prompt" not in row:
         raise UserError(f"row {index}: 'completion' without 'prompt'")
-    if isinstance(completion, list):
-        _check_turns(completion, "completion", index)
-        blank = not any(str(turn.get("content") or "").strip() or turn.get("tool_calls") for turn in completion)
-    elif isinstance(completion, str) or completion is None:
-        blank = not (completion or "").strip()
-    else:
-        raise UserError(f"row {index}: 'completion' is {_kind(completion)}, not text or a list of turns")
-    if blank:
-        raise UserError(f"row {index}: 'completion' is blank, so there is nothing to learn from it")
-    if not isinstance(row["prompt"], str | list):
-        raise UserError(f"row {index}: 'prompt' is {_kind(row['prompt'])}, not text or a list of turns")
+    if completion is None and isinstance(prompt, str | list):  # a blank one, as CSV and Parquet files write it
+        return None, {"prompt", "completion", *_BESIDE}
+    if isinstance(completion, str) or completion is None:
+        if not isinstance(prompt, str):
+            raise UserError(f"row {index}: 'prompt' is {kind_of(prompt)}, not text as 'completion' is")
+        texts = {name: _text(row, name, index) for name in ("prompt", "completion")}
+        return (texts if texts["completion"].strip() else None), {"prompt", "completion"}
+    if not isinstance(completion, list):
+        raise UserError(f"row {index}: 'completion' is {kind_of(completion)}, not text or a list of turns")
+    if not isinstance(prompt, list):
+        raise UserError(f"row {index}: 'prompt' is {kind_of(prompt)}, not a list of turns as 'completion' is")
+    asked = beside(read_turns(prompt, "prompt", index), row, index)
+    answered = read_turns(completion, "completion", index)
+    if all(turn["role"] != ASSISTANT for turn in answered):
+        raise UserError(f"row {index}: no assistant turn in 'completion', so there is nothing to learn from it")
+    content = _conversation(answered, row, index, left)
+    used = {"prompt", "completion", *_BESIDE}
+    return content and {"prompt": asked, "completion": content.pop("messages"), **content}, used
 
 
-def _question(row: Row, index: int) -> Messages | None:
-    """The question of a row whose format has one; its answer may be blank or missing."""
-    if "instruction" in row:
-        return [{"role": "user", "content": _instruction(row, index)}]
-    if "question" in row and "choices" not in row:
-        return [{"role": "user", "content": _text(row, "question", index)}]
-    format = detect_format(row, row)
-    return None if format == "trl" else (convert(row, format, index) or {}).get("messages")
+# ---- rows of a format of their own
 
 
-def _alpaca(row: Row, index: int) -> Messages | None:
-    return _single_turn(_instruction(row, index), _text(row, "output", index))
+def _converted(row: Record, format: str, index: int, left: Counter[str]) -> tuple[dict[str, Any] | None, set[str]]:
+    known = CONVERTERS[format]
+    if known.whole is not None:
+        content = known.whole(row, index)
+        if content is None or isinstance(content, str):
+            return (None if content is None else {"text": content}), set(known.reads)
+        return _conversation(beside(content, row, index), row, index, left), {*known.reads, *_BESIDE}
+    assert known.question is not None
+    assert known.answer is not None
+    question, answer = known.question(row, index), known.answer(row, index)
+    turns = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": answer}]
+    turns = beside([*history(row, index), *turns], row, index)
+    used = {*known.reads, *_BESIDE, "history"}
+    return (_conversation(turns, row, index, left) if answer.strip() else None), used
 
 
-def _instruction(row: Row, index: int) -> str:
+_BESIDE = ("system", "tools")
+"""Columns that belong to a conversation in another column."""
+
+
+def _conversation(turns: Messages, row: Record, index: int, left: Counter[str]) -> dict[str, Any] | None:
+    """Messages and tools, without blank assistant turns; None where none is left in which the assistant speaks."""
+    blank = sum(turn["role"] == ASSISTANT and not speaks(turn) for turn in turns)
+    kept = _without_blank_answers(turns) if blank else turns
+    if all(turn["role"] != ASSISTANT for turn in kept):
+        return None
+    left[BLANK_TURNS] += blank
+    tools = read_tools(row.get("tools"), index)
+    return {"messages": kept, **({"tools": tools} if tools else {})}
+
+
+def beside(turns: Messages, row: Record, index: int) -> Messages:
+    """The turns behind the system prompt of the column ``system``."""
+    system = _text(row, "system", index, needed=False)
+    if not system.strip():
+        return turns
+    if turns and turns[0]["role"] == "system":
+        if turns[0]["content"].strip() == system.strip():
+            return turns
+        raise UserError(f"row {index}: the column 'system' and the conversation's own system turn differ: keep one")
+    return [{"role": "system", "content": system}, *turns]
+
+
+def history(row: Record, index: int) -> Messages:
+    """LLaMA-Factory's ``history``: pairs of a question and an answer, in their order."""
+    history = row.get("history") or []
+    pairs = history if isinstance(history, list) else [history]
+    turns: Messages = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise UserError(f"row {index}: 'history' must be a list of pairs, a question and its answer")
+        turns += [{"role": "user", "content": pair[0]}, {"role": ASSISTANT, "content": pair[1]}]
+    check_text([turn["content"] for turn in turns], "'history'", index)
+    return turns
+
+
+def _instruction(row: Record, index: int) -> str:
     question, context = _text(row, "instruction", index), _text(row, "input", index, needed=False)
     return f"{question}\n\n{context}" if context.strip() else question
 
 
-def _responses(row: Row, index: int) -> Messages | None:
-    return _single_turn(_text(row, "prompt", index), _text(row, "response", index))
+def _column(name: str) -> Callable[[Record, int], str]:
+    return lambda row, index: _text(row, name, index)
 
 
-def _gsm8k(row: Row, index: int) -> Messages | None:
-    return _single_turn(_text(row, "question", index), _text(row, "answer", index))
+def _answer(name: str) -> Callable[[Record, int], str]:
+    """An answer may be null, as CSV and Parquet files write a blank one."""
+    return lambda row, index: "" if name in row and row[name] is None else _text(row, name, index)
 
 
-def _mmlu(row: Row, index: int) -> Messages | None:
-    """The question and its choices by letter; the answer is a letter."""
+def _choices(row: Record, index: int) -> str:
+    """The question and its choices by letter."""
     question, choices, answer = _text(row, "question", index), row.get("choices"), row.get("answer")
     if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise UserError(f"row {index}: 'choices' must be a list and 'answer' the place of one of them, from 0")
-    letters = [chr(ord("A") + place) for place in range(len(choices))]
-    options = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-    return _single_turn("\n".join([question.strip(), *options, "Answer:"]), letters[answer])
+    options = [f"{_letter(place)}. {choice}" for place, choice in enumerate(choices)]
+    return "\n".join([question.strip(), *options, "Answer:"])
 
 
-def _wikitext(row: Row, index: int) -> str | None:
+def _letter(place: int) -> str:
+    return chr(ord("A") + place)
+
+
+def _wikitext(row: Record, index: int) -> str | None:
     """A paragraph; headings and blank lines are left out."""
     text = _text(row, "text", index).strip()
     return None if not text or (text.startswith("=") and text.endswith("=")) else text
 
 
-def _sharegpt(row: Row, index: int) -> Messages | None:
+def _sharegpt(row: Record, index: int) -> Messages:
     turns = row.get("conversations")
-    if not isinstance(turns, list):
-        raise UserError(f"row {index}: 'conversations' is {_kind(turns)}, not a list of turns with 'from' and 'value'")
-    messages = [_sharegpt_turn(turn, place, index) for place, turn in enumerate(turns)]
-    answered = any(message["role"] == "assistant" and message["content"].strip() for message in messages)
-    return messages if answered else None
+    return read_turns(turns, "conversations", index) if turns != [] else []
 
 
-def _sharegpt_turn(turn: Any, place: int, index: int) -> dict[str, str]:
-    if not isinstance(turn, Mapping) or "from" not in turn:
-        raise UserError(f"row {index}: turn {place} has no 'from' (human, gpt, system)")
-    role = ROLES.get(str(turn["from"]).lower())
-    if role is None:
-        raise UserError(f"row {index}: turn {place} is from {turn['from']!r}; known are {', '.join(ROLES)}")
-    value = turn.get("value")
-    if not isinstance(value, str):
-        raise UserError(f"row {index}: turn {place} ({turn['from']}): 'value' is {_kind(value)}, not text")
-    return {"role": role, "content": value}
-
-
-def _single_turn(question: str, answer: str) -> Messages | None:
-    if not answer.strip():
-        return None
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _text(row: Row, column: str, index: int, needed: bool = True) -> str:
-    """The text of a column; nothing (None) is blank text, as CSV and Parquet files write it."""
+def _text(row: Record, column: str, index: int, needed: bool = True) -> str:
+    """The text of a column; where it is not needed, a missing or null one is blank."""
     if needed and column not in row:
         raise UserError(f"row {index}: the column '{column}' is missing; found {', '.join(sorted(row)) or '(none)'}")
     value = row.get(column)
-    if value is None:
+    if value is None and not needed:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"row {index}: '{column}' is {_kind(value)}, not text")
+        raise UserError(f"row {index}: '{column}' is {kind_of(value)}, not text")
+    check_text(value, f"'{column}'", index)
     return value
 
 
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__
+def _single(question: Callable[[Record, int], str], answer: str, *reads: str) -> Format:
+    columns = frozenset({answer, *reads})
+    return Format(columns - {"input"}, columns, question, _answer(answer))
 
 
-CONVERTERS: dict[str, tuple[Callable[[Row, int], Messages | str | None], frozenset[str]]] = {
-    "alpaca": (_alpaca, frozenset({"instruction", "input", "output"})),
-    "responses": (_responses, frozenset({"prompt", "response"})),
-    "gsm8k": (_gsm8k, frozenset({"question", "answer"})),
-    "sharegpt": (_sharegpt, frozenset({"conversations"})),
-    "mmlu": (_mmlu, frozenset({"question", "choices", "answer"})),
-    "wikitext": (_wikitext, frozenset({"text"})),
+CONVERTERS: dict[str, Format] = {
+    "alpaca": _single(_instruction, "output", "instruction", "input"),
+    "responses": _single(_column("prompt"), "response", "prompt"),
+    "gsm8k": _single(_column("question"), "answer", "question"),
+    "sharegpt": Format(frozenset({"conversations"}), frozenset({"conversations"}), whole=_sharegpt),
+    "mmlu": Format(
+        frozenset({"question", "choices", "answer"}),
+        frozenset({"question", "choices", "answer"}),
+        _choices,
+        lambda row, index: _letter(row["answer"]),
+    ),
+    "wikitext": Format(frozenset({"text"}), frozenset({"text"}), whole=_wikitext),
 }
-"""Format to its converter and the source columns it uses up."""
+"""The formats that are converted, by name."""

@@ -1,22 +1,21 @@
 """Where training rows come from: built-in names, files, folders and the hub, through one front door, ``load``."""
 
-import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncertune.data import files, formats, synthetic
+from uncertune.data.prompts import Prompt, read_prompt
+from uncertune.data.reading import Reading, converted_rows, detected, readable
 from uncertune.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-
-_ROWS_A_CHUNK = 20_000  # of a table in memory: far below Arrow's 2 GiB of text a chunk
 
 
 @dataclass(frozen=True)
@@ -82,34 +81,35 @@ def load_prompts(
     config: str | None = None,
     split: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
     max_samples: int | None = None,
     seed: int = 0,
-) -> list[formats.Messages]:
-    """What a model is asked, in the data's order: every conversation without its last answer; repetitions left out.
+) -> list[Prompt]:
+    """What a model is asked, in the data's order: every conversation without its last answer, and its tools.
 
-    ``name``, ``config``, ``data_dir`` as ``load`` has them; ``split`` is ``evaluation_split(name)`` by default. Rows
-    need no answer. Raises ``UserError``, one line, as ``load`` does.
+    Prompts that repeat an earlier one are left out, and how many is printed. ``name``, ``config``, ``data_dir`` and
+    ``columns`` as in ``load``; ``split`` is ``evaluation_split(name)`` by default. Rows need no answer. Raises
+    ``UserError``, one line, as ``load`` does.
     """
     split = split or evaluation_split(name)
     _check_arguments(name, split, "auto", max_samples)
-    out: dict[str, formats.Messages] = {}
+    where = f"dataset {name!r}"
+    source = _renamed(_open(name, config, split, data_dir, max_samples, False, seed), columns, where)
+    out: dict[str, Prompt] = {}
     seen = 0
-    for index, row in enumerate(_open(name, config, split, data_dir, max_samples, False, seed)):
+    for index, row in enumerate(source):
         try:
-            prompt = formats.prompt_of(row, index)
+            prompt = read_prompt(row, index)
         except UserError as error:
-            raise UserError(f"dataset {name!r}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         seen += 1
-        out.setdefault(json.dumps(prompt), prompt)
+        out.setdefault(prompt.id, prompt)
         if len(out) == max_samples:
             break
     if not out:
-        raise UserError(f"dataset {name!r}: it has no rows")
+        raise UserError(f"{where}: it has no rows")
     if len(out) < seen:
-        print(
-            f"dataset {name!r}: left out {seen - len(out)} of {seen} prompts that repeat an earlier one",
-            file=sys.stderr,
-        )
+        print(f"{where}: left out {seen - len(out)} of {seen} prompts that repeat an earlier one", file=sys.stderr)
     return list(out.values())
 
 
@@ -121,11 +121,12 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     format: str = "auto",
     text_field: str | None = None,
+    columns: Mapping[str, str] | None = None,
     max_samples: int | None = None,
     streaming: bool = False,
     seed: int = 0,
 ) -> "Dataset | IterableDataset":
-    """Rows that TRL can train on: ``messages`` (and side columns), or what the data has if TRL reads that itself.
+    """Rows in a form that TRL trains on (``formats.convert``), with side columns.
 
     ``name``: a built-in name (``BUILTIN``), a data file (``files.EXTENSIONS``), a folder, or a hub id; the last two go
     through ``datasets.load_dataset``. A built-in name is read from ``data_dir``, else the folder in the environment
@@ -133,44 +134,29 @@ def load(
     ``config``: the hub's configuration; for ``word_problems`` the level, 1 to 3 (default: all three).
     ``format``: ``auto`` (by the columns), or one of ``FORMATS``.
     ``text_field``: a column of plain text to train on, where the data has it, whatever other columns say.
+    ``columns``: for columns of other names, the name known here to the name in the data.
     ``max_samples``: the first so many rows, after conversion; rows behind them are not looked at.
     ``seed``: of generated data only; nothing is shuffled here.
 
-    Rows with nothing to learn from (``formats.convert``) are left out, and how many is told on stderr; when streaming,
-    at the end of the stream. Rows of ``input_ids`` are not checked. Built-in sets without a size of their own have
-    1000 rows.
+    Rows with nothing to learn from and columns that are not used are left out; which, and how many, is printed to
+    stderr; when streaming, at the end of the stream. Built-in sets without a size of their own have 1000 rows.
 
     Raises ``UserError``, one line: a value out of range, data that is missing, unreadable or empty, a row that cannot
     be used, a hub that does not answer.
     """
     _check_arguments(name, split, format, max_samples)
     where = f"dataset {name!r}"
-    source = _open(name, config, split, data_dir, max_samples, streaming, seed)
-    first = next(iter(source), None)
-    if first is None:
-        raise UserError(f"{where}: it has no rows")
-    if format == "auto":
-        try:
-            known = BUILTIN.get(name)
-            format = known.format if known else formats.detect_format(list(first), first, text_field)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+    source = _renamed(_open(name, config, split, data_dir, max_samples, streaming, seed), columns, where)
+    known = BUILTIN.get(name)
+    if known and format == "auto":
+        format = known.format
+    if not streaming:
+        return readable(source, where, format, text_field, max_samples, named=known is None)
 
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
 
-    if streaming:
-        arguments = {"source": source, "format": format, "limit": max_samples, "where": where}
-        return IterableDataset.from_generator(_converted, gen_kwargs=arguments)
-    if format == "trl" and isinstance(source, Dataset):
-        kept = source if max_samples is None else source.select(range(min(max_samples, len(source))))
-        if "input_ids" not in kept.column_names:
-            for _ in _converted(kept, format, None, where):
-                pass
-        return kept
-    rows = list(_converted(source, format, max_samples, where))
-    if not rows:
-        raise UserError(f"{where}: no row is left; in all of them the assistant says nothing")
-    return _in_memory(rows, where)
+    reading = Reading(detected(source, where, format, text_field), text_field, max_samples, where, known is None)
+    return IterableDataset.from_generator(converted_rows, gen_kwargs={"source": source, "reading": reading})
 
 
 def _check_arguments(name: str, split: str, format: str, max_samples: int | None) -> None:
@@ -184,47 +170,31 @@ def _check_arguments(name: str, split: str, format: str, max_samples: int | None
         raise UserError(f"max_samples: {max_samples} must be 1 or more (leave it out for all rows)")
 
 
-def _converted(source: Iterable[formats.Row], format: str, limit: int | None, where: str) -> Iterator[dict[str, Any]]:
-    """The source's rows, checked and converted, at most ``limit``; tells at the end how many were left out."""
-    given = seen = 0
-    for index, row in enumerate(source):
-        try:
-            if format == "trl":
-                formats.check_row(row, index)
-                converted: dict[str, Any] | None = dict(row)
-            else:
-                converted = formats.convert(row, format, index)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        seen += 1
-        if converted is None:
-            continue
-        yield converted
-        given += 1
-        if given == limit:
-            break
-    if given < seen:
-        empty = "that are headings" if format == "wikitext" else "in which the assistant says nothing"
-        message = f"{where}: left out {seen - given} of {seen} rows, {empty}"
-        print(message, file=sys.stderr)
-
-
-def _in_memory(rows: list[dict[str, Any]], where: str) -> "Dataset":
-    """One table of rows; a column that some rows lack is null there."""
-    import pyarrow
-    from datasets import Dataset, concatenate_datasets
-
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    try:
-        parts = [
-            Dataset.from_dict(
-                {column: [row.get(column) for row in rows[start : start + _ROWS_A_CHUNK]] for column in columns}
+def _renamed(
+    source: "Iterable[formats.Record]", columns: Mapping[str, str] | None, where: str
+) -> "Iterable[formats.Record]":
+    """The source with columns under the names known here. Raises ``UserError`` for a column that it lacks."""
+    if not columns:
+        return source
+    first: formats.Record = next(iter(source), {})
+    for known, name in columns.items():
+        if name not in first:
+            raise UserError(
+                f"dataset_columns: {where} has no column {name!r} (for {known!r}); it has {', '.join(sorted(first))}"
             )
-            for start in range(0, len(rows), _ROWS_A_CHUNK)
-        ]
-        return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"{where}: its rows do not agree in type ({files.first_line(error)})") from error
+    return _RenamedRows(source, tuple(columns.items()))
+
+
+@dataclass(frozen=True)
+class _RenamedRows:
+    source: "Iterable[formats.Record]"
+    columns: tuple[tuple[str, str], ...]
+
+    def __iter__(self) -> "Iterator[formats.Record]":
+        taken = {name for _, name in self.columns}
+        for row in self.source:
+            rest = {name: value for name, value in row.items() if name not in taken}
+            yield {**rest, **{known: row[name] for known, name in self.columns if name in row}}
 
 
 @dataclass(frozen=True)
@@ -255,7 +225,7 @@ def _open(
     max_samples: int | None,
     streaming: bool,
     seed: int,
-) -> "Iterable[formats.Row]":
+) -> "Iterable[formats.Record]":
     """The raw rows: an iterable of mappings that can be gone through again."""
     folder = _folder("data_dir", data_dir)
     if name == "word_problems":
@@ -288,7 +258,7 @@ def _open_word_problems(config: str | None, split: str, max_samples: int | None,
 
 def _open_builtin(
     name: str, config: str | None, split: str, folder: Path | None, streaming: bool
-) -> "Iterable[formats.Row]":
+) -> "Iterable[formats.Record]":
     known = BUILTIN[name]
     file_name = known.files.get(split.partition("[")[0])
     if file_name is None:

@@ -1,11 +1,14 @@
 """Chat templates that mark what the assistant says, for a loss on the assistant's tokens only.
 
 TRL's ``assistant_only_loss`` reads the mark ``{% generation %} ... {% endgeneration %}`` from the chat template. It
-brings marked copies of many models' templates; this file adds SmolLM2's, and says what to do about the rest.
+brings marked copies of many models' templates; this file adds SmolLM2's and Llama 3's. In other templates the
+assistant's turns are found by rendering a conversation with and without them, where that is possible.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,66 @@ _PROBES: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "g"}, {"role": "tool", "content": "h"}, {"role": "assistant", "content": ""}],
     [{"role": "user", "content": "i"}, {"role": "system", "content": "j"}, {"role": "user", "content": "k"}],
 )
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How the assistant's tokens are found in a rendered conversation."""
+
+    template: str | None = None
+    """A marked copy of the tokenizer's chat template; None for the tokenizer's own."""
+    by_rendering: bool = False
+    """Without marks: an assistant's turn is what a rendering gains by it, behind the generation prompt."""
+
+
+def assistant_marks(tokenizer: Any) -> Marks:
+    """How to find the assistant's tokens: by marks in the template, or else by rendering.
+
+    Raises ``UserError``, one line with the ways out, for a template in which neither is possible.
+    """
+    try:
+        return Marks(training_template(tokenizer))
+    except UserError:
+        if tokenizer.chat_template and _found_by_rendering(tokenizer):
+            return Marks(by_rendering=True)
+        raise
+
+
+def assistant_span(render: Callable[..., str], turns: list[dict[str, Any]], place: int) -> tuple[int, int]:
+    """Where the assistant's turn ``place`` and its end-of-turn token lie in the rendered conversation (characters).
+
+    ``render(turns, add_generation_prompt=...)`` is the chat template. Raises ``ValueError`` where the rendering of
+    the turns before, with the generation prompt, is not the beginning of the rendering with the turn, or that not the
+    beginning of the whole.
+    """
+    if place == 0:
+        raise ValueError("the conversation begins with the assistant")
+    before = render(turns[:place], add_generation_prompt=True)
+    after = render(turns[: place + 1], add_generation_prompt=False).rstrip()
+    if not (after.startswith(before) and render(turns, add_generation_prompt=False).startswith(after)):
+        raise ValueError("the template renders a turn differently when others follow it")
+    return len(before), len(after)
+
+
+_ENDS = ("What is said first?", "The first answer", "And second?", "The second answer")
+
+
+def _found_by_rendering(tokenizer: Any) -> bool:
+    """Whether every assistant turn of a conversation is found, with an end-of-turn token behind what it says."""
+    from jinja2 import TemplateError
+
+    def render(turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(text)
+
+    turns = [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(_ENDS)]
+    try:
+        whole = render(turns, False)
+        found = [whole[slice(*assistant_span(render, turns, place))].strip() for place in (1, 3)]
+    except (TemplateError, ValueError, TypeError):
+        return False
+    ends = {text.removeprefix(said) for text, said in zip(found, (_ENDS[1], _ENDS[3]), strict=True)}
+    return len(ends) == 1 and ends.isdisjoint({"", *found})
 
 
 def training_template(tokenizer: Any) -> str | None:
@@ -55,9 +118,10 @@ def training_template(tokenizer: Any) -> str | None:
     if _uses_only_messages(template) and _renders(tokenizer, template) == _renders(tokenizer, marked):
         return marked
     raise UserError(
-        f"chat_template_path: the chat template of {model!r} does not mark what the assistant says; wrap the "
-        "assistant's content and its end-of-turn token in {% generation %}…{% endgeneration %} and pass that .jinja "
-        "file as chat_template_path"
+        f"chat_template_path: the chat template of {model!r} does not mark what the assistant says, and its turns are "
+        "not found by rendering either: give prompt and completion instead of messages, or set assistant_only_loss: "
+        "false, or wrap the assistant's content and its end-of-turn token in {% generation %}…{% endgeneration %} and "
+        "pass that .jinja file as chat_template_path"
     )
 
 

@@ -6,12 +6,11 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uncertune.data.rows import Document, read_documents
+from uncertune.data.rows import Row, read_rows
 from uncertune.errors import UserError
 from uncertune.evaluation import harness, results
 from uncertune.evaluation.contestants import Contestants, end_of_turn, load
@@ -32,7 +31,7 @@ class _Prepared:
 
     name: str
     task: harness.HarnessTask | None
-    documents: list[Document]
+    documents: list[Row]
     settings: dict[str, Any]
     base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
     """What the base says of the documents, once it was asked."""
@@ -96,7 +95,7 @@ def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepa
         "chat_template": _template_digest(options, models.tokenizer),
     }
     if name.startswith(TOKENS):
-        documents = read_documents(
+        documents = read_rows(
             name.removeprefix(TOKENS),
             models.tokenizer,
             limit=options.limit_of(name),
@@ -106,7 +105,7 @@ def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepa
         )
         digest = hashlib.blake2b(digest_size=8)
         for one in documents:
-            digest.update(json.dumps([one.number, one.row]).encode())
+            digest.update(json.dumps([one.number, {"input_ids": one.input_ids, "labels": one.labels}]).encode())
         settings = {**common, "max_length": options.max_length, "data": digest.hexdigest()}
         return _Prepared(name, None, documents, settings)
     if not options.plain_prompts and not models.tokenizer.chat_template:
@@ -269,7 +268,7 @@ def _tokens(
         )
     samples = []
     for document, sums in zip(what.documents, found.sums, strict=True):
-        prompt, answer = _texts(document.row, models.tokenizer)
+        prompt, answer = _texts(document, models.tokenizer)
         samples.append({"doc_id": document.number, "prompt": prompt, "answer": answer, "scores": sums})
     return {
         "metrics": found.metrics,
@@ -279,8 +278,8 @@ def _tokens(
     }, samples
 
 
-def _texts(row: Mapping[str, list[int]], tokenizer: Any) -> tuple[str, str]:
+def _texts(row: Row, tokenizer: Any) -> tuple[str, str]:
     """The tokens before the first response token, and the response tokens, as text."""
-    first = next(place for place, label in enumerate(row["labels"]) if label != -100)
-    answer = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-    return tokenizer.decode(row["input_ids"][:first]), tokenizer.decode(answer)
+    first = next(place for place, label in enumerate(row.labels) if label != -100)
+    answer = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+    return tokenizer.decode(row.input_ids[:first]), tokenizer.decode(answer)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from uncertune.data.formats import Messages
+from uncertune.data import chat
+from uncertune.data.prompts import Prompt as Asked
 from uncertune.data.sources import load_prompts
 from uncertune.errors import UserError
 from uncertune.evaluation.contestants import Contestants, end_of_turn, load
@@ -36,7 +37,7 @@ class Prompt:
     """A conversation, its name (a hash of its content), and its tokens with the opening of the answer."""
 
     id: str
-    messages: Messages
+    asked: Asked
     input_ids: list[int]
 
 
@@ -74,26 +75,15 @@ def generate(options: GenerateOptions, models: Contestants | None = None) -> lis
     return [folder / f"{one.label}.jsonl" for one in models.entries]
 
 
-def prompt_id(messages: Messages) -> str:
-    """Sixteen hex digits of a conversation's roles and contents."""
-    text = json.dumps([[turn["role"], turn["content"]] for turn in messages], ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def encoded(tokenizer: Any, prompts: Sequence[Messages], model: str) -> list[Prompt]:
+def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt]:
     """Prompts as token ids by the chat template. Raises UserError where there is none, or it refuses one of them."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise UserError(f"model {model!r} has no chat template: give one with --chat_template_path")
     out = []
-    for messages in prompts:
-        name = prompt_id(messages)
-        try:
-            found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except TemplateError as error:
-            raise UserError(f"prompts: the chat template refuses prompt {name}: {error}") from error
-        out.append(Prompt(name, messages, list(found["input_ids"])))
+    for number, one in enumerate(prompts):
+        where = f"prompts: prompt {number} ({one.id})"
+        ids, _ = chat.encode(tokenizer, one.messages, where, tools=one.tools, add_generation_prompt=True)
+        out.append(Prompt(one.id, one, ids))
     return out
 
 
@@ -197,7 +187,8 @@ def _answer_all(
 def _line(prompt: Prompt, answer: Answer, one: Contestant) -> dict[str, Any]:
     return {
         "id": prompt.id,
-        "messages": prompt.messages,
+        "messages": prompt.asked.messages,
+        **({"tools": prompt.asked.tools} if prompt.asked.tools else {}),
         "answer": answer.text,
         "model": one.source,
         "tokens": answer.tokens,

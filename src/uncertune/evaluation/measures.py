@@ -37,17 +37,21 @@ def adapter(model: Any, name: str | None) -> Iterator[None]:
 
 def batches(rows: Sequence[Row], size: int, pad: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Padded batches, longest rows together."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
     for start in range(0, len(rows), size):
         chosen = [rows[i] for i in order[start : start + size]]
-        length = max(len(row["input_ids"]) for row in chosen)
+        length = max(len(row.input_ids) for row in chosen)
 
-        def padded(name: str, fill: int, chosen: list[Row] = chosen, length: int = length) -> Tensor:
-            return torch.tensor([row[name] + [fill] * (length - len(row[name])) for row in chosen], device=device)
+        def padded(values: list[list[int]], fill: int, length: int = length) -> Tensor:
+            return torch.tensor([one + [fill] * (length - len(one)) for one in values], device=device)
 
-        lengths = torch.tensor([[len(row["input_ids"])] for row in chosen], device=device)
-        mask = (torch.arange(length, device=device) < lengths).long()
-        yield {"input_ids": padded("input_ids", pad), "attention_mask": mask, "labels": padded("labels", -100)}
+        ids, labels = padded([row.input_ids for row in chosen], pad), padded([row.labels for row in chosen], -100)
+        lengths = torch.tensor([[len(row.input_ids)] for row in chosen], device=device)
+        yield {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(length, device=device) < lengths).long(),
+            "labels": labels,
+        }
 
 
 def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
@@ -115,19 +119,6 @@ def generate(
             bar.update(len(chosen))
     bar.close()
     return answers
-
-
-def conversation_row(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> Row:
-    """A prompt and an answer as one row whose response is the answer and its end-of-turn token."""
-    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    after = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-    return {"input_ids": before + after, "labels": [-100] * len(before) + after}
-
-
-def text_row(tokenizer: Any, text: str) -> Row:
-    """Plain text as one row, every token of it response."""
-    ids = tokenizer(text)["input_ids"]
-    return {"input_ids": ids, "labels": list(ids)}
 
 
 def _answers(

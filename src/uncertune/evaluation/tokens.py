@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from uncertune.data.rows import Document
+from uncertune.data.rows import Row
 from uncertune.evaluation.measures import batches
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
@@ -69,7 +69,7 @@ class TokenMeasures:
 @torch.no_grad()
 def measure_tokens(
     model: Any,
-    documents: Sequence[Document],
+    documents: Sequence[Row],
     *,
     pad: int,
     batch_size: int,
@@ -83,7 +83,7 @@ def measure_tokens(
     says is put into ``kept``, batch by batch, and taken from there for the next model on the same documents.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(documents)), key=lambda g: -len(documents[g].row["input_ids"]))
+    order = sorted(range(len(documents)), key=lambda g: -len(documents[g].input_ids))
     names = ["loss", "accuracy", "entropy", *(["kl"] if base is not None else []), "tokens"]
     sums = {name: torch.zeros(len(documents), dtype=torch.float64) for name in names}
     bins = torch.zeros(3, BINS, dtype=torch.float64)
@@ -91,7 +91,7 @@ def measure_tokens(
     bar = tqdm(total=len(documents), desc=f"tokens {label}".strip(), unit="document", leave=False)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        (batch,) = batches([documents[g].row for g in chosen], len(chosen), pad, device)
+        (batch,) = batches([documents[g] for g in chosen], len(chosen), pad, device)
         labels = batch.pop("labels")[:, 1:]
         mask = labels != -100
         inputs = {**batch, "use_cache": False}

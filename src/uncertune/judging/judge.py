@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from uncertune.data.formats import Messages
+from uncertune.data.turns import Messages
 
 LABELS = ("A", "B")
 JUDGED, UNPARSABLE, REFUSED, TOO_LONG = "judged", "unparsable", "refused", "too_long"

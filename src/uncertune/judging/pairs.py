@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.data.files import EXTENSIONS, extension, read_rows
-from uncertune.data.formats import Messages, prompt_of
+from uncertune.data.prompts import read_prompt
+from uncertune.data.turns import Messages
 from uncertune.errors import UserError
-from uncertune.evaluation.generate import prompt_id
 
 ANSWER_COLUMNS = ("answer", "output", "response", "completion")
 
@@ -54,17 +54,17 @@ def read_answers(path: str | Path) -> Answers:
                 f"answers {str(path)!r}: row {index} has none of the columns {', '.join(ANSWER_COLUMNS)}, only {found}"
             )
         try:
-            messages = prompt_of(row, index)
+            prompt = read_prompt(row, index)
         except UserError as error:
             raise UserError(f"answers {str(path)!r}: {error}") from error
-        name = prompt_id(messages)
+        name = prompt.id
         if name in out:
             raise UserError(
                 f"answers {str(path)!r}: row {index} answers a prompt that an earlier row answers: keep one"
             )
         kept = {"model": row.get("model") or row.get("generator") or Path(path).name}
         kept |= {column: row.get(column) for column in ("tokens", "ended")}
-        out[name] = {"id": name, "messages": messages, "answer": said, **kept}
+        out[name] = {"id": name, "messages": prompt.messages, "answer": said, **kept}
     if not out:
         raise UserError(f"answers {str(path)!r}: there is no answer in it")
     return out

@@ -229,7 +229,7 @@ def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], ma
     texts: dict[int, str] = {}
     documents = []
     for row in prepared.rows[:PAGE_DOCUMENTS]:
-        mine = np.flatnonzero(numbers == row.document)
+        mine = np.flatnonzero(numbers == row.number)
         length = len(row.input_ids)
         values: dict[str, list[float | None]] = {name: [None] * length for name in run.QUANTITIES}
         selected, response = [False] * length, [False] * length
@@ -239,7 +239,7 @@ def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], ma
             for name in run.QUANTITIES:
                 values[name][place] = float(columns[name][index])
         text = [run.token_text(prepared.tokenizer, token, texts) for token in row.input_ids]
-        documents.append(ScoredDocument(f"document {row.document}", text, response, (Moment("", values, selected),)))
+        documents.append(ScoredDocument(f"document {row.number}", text, response, (Moment("", values, selected),)))
     adapter = f" with {options.adapter}" if options.adapter else ""
     left = f", the first {PAGE_DOCUMENTS} here" if len(prepared.rows) > PAGE_DOCUMENTS else ""
     lead = (

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from uncertune.data.files import first_line
+from uncertune.data.rows import Row, labelling_of, tokenise, within
 from uncertune.data.sources import load
 from uncertune.errors import UserError
 from uncertune.models import resolve_model
 from uncertune.scoring.options import ScoreOptions
-from uncertune.training.batch import IGNORED
-from uncertune.training.config import UncertuneConfig
-from uncertune.training.trainer import UncertuneTrainer
-
-
-@dataclass(frozen=True)
-class Row:
-    """One document: its number in the data, its token ids, and labels (−100 outside the response)."""
-
-    document: int
-    input_ids: list[int]
-    labels: list[int]
-
-    @property
-    def responses(self) -> int:
-        return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
@@ -42,75 +29,64 @@ class Prepared:
 
 
 def prepare(options: ScoreOptions) -> Prepared:
-    """Load model and data; label as the trainer does. Raises UserError for what cannot be loaded or has no response."""
+    """Load model and data; label as training does. Raises UserError for what cannot be loaded or has no response."""
     assert options.data is not None
     assert options.model is not None
+    field = options.dataset_text_field
     data = load(
         options.data,
         config=options.dataset_config,
         split=options.dataset_split,
         data_dir=options.data_dir,
         format=options.dataset_format,
-        text_field=options.dataset_text_field if options.dataset_text_field != "text" else None,
+        text_field=field if field != "text" else None,
         max_samples=options.max_samples,
         seed=options.seed,
     )
-    conversation = {"messages", "conversations"} & set(data.column_names)
-    config = UncertuneConfig(
-        output_dir=str(options.output_dir),
-        objective="masked_mle",
-        assistant_only_loss=bool(conversation),
-        dataset_text_field=options.dataset_text_field,
-        chat_template_path=options.chat_template_path,
-        max_length=None,
-        bf16=False,
-        use_cpu=not torch.accelerator.is_available(),
-        model_init_kwargs={"dtype": options.dtype, "attn_implementation": options.attn_implementation},
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        seed=options.seed,
-    )
-    trainer = UncertuneTrainer(_model(options), config, train_dataset=data)
-    rows = _cut(trainer.train_dataset, options.max_length)
-    return Prepared(trainer.model, trainer.processing_class, rows, trainer.accelerator)
+    model, tokenizer = _model(options), _tokenizer(options)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    model.to(accelerator.device).eval()
+    vocabulary = model.get_input_embeddings().num_embeddings
+    how = labelling_of(data[0], tokenizer, text_field=field, vocabulary=vocabulary)
+    name = f"dataset {options.data!r}"
+    rows = [tokenise(one, number, tokenizer, how, name) for number, one in enumerate(data)]
+    return Prepared(model, tokenizer, within(rows, options.max_length, options.data), accelerator)
+
+
+def _tokenizer(options: ScoreOptions) -> Any:
+    """The adapter's tokenizer where it was saved with one, else the model's; with the template that is asked for."""
+    from transformers import AutoTokenizer
+
+    own = options.adapter is not None and (Path(options.adapter) / "tokenizer_config.json").is_file()
+    source = str(options.adapter) if own else resolve_model(str(options.model))
+    template = options.chat_template_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if template is not None and template.endswith((".jinja", ".j2")):
+            tokenizer.chat_template = Path(template).expanduser().read_text(encoding="utf-8")
+        elif template is not None:
+            tokenizer.chat_template = AutoTokenizer.from_pretrained(resolve_model(template)).chat_template
+    except (OSError, ValueError, KeyError) as error:
+        what = f"tokenizer of {source!r}" if template is None else f"chat_template_path {template!r}"
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
+    return tokenizer
 
 
 def _model(options: ScoreOptions) -> Any:
-    """The name, for the trainer to load; with an adapter the model that carries it."""
-    assert options.model is not None
-    if options.adapter is None:
-        return options.model
+    """The model, with the adapter where one is given."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    path = resolve_model(options.model)
+    path = resolve_model(str(options.model))
     extra = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     try:
         base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, options.dtype), **extra)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise UserError(f"model {options.model!r} cannot be loaded: {first_line(error)}") from error
+    if options.adapter is None:
+        return base
+    try:
         return PeftModel.from_pretrained(base, options.adapter)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"adapter {options.adapter!r} cannot be put on model {options.model!r}: {reason}") from error
-
-
-def _cut(data: Any, limit: int) -> list[Row]:
-    """Documents of at most ``limit`` tokens that have response tokens; says how many were cut or have none."""
-    rows, cut, empty = [], 0, 0
-    for number, one in enumerate(data):
-        row = Row(number, list(one["input_ids"][:limit]), list(one["labels"][:limit]))
-        cut += len(one["input_ids"]) > limit
-        if row.responses:
-            rows.append(row)
-        else:
-            empty += 1
-    if not rows:
-        raise UserError(
-            f"max_length: none of {len(data)} documents has a response token within {limit} tokens: raise it"
-        )
-    if cut or empty:
-        print(
-            f"{len(data)} documents; {cut} cut to max_length={limit}; {empty} without response tokens left out",
-            file=sys.stderr,
-        )
-    return rows

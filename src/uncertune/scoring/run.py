@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
 from uncertune.runs.files import atomic_file, write_atomically
 from uncertune.scoring.options import ScoreOptions
-from uncertune.scoring.rows import Prepared, Row
+from uncertune.scoring.rows import Prepared
 from uncertune.uncertainty import token_uncertainty
 
 TOKENS = "tokens.parquet"
@@ -90,7 +91,7 @@ def score(folder: Path, options: ScoreOptions, prepared: Prepared) -> None:
     done = {(part["rate"], part["document"]) for part in _parts(folder)}
     rank, processes = prepared.accelerator.process_index, prepared.accelerator.num_processes
     prepared.accelerator.wait_for_everyone()  # all have read before one writes
-    todo = [(rate, row) for rate in options.rates for row in prepared.rows if (rate, row.document) not in done]
+    todo = [(rate, row) for rate in options.rates for row in prepared.rows if (rate, row.number) not in done]
     mine = todo[rank::processes]
     bar = tqdm(total=len(mine) * options.samples, unit="sample", disable=rank > 0 or not mine, desc="scoring")
     checked = False
@@ -127,7 +128,7 @@ def _score_one(
         progress=progress,
     )
     values = {name: getattr(found, name).tolist() for name in QUANTITIES}
-    return {"rate": rate, "document": row.document, "position": found.position[:, 1].tolist(), **values}
+    return {"rate": rate, "document": row.number, "position": found.position[:, 1].tolist(), **values}
 
 
 def _parts(folder: Path) -> Iterator[dict[str, Any]]:
@@ -143,7 +144,7 @@ def is_complete(folder: Path) -> bool:
 
 def finish(folder: Path, prepared: Prepared) -> pa.Table:
     """All parts as one table, in the order of rates, documents and positions; written, then the parts are deleted."""
-    rows = {row.document: row for row in prepared.rows}
+    rows = {row.number: row for row in prepared.rows}
     parts = {(part["rate"], part["document"]): part for part in _parts(folder)}
     rates = json.loads((folder / _RUN).read_text(encoding="utf-8"))["rates"]
     columns: dict[str, list[Any]] = {name: [] for name in ("document", "position", "token", "text", "rate")}

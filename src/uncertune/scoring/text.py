@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from uncertune.data.chat import encode
+from uncertune.data.templates import assistant_marks
+from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
 from uncertune.report import Moment, ScoredDocument, TokenPage, draw_tokens, render_token_page, write_token_page
 from uncertune.selection import select
@@ -88,13 +91,8 @@ def score_text(
         ids = tokenizer(text)["input_ids"]
         response = [True] * len(ids)
     else:
-        from uncertune.data.templates import training_template
-
-        template = training_template(tokenizer)
-        encoded = tokenizer.apply_chat_template(
-            list(text), chat_template=template, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, response = encoded["input_ids"], [bool(one) for one in encoded["assistant_masks"]]
+        ids, said = encode(tokenizer, read_turns(list(text), "text", 0), "text", marks=assistant_marks(tokenizer))
+        response = [bool(one) for one in said or ()]
     if len(ids) < 2:
         raise UserError(f"text: {len(ids)} token(s): nothing is predicted in a text of fewer than two")
     row = torch.tensor([ids])

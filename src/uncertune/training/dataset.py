@@ -1,4 +1,4 @@
-"""Around TRL's data preparation: templates, side columns kept along the labels, and a count of what is cut."""
+"""Training data: rows as token ids and labels, cut and packed by TRL, with side columns along the labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 import trl.trainer.sft_trainer as trl_sft
 from datasets import Dataset
 from trl import pack_dataset
+from trl.trainer.utils import global_then_local_main_first
 
-from uncertune.data.templates import training_template
+from uncertune.data import reading
+from uncertune.data.rows import Labelling, tokenise
+from uncertune.data.templates import assistant_marks
+from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
 from uncertune.training import side_columns
@@ -26,32 +31,83 @@ TRAIN = "train"
 """TRL's name of the training data; evaluation data have other names."""
 
 
+def readable(rows: Any, name: str, args: UncertuneConfig, formatting_func: Any = None) -> Any:
+    """Rows in a form that can be tokenised, whatever format they have: what ``uncertune.data.sources.load`` gives.
+
+    ``rows`` may be a mapping of names to data. Streams are taken as they are, as is data that ``formatting_func`` reads
+    or that is prepared already. Raises UserError for rows in no known format.
+    """
+    if isinstance(rows, dict):
+        return {key: readable(one, key, args, formatting_func) for key, one in rows.items()}
+    prepared = isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset")
+    if not isinstance(rows, Dataset) or prepared or formatting_func is not None or rows.format["type"] == "custom":
+        return rows
+    return reading.readable(rows, f"{name} data", text_field=_text_field(args), named=name == TRAIN)
+
+
+def _text_field(args: UncertuneConfig) -> str | None:
+    return args.dataset_text_field if args.dataset_text_field != "text" else None
+
+
 def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneConfig:
-    """``args`` with an unset ``assistant_only_loss`` as TRL's default, False; refused where that would be a guess."""
-    if args.assistant_only_loss is not None:
-        return args
+    """``args`` with ``assistant_only_loss`` set: unset, it is true for conversations and every objective but ``mle``.
+
+    For data without conversations it does not apply, and is false. Says so on stderr where it was not asked for so.
+    """
     first: dict[str, Any] = next(iter(rows), {}) if rows is not None else {}
-    if args.objective != "mle" and ("messages" in first or "conversations" in first):
-        raise UserError(
-            f"assistant_only_loss must be set, true or false, with messages data and objective={args.objective!r}: "
-            "true puts the loss on the assistant's turns, false on every token, prompts included"
-        )
-    args = copy.copy(args)
-    args.assistant_only_loss = False
+    turns = [first.get(name) for name in ("messages", "conversations", "prompt")]
+    conversation = any(isinstance(one, list) for one in turns)
+    wanted = args.assistant_only_loss
+    if wanted is None:
+        used = args.objective != "mle" and "completion" not in first and conversation
+        if used:
+            _say(
+                f"assistant_only_loss: true, as objective={args.objective!r} needs response tokens; set it to false "
+                "for a loss on every token, prompts included"
+            )
+    else:
+        used = wanted and (conversation or not first)
+        if wanted and not used:
+            _say(
+                "assistant_only_loss: true does not apply to data without conversations: the loss is on completions, "
+                "or on all tokens of a text"
+            )
+    if used is not wanted:
+        args = copy.copy(args)
+        args.assistant_only_loss = used
     return args
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def known_templates() -> Iterator[None]:
-    """While TRL builds its trainer, the chat templates that this package has marked are known to it too."""
-    trls, has_markers = trl_sft.get_training_chat_template, trl_sft.has_generation_markers
+    """While TRL builds its trainer, the assistant's turns need no marks in the template: ``tokenise`` finds them."""
+    trls = {name: getattr(trl_sft, name) for name in _TEMPLATE_CHECKS}
 
-    trl_sft.get_training_chat_template = training_template
-    trl_sft.has_generation_markers = lambda template: bool(template) and has_markers(template)  # it fails without one
+    def template_of(tokenizer: Any) -> str | None:
+        marks = assistant_marks(tokenizer)
+        return marks.template
+
+    def stop_is_trained(tokenizer: Any, chat_template: str | None = None) -> bool:
+        return assistant_marks(tokenizer).by_rendering or trls["is_chat_template_stop_token_trained"](
+            tokenizer, chat_template=chat_template
+        )
+
+    trl_sft.get_training_chat_template = template_of
+    trl_sft.is_chat_template_stop_token_trained = stop_is_trained
+    # TRL's own fails on a tokenizer without a template
+    trl_sft.has_generation_markers = lambda template: bool(template) and trls["has_generation_markers"](template)
     try:
         yield
     finally:
-        trl_sft.get_training_chat_template, trl_sft.has_generation_markers = trls, has_markers
+        for name, function in trls.items():
+            setattr(trl_sft, name, function)
+
+
+_TEMPLATE_CHECKS = ("get_training_chat_template", "has_generation_markers", "is_chat_template_stop_token_trained")
 
 
 @contextlib.contextmanager
@@ -76,37 +132,72 @@ def refusals() -> Iterator[None]:
 def prepare(
     trl_prepare: Callable[..., Any],
     rows: Any,
-    processing_class: Any,
+    tokenizer: Any,
     args: UncertuneConfig,
     packing: bool,
     formatting_func: Any,
     name: str,
+    how: Labelling,
 ) -> Any:
     """Rows with ``input_ids``, ``labels`` and the side columns given.
 
-    Tokenising, labels, truncation and packing are TRL's. In between, on labels not yet cut: side columns are laid out
-    one entry per token, and what truncation cuts or drops is counted and printed. Raises UserError for data without
-    response tokens, and for side columns that are missing, unused or of another length than the labels.
+    Ids and labels are those of ``uncertune.data.rows``, truncation and packing TRL's. In between, on labels not yet
+    cut: side columns are laid out one entry per token, and what truncation cuts or drops is counted and printed.
+    Raises UserError for rows that cannot be tokenised, data without response tokens, and for side columns that are
+    missing, unused or of another length than the labels.
     """
-    if not isinstance(rows, Dataset):
-        names = rows.column_names or list(next(iter(rows)))
-        side_columns.check_names(args, names, training=name == TRAIN, streaming=True)
-        rows = trl_prepare(rows, processing_class, args, packing, formatting_func, name)
+    stream = not isinstance(rows, Dataset)
+    if not stream and rows.format["type"] == "custom":
+        return trl_prepare(rows, tokenizer, args, packing, formatting_func, name)  # TRL refuses it, and says why
+    names = rows.column_names or list(next(iter(rows)))
+    if not stream and not {"messages", "prompt", "input_ids", args.dataset_text_field} & set(names):
+        rows = readable(rows, name, args, formatting_func)
+        names = rows.column_names
+    side_columns.check_names(args, names, training=name == TRAIN, streaming=stream)
+    with global_then_local_main_first():
+        rows = _tokenised(rows, names, tokenizer, args, formatting_func, name, how)
+    if stream:
+        rows = trl_prepare(rows, tokenizer, args, packing, None, name)
         if not any(_answered(row["labels"]) for row in rows.take(PEEKED_ROWS)):
             raise _nothing_left(name, f"the first {PEEKED_ROWS}")
         return rows
-    side_columns.check_names(args, rows.column_names, training=name == TRAIN)
-    whole = copy.copy(args)
-    whole.max_length, whole.shuffle_dataset = None, False
-    rows = trl_prepare(rows, processing_class, whole, False, formatting_func, name)
     side = tuple(column for column in SIDE_COLUMNS if column in rows.column_names)
     if side:
         lay = {"function": side_columns.lay_out, "fn_kwargs": {"columns": side}, "desc": "Laying out side columns"}
         rows = rows.map(with_indices=True, **lay)
     _count(rows, args, packing, name)
     if not side:
-        return trl_prepare(rows, processing_class, args, packing, formatting_func, name)
+        return trl_prepare(rows, tokenizer, args, packing, None, name)
     return _cut_and_pack(rows, args, packing, ("input_ids", "labels", *side))
+
+
+def _tokenised(
+    rows: Any,
+    names: Sequence[str],
+    tokenizer: Any,
+    args: UncertuneConfig,
+    formatting_func: Any,
+    name: str,
+    how: Labelling,
+) -> Any:
+    """The rows with ids and labels, and of their other columns those that go along the labels."""
+    tells = (
+        {} if not isinstance(rows, Dataset) else {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {name} data"}
+    )
+    arguments = {"tokenizer": tokenizer, "how": how, "formatting_func": formatting_func, "data": f"{name} data"}
+    others = [column for column in names if column not in ("input_ids", "labels", *SIDE_COLUMNS)]
+    return rows.map(_ids_and_labels, with_indices=True, fn_kwargs=arguments, remove_columns=others, **tells)
+
+
+def _ids_and_labels(
+    row: dict[str, Any], index: int, *, tokenizer: Any, how: Labelling, formatting_func: Any, data: str
+) -> dict[str, list[int]]:
+    if formatting_func is not None and "input_ids" not in row:
+        row = {**row, how.text_field: formatting_func(row)}
+    if isinstance(row.get("conversations"), list):  # of a stream, which is not converted before
+        row = {**row, "messages": read_turns(row["conversations"], "conversations", index)}
+    found = tokenise(row, index, tokenizer, how, data)
+    return {"input_ids": found.input_ids, "labels": found.labels}
 
 
 def check_prepared(args: UncertuneConfig, rows: Any) -> None:
@@ -118,6 +209,27 @@ def check_prepared(args: UncertuneConfig, rows: Any) -> None:
     side_columns.check_names(args, names, training=True, streaming=streaming)
     if side := [name for name in SIDE_COLUMNS if name in names]:
         side_columns.check_laid_out(rows.select_columns(["labels", *side]), side)
+
+
+def check_ids(rows: Any, vocabulary: int, name: str) -> None:
+    """Raise UserError where data that brings ``input_ids`` names a token that the model does not have."""
+    if isinstance(rows, dict):
+        for key, one in rows.items():
+            check_ids(one, vocabulary, key)
+    if not isinstance(rows, Dataset):
+        return
+    for column in {"input_ids", "labels"} & set(rows.column_names):
+        start = 0
+        for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+            highest = pc.max(pc.list_flatten(batch[column])).as_py()
+            if highest is not None and highest >= vocabulary:
+                lists = batch[column].to_pylist()
+                row = next(row for row, values in enumerate(lists) if values and max(values) >= vocabulary)
+                raise UserError(
+                    f"{name} data: row {start + row}: {column!r} holds {highest}, which is not in the model's "
+                    f"vocabulary of {vocabulary} tokens"
+                )
+            start += batch.num_rows
 
 
 def _answered(labels: Sequence[int]) -> bool:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from uncertune.data.rows import Labelling
+from uncertune.data.templates import assistant_marks
 from uncertune.errors import NotFiniteError, UserError
 from uncertune.fused import (
     TokenStats,
@@ -85,6 +87,9 @@ class UncertuneTrainer(SFTTrainer):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
         check_arguments(model, kwargs)
         reference = teacher_of(args, teacher)
+        formatting_func = kwargs.get("formatting_func")
+        train_dataset = dataset.readable(train_dataset, dataset.TRAIN, args, formatting_func)
+        eval_dataset = dataset.readable(eval_dataset, "eval", args, formatting_func)
         args = dataset.resolve_assistant_only_loss(args, train_dataset)
         if isinstance(model, str | os.PathLike):
             model = resolve_model(os.fspath(model))
@@ -99,6 +104,8 @@ class UncertuneTrainer(SFTTrainer):
         if getattr(self.data_collator, "padding_free", False):
             verify_packing(self.model)
         check_vocabulary(train_dataset, head_shape(self.model)[0])
+        for rows, name in ((train_dataset, dataset.TRAIN), (eval_dataset, "eval")):
+            dataset.check_ids(rows, head_shape(self.model)[0], name)
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self.selector = Selector(self)  # before a reference brings dropout of its own
@@ -116,9 +123,13 @@ class UncertuneTrainer(SFTTrainer):
         self, rows: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """TRL's preparation, with side columns kept along the labels and what is cut or dropped counted."""
-        return dataset.prepare(
-            super()._prepare_dataset, rows, processing_class, args, packing, formatting_func, dataset_name
+        how = Labelling(
+            marks=assistant_marks(processing_class) if args.assistant_only_loss else None,
+            completion_only=self.completion_only_loss,
+            text_field=args.dataset_text_field,
         )
+        prepare = super()._prepare_dataset
+        return dataset.prepare(prepare, rows, processing_class, args, packing, formatting_func, dataset_name, how)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
