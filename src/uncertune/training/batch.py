@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
 
 SELECTED = "uncertune_selected"
@@ -43,18 +44,54 @@ class Documents:
 
 
 def documents(batch: Mapping[str, Any]) -> Documents:
-    """The documents of a batch: its rows or, where it is flattened (packing, padding-free), its segments."""
+    """The documents of a batch (``spans``) that its response tokens belong to."""
     labels = batch["labels"]
     mask = response_mask(labels)
-    if "attention_mask" not in batch and "position_ids" in batch:
+    if _is_flat(batch):
         position = batch["position_ids"]
         start = (position == 0).flatten().cumsum(0).view_as(position)
     else:
         position = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        if "attention_mask" in batch:  # the padding may be on either side
+            position = position - _padding(batch["attention_mask"]).to(labels.device)[:, None]
         start = torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
     label_T, place_T = start[:, 1:][mask], position[:, 1:][mask]
     changes = (label_T[1:] != label_T[:-1]).long() if label_T.numel() else label_T
     return Documents(torch.cat([label_T[:1] * 0, changes.cumsum(0)]), place_T.long())
+
+
+def spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
+    """Row and columns, without padding, of each document: a row or, in a flattened batch (packing, padding-free), a
+    segment. The padding may be on either side.
+
+    Raises UserError for padding within a row.
+    """
+    rows, length = batch["input_ids"].shape
+    if _is_flat(batch):
+        out = []
+        for row in range(rows):
+            starts = (batch["position_ids"][row] == 0).nonzero()[:, 0].tolist()
+            out += [(row, slice(start, end)) for start, end in zip(starts, [*starts[1:], length], strict=True)]
+        return out
+    if "attention_mask" not in batch:
+        return [(row, slice(0, length)) for row in range(rows)]
+    mask = batch["attention_mask"]
+    starts, counts = _padding(mask).tolist(), mask.long().sum(-1).tolist()
+    found = [(row, slice(start, start + count)) for row, (start, count) in enumerate(zip(starts, counts, strict=True))]
+    if not all(bool(mask[row, span].all()) for row, span in found):
+        raise UserError("data_collator: an attention_mask has zeros between its ones: pad on one side only")
+    return found
+
+
+def _is_flat(batch: Mapping[str, Any]) -> bool:
+    return "attention_mask" not in batch and "position_ids" in batch
+
+
+def _padding(attention_mask: Tensor) -> Tensor:
+    """(B,) columns of padding before the first token of each row of a mask (B, L)."""
+    if attention_mask.dim() != 2:
+        raise UserError(f"data_collator: attention_mask must be (rows, columns), got {tuple(attention_mask.shape)}")
+    return attention_mask.long().argmax(-1)
 
 
 def document_texts(batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
@@ -75,19 +112,9 @@ def document_hashes(batch: Mapping[str, Any]) -> list[str]:
 def document_spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
     """Row and columns of each document that has response tokens, in the order of ``documents``."""
     labels = batch["labels"].cpu()
-    out = []
-    for row in range(labels.shape[0]):
-        if "attention_mask" in batch:
-            spans = [(0, int(batch["attention_mask"][row].sum()))]
-        elif "position_ids" in batch:
-            starts = (batch["position_ids"][row] == 0).nonzero()[:, 0].tolist()
-            spans = list(zip(starts, [*starts[1:], labels.shape[1]], strict=True))
-        else:
-            spans = [(0, labels.shape[1])]
-        out += [
-            (row, slice(start, end)) for start, end in spans if bool((labels[row, start + 1 : end] != IGNORED).any())
-        ]
-    return out
+    return [
+        (row, span) for row, span in spans(batch) if bool((labels[row, span.start + 1 : span.stop] != IGNORED).any())
+    ]
 
 
 def document_hash(input_ids: Tensor, labels: Tensor) -> str:
@@ -145,23 +172,20 @@ def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         return ids, labels, tokens.inputs["attention_mask"]
     if "position_ids" not in tokens.inputs:
         return ids, labels, torch.ones_like(ids)
-    spans = []
-    for row in range(ids.shape[0]):
-        starts = (tokens.inputs["position_ids"][row] == 0).nonzero()[:, 0].tolist()
-        spans += [(row, slice(start, end)) for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True)]
+    found = spans(tokens.inputs)
     pad = torch.nn.utils.rnn.pad_sequence
     return (
-        pad([ids[row, span] for row, span in spans], batch_first=True),
-        pad([labels[row, span] for row, span in spans], batch_first=True, padding_value=IGNORED),
-        pad([torch.ones_like(ids[row, span]) for row, span in spans], batch_first=True),
+        pad([ids[row, span] for row, span in found], batch_first=True),
+        pad([labels[row, span] for row, span in found], batch_first=True, padding_value=IGNORED),
+        pad([torch.ones_like(ids[row, span]) for row, span in found], batch_first=True),
     )
 
 
 class SideColumnCollator:
     """A collator that lays the side columns of its examples, where they have any, along the labels another one made.
 
-    Values are (L,) or (L, K) nested lists per example; shorter rows and smaller K are filled with 0. A flattened batch
-    also says how long its rows were.
+    Values are (L,) or (L, K) nested lists per example; padding and smaller K are filled with 0. A flattened batch also
+    holds the lengths of its rows. The collator may pad on either side.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -175,22 +199,40 @@ class SideColumnCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         columns = [name for name in SIDE_COLUMNS if name in examples[0]]
         batch = self.collator([{k: v for k, v in e.items() if k not in columns} for e in examples])
+        lengths = [len(example["input_ids"]) for example in examples]
         if self.flattens:
-            batch[ROW_LENGTHS] = torch.tensor([len(example["input_ids"]) for example in examples])
-        for name in columns:
-            batch[name] = self._lay([example[name] for example in examples], name, batch["labels"].shape)
+            batch[ROW_LENGTHS] = torch.tensor(lengths)
+        elif "attention_mask" in batch:
+            for row, span in spans(batch):
+                batch["labels"][row, span.start] = IGNORED  # padding on the left does not predict the first token
+        if columns:
+            places = self._places(batch, lengths)
+            for name in columns:
+                values = [example[name] for example in examples]
+                batch[name] = self._lay(values, name, batch["labels"].shape, places)
         return batch
 
-    def _lay(self, values: list[list[Any]], name: str, shape: torch.Size) -> Tensor:
-        """One column of all examples, (B, L) of numbers or (B, L, K) of lists of numbers."""
+    def _places(self, batch: Mapping[str, Any], lengths: list[int]) -> list[tuple[int, int]]:
+        """Row and column of each example's first token. Raises UserError where the batch holds other lengths."""
+        if self.flattens:
+            return [(0, sum(lengths[:number])) for number in range(len(lengths))]
+        found = spans(batch)
+        if "attention_mask" in batch:
+            there = [span.stop - span.start for _, span in found]
+            if there != lengths:
+                raise UserError(
+                    f"data_collator: it made rows of {there} tokens from examples of {lengths}, so that side columns "
+                    "cannot be laid along them: keep every token, and pad with attention_mask 0"
+                )
+        return [(row, span.start) for row, span in found]
+
+    def _lay(self, values: list[list[Any]], name: str, shape: torch.Size, places: list[tuple[int, int]]) -> Tensor:
+        """One column of all examples, (B, L) of numbers or (B, L, K) of lists of numbers, from ``places`` on."""
         nested = any(isinstance(entry, list) for value in values for entry in value)
         width = max((len(entry) for value in values for entry in value), default=0) if nested else 1
         out = torch.zeros(*shape, width, dtype=torch.long if name.endswith("_ids") else torch.float32)
-        start = 0
-        for row, value in enumerate(values):
+        for value, (row, start) in zip(values, places, strict=True):
             for place, entry in enumerate(value):
                 entries = torch.tensor(entry if nested else [entry], dtype=out.dtype)
-                where = (0, start + place) if self.flattens else (row, place)
-                out[where][: len(entries)] = entries
-            start += len(value)
+                out[row, start + place][: len(entries)] = entries
         return out if nested else out[..., 0]
