@@ -337,3 +337,18 @@ def test_side_columns_missing_unused_or_of_another_length(tmp_path):
         refused(lambda data=data: build(tmp_path, data=data), "token_weight", "row 0", "9")
     stream = rows(8, side="token_weight").to_iterable_dataset()
     refused(lambda: build(tmp_path, data=stream, max_steps=1), "dataset_streaming")
+
+
+def test_batches_that_cannot_be(tmp_path):
+    few = {"per_device_train_batch_size": 16, "dataloader_drop_last": True}
+    refused(lambda: build(tmp_path, **few), "dataloader_drop_last", "8 rows", "16")
+    build(tmp_path, **{**few, "per_device_train_batch_size": 8})
+    stream = rows(8).to_iterable_dataset()
+    grouped = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
+    refused(lambda: build(tmp_path, data=stream, **grouped), "train_sampling_strategy", "stream")
+    build(tmp_path, data=stream, max_steps=1)
+    build(tmp_path, train_sampling_strategy="group_by_length")
+
+
+def test_half_precision_needs_a_gpu(tmp_path):
+    refused(lambda: build(tmp_path, fp16=True), "fp16", "CPU", "bf16")

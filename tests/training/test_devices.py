@@ -16,7 +16,9 @@ import torch
 from helpers.harness import VOCABULARY, relative_difference, rows, run
 from helpers.tiny import tiny_model
 from helpers.two_processes import two_processes
+from uncertune.errors import UserError
 from uncertune.models import causal_lm
+from uncertune.training import devices
 
 LORA_HEAD = {"modules_to_save": ["lm_head"]}
 DISTILL = {"objective": "masked_mle_distill"}
@@ -186,3 +188,9 @@ def test_two_ranks_train_as_one_process(ranks, alone, way, name):
 def test_the_comparison_has_teeth(alone):
     assert float(sum(g.abs().sum() for g in alone("adapter as teacher").gradient.values())) > 0
     assert relative_difference(alone("full, tied head").gradient, alone("full, a model as teacher").gradient) > 0.01
+
+
+def test_uneven_batches_are_refused():
+    accelerator = SimpleNamespace(parallelism_config=None, num_processes=2, even_batches=False)
+    with pytest.raises(UserError, match=r"even_batches=False .* leave it true"):
+        devices.check(accelerator, tiny_model("llama"), average_tokens=True)

@@ -18,6 +18,7 @@ PACKED = {"packing": True, "max_length": 30, "padding_free": True}
 CASES = {
     "even": (BOTH, 8, None, 2, 2),
     "ragged": (BOTH, 7, None, 2, 2),
+    "last batch dropped": ({"objective": "mle", "dataloader_drop_last": True}, 11, None, 2, 2),
     "one row for two ranks": (MASKED, 5, None, 2, 2),
     "ragged, mle, weighted": ({"objective": "mle"}, 7, "token_weight", 4, 1),
     "ragged, in one micro-batch": (MASKED, 5, None, 4, 1),

@@ -22,6 +22,13 @@ def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
         raise UserError(
             "average_tokens_across_devices=False is not supported: the loss is divided by the tokens of all ranks"
         )
+    if accelerator.num_processes > 1 and not accelerator.even_batches:
+        raise UserError(
+            "accelerator_config: even_batches=False gives the ranks unequal numbers of batches, so that they wait for "
+            "each other forever: leave it true; the rows that fill the last batch do not count"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("fp16=True has no effect on a CPU: use bf16, or neither for float32")
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3:
         _check_zero3(causal_lm(model))
@@ -33,6 +40,24 @@ def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
     if "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
         raise UserError(
             "fsdp_state_dict_type: SHARDED_STATE_DICT leaves no model that others can load: set it to FULL_STATE_DICT"
+        )
+
+
+def check_batches(args: Any, rows: Any, whole: int) -> None:
+    """Raise UserError where ``rows``, prepared, give no batch, or cannot be sampled as asked.
+
+    ``whole`` is the number of rows of a batch over all ranks.
+    """
+    if not hasattr(rows, "__len__"):
+        if args.train_sampling_strategy != "random":
+            raise UserError(
+                f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect on a stream, whose rows come "
+                "in their own order: remove it, or set dataset_streaming to false"
+            )
+    elif args.dataloader_drop_last and len(rows) < whole:
+        raise UserError(
+            f"dataloader_drop_last=True leaves nothing to train on: {len(rows)} rows are less than a batch of {whole} "
+            "over all ranks: set it to false, or per_device_train_batch_size lower"
         )
 
 

@@ -99,6 +99,8 @@ class UncertuneTrainer(SFTTrainer):
             super().__init__(model, args, **kwargs)
         check_kind(self)
         devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
+        if train_dataset is not None:
+            devices.check_batches(args, self.train_dataset, self._rows_of_a_batch)
         attach_head(self.model)
         verify_head(self.model)
         if getattr(self.data_collator, "padding_free", False):
@@ -213,16 +215,18 @@ class UncertuneTrainer(SFTTrainer):
 
     def _without_repeats(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Training batches whose rows that fill up an epoch's last one have no response tokens."""
-        ranks, whole = self.accelerator.num_processes, self._train_batch_size
-        whole *= 1 if self.args.accelerator_config.split_batches else ranks
+        ranks, whole = self.accelerator.num_processes, self._rows_of_a_batch
+        repeats = ranks > 1 and not self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__")
         for batch in batches:
-            if (
-                ranks > 1
-                and self.accelerator.gradient_state.end_of_dataloader
-                and hasattr(self.train_dataset, "__len__")
-            ):
+            if repeats and self.accelerator.gradient_state.end_of_dataloader:
                 mask_repeats(batch, self.accelerator.process_index, len(self.train_dataset) % whole or whole)
             yield batch
+
+    @property
+    def _rows_of_a_batch(self) -> int:
+        """Rows of a batch over all ranks."""
+        split = self.args.accelerator_config.split_batches
+        return self._train_batch_size * (1 if split else self.accelerator.num_processes)
 
     # ---- the loss
 
