@@ -4,6 +4,7 @@ names      a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` â†
 head       the last linear map of a causal LM as numbers, and a forward that stops before it
 adapters   one adapter of several switched on for a while
 identity   a fingerprint of the base model
+loading    models, tokenizers and adapters, checked while they are loaded
 """
 
 from uncertune.models.adapters import active_adapter, unwrapped
@@ -18,6 +19,7 @@ from uncertune.models.head import (
     whole,
 )
 from uncertune.models.identity import fingerprint
+from uncertune.models.loading import checked_in_trl, load_adapter, load_model, load_tokenizer
 from uncertune.models.names import cache_folder, resolve_model
 
 __all__ = [
@@ -26,9 +28,13 @@ __all__ = [
     "attached_head",
     "cache_folder",
     "causal_lm",
+    "checked_in_trl",
     "fingerprint",
     "has_weights",
     "head_shape",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
     "output_head",
     "resolve_model",
     "unwrapped",

@@ -33,6 +33,7 @@ _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors
 # rho_reference count by what they hold, not by where they lie.
 SILENT = frozenset(
     (
+        "allow_pickle",
         "dataloader_num_workers",
         "dataloader_persistent_workers",
         "dataloader_pin_memory",

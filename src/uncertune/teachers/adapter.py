@@ -25,10 +25,14 @@ from uncertune.models import (
     fingerprint,
     has_weights,
     head_shape,
+    load_adapter,
+    load_model,
+    load_tokenizer,
     resolve_model,
     verify_head,
 )
 from uncertune.models.adapters import active_adapter
+from uncertune.models.loading import base_model_of, check_adapter
 from uncertune.objectives import FactoredTeacher, Head
 
 
@@ -101,7 +105,15 @@ def adapter_folder(source: str) -> str | None:
     return str(local) if is_adapter(local) else None
 
 
-def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, tokenizer: Any, dtype: Any) -> Teacher:
+def load_teacher(
+    source: str | nn.Module,
+    student: nn.Module,
+    *,
+    name: str,
+    tokenizer: Any,
+    dtype: Any,
+    allow_pickle: bool = False,
+) -> Teacher:
     """The teacher of a path, a hub id or a model, for a student that is an unwrapped transformers or PEFT model.
 
     ``name`` is the adapter's name on the student. Raises UserError for a missing or unfitting teacher, and for one of
@@ -110,8 +122,9 @@ def load_teacher(source: str | nn.Module, student: nn.Module, *, name: str, toke
     if isinstance(source, str):
         folder = adapter_folder(source) if hasattr(student, "peft_config") else None
         if folder is not None:
+            check_adapter(folder, allow_pickle=allow_pickle)
             return _load_adapter(folder, student, name)
-        model = _load_model(source, tokenizer, dtype)
+        model = _load_model(source, tokenizer, dtype, allow_pickle)
     else:
         model = source
         if causal_lm(model) is causal_lm(student):
@@ -137,23 +150,22 @@ def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
     return AdapterTeacher(name)
 
 
-def _load_model(path: str, tokenizer: Any, dtype: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def _load_model(path: str, tokenizer: Any, dtype: Any, allow_pickle: bool) -> nn.Module:
     local = resolve_model(path)
     try:
         if is_adapter(local):
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(local, dtype=dtype)
+            base = base_model_of(local)
+            if base is None:
+                raise UserError("its adapter_config.json does not name the base model")
+            model = load_model(base, dtype=dtype, allow_pickle=allow_pickle)
+            model = load_adapter(model, local, allow_pickle=allow_pickle)
         else:
-            model = AutoModelForCausalLM.from_pretrained(local, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher {path!r} cannot be loaded: {reason}") from None
+            model = load_model(local, dtype=dtype, allow_pickle=allow_pickle)
+    except UserError as error:
+        raise UserError(f"teacher {path!r}: {error}") from error
     try:
-        theirs = AutoTokenizer.from_pretrained(local).get_vocab()
-    except (OSError, ValueError, KeyError):
+        theirs = load_tokenizer(local).get_vocab()
+    except UserError:
         theirs = None
     if theirs is not None and tokenizer is not None and theirs != tokenizer.get_vocab():
         raise UserError(

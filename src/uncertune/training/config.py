@@ -76,6 +76,7 @@ class UncertuneConfig(SFTConfig):
             or every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for
             their uncertainty.
         save_selection: write which tokens were selected at each step to ``selection.parquet``.
+        allow_pickle: load weights that are stored as a pickle (.bin); reading a pickle can run code that it holds.
         assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
             than ``mle`` it must be set.
 
@@ -123,6 +124,10 @@ class UncertuneConfig(SFTConfig):
     )
     save_selection: bool = field(
         default=True, metadata={"help": "Write which tokens were selected at each step to selection.parquet."}
+    )
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Load weights stored as a pickle (.bin), which can run code. Only as a flag."},
     )
     assistant_only_loss: bool | None = field(
         default=None,

@@ -113,7 +113,14 @@ class References:
         while name in getattr(student, "peft_config", {}):  # never load over an adapter that is there
             name += "_"
         with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
-            teacher = load_teacher(source, student, name=name, tokenizer=trainer._tokenizer, dtype=dtype)
+            teacher = load_teacher(
+                source,
+                student,
+                name=name,
+                tokenizer=trainer._tokenizer,
+                dtype=dtype,
+                allow_pickle=self._args.allow_pickle,
+            )
         if isinstance(teacher, ModelTeacher):
             teacher = ModelTeacher(devices.prepare_reference(teacher.model, trainer.accelerator))
         return teacher

@@ -26,7 +26,7 @@ from uncertune.fused import (
     linear_weighted_nll_with_stats,
     score_tokens,
 )
-from uncertune.models import attach_head, head_shape, resolve_model, verify_head
+from uncertune.models import attach_head, checked_in_trl, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
 from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike, anchored
 from uncertune.runs import checkpoints
@@ -94,7 +94,8 @@ class UncertuneTrainer(SFTTrainer):
         if isinstance(model, str | os.PathLike):
             model = resolve_model(os.fspath(model))
         kwargs |= {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        with dataset.known_templates(), dataset.refusals():
+        checked = checked_in_trl(allow_pickle=args.allow_pickle)
+        with dataset.known_templates(), dataset.refusals(), checked:
             dataset.check_prepared(args, train_dataset)
             super().__init__(model, args, **kwargs)
         check_kind(self)

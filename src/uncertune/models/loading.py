@@ -1,0 +1,266 @@
+"""Load models, tokenizers and adapters: one set of checks, and one line for whatever cannot be loaded.
+
+Two things need an explicit flag from the person who runs the command, and are never taken from a file: running code
+that a model brings (``trust_remote_code``), and reading weights stored as a pickle (``allow_pickle``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uncertune.errors import UserError
+from uncertune.models.names import resolve_model
+
+_JSON = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
+    *("model.safetensors.index.json", "adapter_config.json"),
+)
+_ADAPTER = "adapter_model.safetensors"
+_LISTED = 3
+REPORTED: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Options of ``from_pretrained`` with which it reports what does not fit, for ``check_complete``."""
+
+
+def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model given by hub id, folder or short name. Raises UserError."""
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    check_files(path)
+    with _in_one_line(f"model {name!r} has no tokenizer that can be loaded"):
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    revision: str = "main",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Any:
+    """A causal language model given by hub id, folder or short name.
+
+    Raises UserError for a damaged file of a local folder (by its path), for weights that lack tensors of the model,
+    for a pickle without ``allow_pickle``, and for whatever else transformers refuses.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(name)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if trust_remote_code:
+        options["trust_remote_code"] = True
+    with _in_one_line(f"model {name!r} cannot be loaded"), checked_weights(path, allow_pickle=allow_pickle) as more:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, **REPORTED, **options, **more
+        )
+        check_complete(name, report)
+    return model
+
+
+@contextlib.contextmanager
+def checked_weights(path: str, *, allow_pickle: bool = False) -> Iterator[dict[str, Any]]:
+    """Check a model's local files; yields what ``from_pretrained`` needs so that it refuses pickles.
+
+    An error about missing safetensors names the flag.
+    """
+    check_files(path)
+    folder = Path(path)
+    pickles = sorted(folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
+    if pickles and not any(folder.glob("*.safetensors")) and not allow_pickle:
+        raise UserError(_pickle_line(pickles[0]))
+    try:
+        yield {} if allow_pickle else {"use_safetensors": True}
+    except OSError as error:
+        if not allow_pickle and "safetensors" in str(error) and not folder.is_dir():
+            raise UserError(
+                f"model {path!r} has no weights as safetensors: if it stores them as a pickle (.bin), which can run "
+                "code when it is read, give --allow_pickle only if you trust its source"
+            ) from error
+        raise
+
+
+def _pickle_line(file: Path) -> str:
+    return (
+        f"{str(file)!r} is a pickle, which can run code when it is read: convert it to safetensors, or give "
+        "--allow_pickle if you trust its source"
+    )
+
+
+def check_complete(name: str, report: Mapping[str, Any]) -> None:
+    """Raise UserError where a model's files lack tensors, which transformers would fill with random numbers.
+
+    ``report`` is what ``from_pretrained(..., output_loading_info=True)`` returns beside the model.
+    """
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        shown = ", ".join(missing[:_LISTED])
+        raise UserError(f"model {name!r}: its files lack {len(missing)} tensors of the model ({shown}{more})")
+    entries = report.get("mismatched_keys") or ()
+    other = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
+    if other:
+        raise UserError(f"model {name!r}: {len(other)} tensors have another shape than in the model ({other[0]})")
+
+
+def check_files(path: str | Path) -> None:
+    """Raise UserError, by its path, for a damaged JSON or safetensors file in a model's or an adapter's folder."""
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    for name in _JSON:
+        if (folder / name).exists():
+            _check_json(folder / name)
+    if (folder / "chat_template.jinja").exists():
+        _read(folder / "chat_template.jinja")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{str(file)!r} is damaged: {_first_line(error)}") from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        _check_index(index)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(file)!r} cannot be read: {_first_line(error)}") from error
+
+
+def _check_json(file: Path) -> Any:
+    try:
+        content = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{str(file)!r} is damaged: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(file)!r} is damaged: it holds {type(content).__name__} instead of a JSON object")
+    return content
+
+
+def _check_index(index: Path) -> None:
+    shards = _check_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{str(index)!r} is damaged: it has no weight_map of tensors to files")
+    for name in sorted(set(shards.values())):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise UserError(f"{str(index)!r} names {name!r}, which is missing")
+
+
+# ---- adapters
+
+
+def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow_pickle: bool = False) -> Any:
+    """``model`` with the PEFT adapter of a local folder on it, frozen; the model may already have adapters.
+
+    Raises UserError for a damaged file, a pickle without ``allow_pickle``, an adapter of another base.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder, allow_pickle=allow_pickle)
+    with _in_one_line(f"adapter {str(folder)!r} does not fit the model"):
+        if hasattr(model, "peft_config"):
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    lacking = _stored(folder) ^ _loaded(model, name) if (Path(folder) / _ADAPTER).is_file() else set()
+    if lacking:
+        raise UserError(
+            f"adapter {str(folder)!r} does not fit the model: {len(lacking)} of its tensors have no counterpart "
+            f"({min(lacking)})"
+        )
+    return model
+
+
+def check_adapter(folder: str | Path, *, allow_pickle: bool = False) -> None:
+    """Raise UserError for a folder without a readable adapter, and for a pickle without ``allow_pickle``."""
+    folder = Path(folder)
+    check_files(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{str(folder)!r} holds no adapter: adapter_config.json is missing")
+    if (folder / _ADAPTER).is_file():
+        return
+    pickle = folder / "adapter_model.bin"
+    if not pickle.is_file():
+        raise UserError(f"{str(folder)!r} holds no adapter: {_ADAPTER} is missing")
+    if not allow_pickle:
+        raise UserError(_pickle_line(pickle))
+
+
+def base_model_of(folder: str | Path) -> str | None:
+    """The base model that an adapter's configuration names. Raises UserError where that file is damaged."""
+    named = _check_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    return named if isinstance(named, str) and named else None
+
+
+def _stored(folder: str | Path) -> set[str]:
+    """The low-rank matrices in an adapter's file, by name."""
+    from safetensors import safe_open
+
+    with safe_open(Path(folder) / _ADAPTER, framework="pt") as file:
+        return {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 (not a mapping)
+
+
+def _loaded(model: Any, name: str) -> set[str]:
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {name for name in found if "lora_" in name}
+
+
+# ---- within TRL
+
+
+@contextlib.contextmanager
+def checked_in_trl(*, allow_pickle: bool = False) -> Iterator[None]:
+    """While TRL builds its trainer, a model that it loads by name is checked as ``load_model`` checks it."""
+    import trl.trainer.sft_trainer as trl_sft
+
+    original = trl_sft.create_model_from_path
+
+    def create(name: str, *args: Any, **options: Any) -> Any:
+        with _in_one_line(f"model {name!r} cannot be loaded"), checked_weights(name, allow_pickle=allow_pickle) as more:
+            model, report = original(name, *args, **{**options, **REPORTED, **more})
+            check_complete(name, report)
+        return model
+
+    trl_sft.create_model_from_path = create
+    try:
+        yield
+    finally:
+        trl_sft.create_model_from_path = original
+
+
+# ---- errors
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Whatever another library raises while it reads a stranger's files, as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
