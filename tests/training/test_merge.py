@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.training import command
+from uncertune.training.merge import merge
 from uncertune.training.pipeline import Job
 from uncertune.training.pipeline import run as run_job
 from uncertune.training.publishing import model_card
@@ -110,6 +112,61 @@ def test_other_scalings_of_lora_do_not_depend_on_the_cut(tmp_path, name):
     whole, pieces = cut(8, 1), cut(2, 4)
     assert pieces.masks == whole.masks
     assert relative_difference(pieces.gradient, whole.gradient) < 1e-9
+
+
+def test_merge_never_takes_trust_from_the_run(trained, tmp_path, capsys):
+    """The base model brings code that would write a file."""
+    base, folder = trained
+    strange = shutil.copytree(base, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (strange / "config.json").write_text(json.dumps(config))
+    (strange / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    run = shutil.copytree(folder, tmp_path / "run")
+    settings = {"model_name_or_path": str(strange), "trust_remote_code": True}
+    (run / "config.yaml").write_text(json.dumps(settings))
+    assert main(["merge", str(run), "--output_dir", str(tmp_path / "merged")]) == 2
+    assert "strange" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_merged_model_stops_where_the_run_did(tmp_path):
+    """Configuration, generation configuration and tokenizer name the same end and padding."""
+    base = save_tiny(tmp_path / "base")
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**fields, "eos_token_id": 5, "pad_token_id": 6}))
+    folder = run_job(job(tmp_path / "run", {}, base, objective="mle"))
+    merge(folder, tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    assert tokenizer.eos_token_id == model.config.eos_token_id == ends[0]
+    assert tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id
+    with torch.no_grad():  # the end of text is now by far the likeliest token
+        head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+        head.weight.zero_()
+        head.bias.zero_()[tokenizer.eos_token_id] = 10
+    model.lm_head = head
+    out = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=9, do_sample=False)
+    assert out[0, IDS.shape[1] :].tolist() == [tokenizer.eos_token_id]
+
+
+DAMAGES = ["config.yaml", "metrics.jsonl", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("content", [b"\xff\x00\x01", b"[1]", b"{"])
+def test_merge_names_a_damaged_file_of_the_run(trained, tmp_path, capsys, name, content):
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    (run / name).write_bytes(content)
+    assert main(["merge", str(run), "--output_dir", str(tmp_path / "merged")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name}' " in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (tmp_path / "merged").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- card

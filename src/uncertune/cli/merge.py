@@ -19,6 +19,8 @@ class MergeOptions:
     base: str | None = option(
         None, "hub id or folder of the base model", unit="MODEL", unset="the model that the run names"
     )
+    trust_remote_code: bool = option(False, "run code that the base model brings; only as a flag, never from a file")
+    allow_pickle: bool = option(False, "read weights stored as a pickle (.bin), which can run code; only as a flag")
     dtype: str = options.dtype(help="number format of the weights; auto: the base model's own")
 
 
@@ -27,7 +29,12 @@ def call(given: MergeOptions) -> None:
     from uncertune.training.merge import merge
 
     folder = merge(
-        Path(given.run).expanduser(), Path(given.output_dir).expanduser(), base=given.base, dtype=given.dtype
+        Path(given.run).expanduser(),
+        Path(given.output_dir).expanduser(),
+        base=given.base,
+        dtype=given.dtype,
+        trust_remote_code=given.trust_remote_code,
+        allow_pickle=given.allow_pickle,
     )
     print(f"model:  {folder}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from uncertune.errors import UserError
-from uncertune.settings import Spec, convert, converted, near, option, read_mapping, shown, specs_of, typed
+from uncertune.settings import Spec, check_trust, convert, converted, near, option, read_mapping, shown, specs_of, typed
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ def values(specs: Mapping[str, Spec], arguments: Sequence[str], program: str) ->
     """Checked values of the fields that are given: those of the file, and over them those of the flags."""
     path, flags = split(specs, arguments, program)
     from_file = {} if path is None else converted(specs, read_mapping(path), shown(path, 200))
+    check_trust(from_file)
     return from_file | {name: convert(specs[name], value) for name, value in flags.items()}
 
 

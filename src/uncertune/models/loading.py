@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow
     from peft import PeftModel
 
     check_adapter(folder, allow_pickle=allow_pickle)
-    with _in_one_line(f"adapter {str(folder)!r} does not fit the model"):
+    with _in_one_line(f"adapter {str(folder)!r} does not fit the model"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them at their start
         if hasattr(model, "peft_config"):
             model.load_adapter(str(folder), adapter_name=name)
         else:

@@ -3,8 +3,10 @@
 from uncertune.settings.files import read_mapping
 from uncertune.settings.values import (
     REQUIRED,
+    TRUST,
     Spec,
     check_text,
+    check_trust,
     convert,
     converted,
     near,
@@ -16,8 +18,10 @@ from uncertune.settings.values import (
 
 __all__ = [
     "REQUIRED",
+    "TRUST",
     "Spec",
     "check_text",
+    "check_trust",
     "convert",
     "converted",
     "near",

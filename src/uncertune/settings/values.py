@@ -356,3 +356,16 @@ def typed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in values.items()
     }
+
+
+TRUST = {"trust_remote_code": "run code that a model brings", "allow_pickle": "read weights stored as a pickle"}
+"""Fields that only a flag may set."""
+
+
+def check_trust(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for trust that a file grants: the file may be a stranger's, the flag is the user's own."""
+    options = settings.get("model_init_kwargs")
+    within = options if isinstance(options, dict) else {}
+    for name, what in TRUST.items():
+        if settings.get(name) not in (None, False) or within.get(name) not in (None, False):
+            raise UserError(f"{name}: a file cannot allow a command to {what}: give the flag --{name} instead")

@@ -24,6 +24,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 from uncertune.data.sources import FORMATS, masks_prompts
 from uncertune.errors import UserError
 from uncertune.runs.files import plain
+from uncertune.settings import TRUST, check_trust
 from uncertune.training.config import UncertuneConfig
 
 
@@ -64,7 +65,7 @@ class Arguments:
         for group in (self.data, self.model, self.mixture):
             out |= dataclasses.asdict(group)
         out |= self.training.to_dict()
-        hidden = {"hub_token", "push_to_hub_token", "overwrite", "fill_teacher_cache_only"}
+        hidden = {"hub_token", "push_to_hub_token", "overwrite", "fill_teacher_cache_only", *TRUST}
         return {name: plain(value) for name, value in out.items() if name not in hidden and name in FIELDS}
 
 
@@ -100,6 +101,7 @@ def parse(arguments: list[str], settings: Mapping[str, Any] | None = None) -> Ar
     settings = dict(settings) if settings is not None else _read_config(arguments)
     given = frozenset(settings) | flag_names(arguments)
     _check_known(given)
+    check_trust(settings)
     defaults: dict[str, Any] = {}
     if not given & {"save_strategy", "save_steps", "load_best_model_at_end"}:  # the best wants a multiple of eval_steps
         defaults |= {"save_strategy": "steps", "save_steps": 0.1}

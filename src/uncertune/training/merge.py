@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
+from transformers.trainer_utils import align_special_tokens
 
 from uncertune.errors import UserError
+from uncertune.models.loading import base_model_of, load_adapter, load_model, load_tokenizer
 from uncertune.runs.files import atomic_folder
+from uncertune.runs.records import METRICS, read_metrics, read_settings
 
 
-def merge(run: Path, target: Path, *, base: str | None = None, dtype: str = "auto") -> Path:
+def merge(
+    run: Path,
+    target: Path,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Path:
     """Merge the adapter in ``run`` into ``base`` (by default the model that the run names); return ``target``.
 
-    The folder appears whole or not at all. ``dtype`` is that of the weights, ``auto`` the base's own.
+    The folder appears whole or not at all. ``dtype`` is that of the weights, ``auto`` the base's own. The model's
+    configuration and generation configuration take their special tokens from the tokenizer of the run.
+    ``trust_remote_code`` runs code that the base model brings, ``allow_pickle`` reads weights stored as a pickle;
+    neither is taken from the run.
 
     Raises UserError for a run without an adapter, an output folder that is not empty, and a base that does not fit.
     """
@@ -26,63 +38,50 @@ def merge(run: Path, target: Path, *, base: str | None = None, dtype: str = "aut
         raise UserError(f"run {str(run)!r} {why}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"output_dir {str(target)!r} exists and is not empty: choose a new folder")
-    model, tokenizer = _merged(run, base or _base_of(run), dtype)
+    model, tokenizer = _merged(run, base or _base_of(run), dtype, trust_remote_code, allow_pickle)
     with atomic_folder(target) as unfinished:
         model.save_pretrained(str(unfinished))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(unfinished))
+        tokenizer.save_pretrained(str(unfinished))
         _write_card(run, unfinished)
     return target
 
 
 def _base_of(run: Path) -> str:
-    """The base model as the run was told it, or as the adapter names it."""
-    settings = _settings(run)
-    named = json.loads((run / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    base = settings.get("model_name_or_path") or named
+    """The base model that the run was given, or that the adapter names."""
+    named = read_settings(run).get("model_name_or_path")
+    base = named if isinstance(named, str) and named else base_model_of(run)
     if not base:
         raise UserError(f"run {str(run)!r} does not name its base model: give base")
     return base
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    file = run / "config.yaml"
-    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
-
-
-def _merged(run: Path, base: str, dtype: str) -> tuple[Any, Any]:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from uncertune.models import resolve_model
-
-    settings = _settings(run)
-    where = {"revision": settings.get("model_revision") or "main"}
-    if settings.get("trust_remote_code"):
-        where["trust_remote_code"] = True
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(run)) if (run / "tokenizer_config.json").is_file() else None
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=dtype, **where)
-        if getattr(model, "is_quantized", False):
-            raise UserError(f"base {base!r} is stored quantised: give the unquantised model as base")
-        with warnings.catch_warnings():  # of a trained head that was tied, which is seen to below
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-            model = PeftModel.from_pretrained(model, str(run)).merge_and_unload(safe_merge=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"run {str(run)!r} cannot be merged into base {base!r}: {reason}") from None
+def _merged(run: Path, base: str, dtype: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Any, Any]:
+    """The merged model and the run's tokenizer, or the base's."""
+    revision = read_settings(run).get("model_revision")
+    trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    where = {**trusted, "revision": revision if isinstance(revision, str) and revision else "main"}
+    own = (run / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(run), **trusted) if own else load_tokenizer(base, **where)
+    model = load_model(base, dtype=dtype, allow_pickle=allow_pickle, **where)
+    if getattr(model, "is_quantized", False):
+        raise UserError(f"base {base!r} is stored quantised: give the unquantised model as base")
+    with warnings.catch_warnings():  # about a trained head that was tied, which is handled below
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        try:
+            model = load_adapter(model, run, allow_pickle=allow_pickle).merge_and_unload(safe_merge=True)
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"run {str(run)!r} cannot be merged into base {base!r}: {reason}") from error
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # a head trained apart from the embedding that it was tied to
+    align_special_tokens(model, tokenizer)
     return model, tokenizer
 
 
 def _write_card(run: Path, folder: Path) -> None:
     from uncertune.training.publishing import CARD, model_card
-    from uncertune.training.runlog import METRICS, read_metrics
 
-    settings = _settings(run)
+    settings = read_settings(run)
     if not settings:
         return
     rows = read_metrics(run / METRICS) if (run / METRICS).is_file() else []
