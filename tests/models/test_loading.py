@@ -113,7 +113,7 @@ def test_adapters_are_checked_alike(base, tmp_path):
         load_adapter(tiny_model("gpt2"), adapter)
     name = sorted(weights)[0]
     save_file({key: value for key, value in weights.items() if key != name}, adapter / "adapter_model.safetensors")
-    with pytest.raises(UserError, match="does not fit the model.*missing adapter keys"):
+    with pytest.raises(UserError, match=r"does not fit the model.*missing adapter keys"):
         load_adapter(load_model(str(base)), adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors' is damaged"):
