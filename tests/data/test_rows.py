@@ -3,35 +3,14 @@
 import pytest
 from trl import SFTConfig, SFTTrainer
 
+from helpers.conversations import CALLED, TOOL_TEMPLATE, WEATHER, chat
 from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune.data.reading import in_memory, readable
 from uncertune.data.rows import Labelling, tokenise
 from uncertune.data.templates import assistant_marks
 
-TOOL_TEMPLATE = (
-    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
-    "{% if m['tool_calls'] is defined %}{{ m['tool_calls'] | tojson }}{% endif %}"
-    "{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
-LIGHT = {"type": "function", "function": {"name": "light", "arguments": {"on": True, "room": 3}}}
-
-
-def chat(*pairs):
-    return [{"role": role, "content": content} for role, content in pairs]
-
-
 TURNS = chat(("user", "Hi"), ("assistant", "Hello."), ("user", "And?"), ("assistant", " Bye. "))
-CALLED = [
-    {"role": "user", "content": "Weather?"},
-    {"role": "assistant", "content": "", "tool_calls": [CALL]},
-    {"role": "tool", "name": "weather", "content": "12 degrees"},
-    {"role": "assistant", "content": "It is 12 degrees."},
-]
+LIGHT = {"type": "function", "function": {"name": "light", "arguments": {"on": True, "room": 3}}}
 DARK = [
     {"role": "user", "content": "Dark!"},
     {"role": "assistant", "content": "", "tool_calls": [LIGHT]},

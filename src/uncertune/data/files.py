@@ -40,7 +40,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     reader = _READERS[ending.removesuffix(".gz")]
     try:
         yield from reader(path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"data {str(path)!r}: cannot be read ({first_line(error)})") from error
 
 
@@ -61,11 +61,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"data {str(path)!r}: line {number} is not JSON ({error.msg})") from error
-            yield _object(row, f"line {number}", path)
+            yield _object(_parsed(line, f"line {number}", path), f"line {number}", path)
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
@@ -76,12 +72,22 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
         if head != "[":
             yield from _json_lines(path)
             return
-        try:
-            rows = json.loads(head + file.read())
-        except json.JSONDecodeError as error:
-            raise UserError(f"data {str(path)!r}: not JSON at line {error.lineno} ({error.msg})") from error
+        rows = _parsed(head + file.read(), "", path)
     for number, row in enumerate(rows):
         yield _object(row, f"row {number}", path)
+
+
+def _parsed(text: str, place: str, path: Path) -> Any:
+    """A JSON value. Raises ``UserError`` for what is not JSON, nested too deep, or a number of thousands of digits."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = place or f"line {error.lineno}"
+        raise UserError(f"data {str(path)!r}: {line} is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"data {str(path)!r}: {place or 'the array'} is nested too deep to be read") from error
+    except ValueError as error:
+        raise UserError(f"data {str(path)!r}: {place or 'the array'} holds a number too long to be read") from error
 
 
 def _object(row: Any, place: str, path: Path) -> dict[str, Any]:
@@ -93,10 +99,19 @@ def _object(row: Any, place: str, path: Path) -> dict[str, Any]:
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(_LONGEST_CSV_FIELD)  # the module's 128 KiB is shorter than some conversations
     with _open(path, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
+        reader = csv.DictReader(file, strict=True)  # else an unclosed quote swallows the rows behind it
+        number = 0
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise UserError(f"data {str(path)!r}: row {number} is not CSV ({error}): check its quotes") from error
+            if row is None:
+                return
             if None in row:
                 raise UserError(f"data {str(path)!r}: row {number} has more values than the header has columns")
             yield row
+            number += 1
 
 
 def _text(path: Path) -> Iterator[dict[str, Any]]:

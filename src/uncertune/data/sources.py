@@ -1,5 +1,6 @@
 """Where training rows come from: built-in names, files, folders and the hub, through one front door, ``load``."""
 
+import json
 import os
 import re
 import sys
@@ -67,6 +68,24 @@ WORD_PROBLEM_ROWS = 1000
 def masks_prompts(name: str) -> bool:
     """Whether a data set is a built-in one of conversations, which are trained on the assistant's turns only."""
     return name in BUILTIN and BUILTIN[name].format != "wikitext"
+
+
+def is_file(name: str) -> bool:
+    """Whether a data set's name stands for one file, which has no splits."""
+    path = Path(name).expanduser()
+    return name not in BUILTIN and (path.is_file() or (files.extension(path) is not None and not path.is_dir()))
+
+
+def column_names(given: Mapping[str, Any] | str | None) -> dict[str, str]:
+    """``dataset_columns``: names known here to those in the data, a mapping or its JSON. Raises ``UserError``."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError:
+        found = None
+    if not isinstance(found, Mapping) or not all(isinstance(one, str) for pair in found.items() for one in pair):
+        example = '{"instruction": "query", "output": "response"}'
+        raise UserError(f"dataset_columns must be a mapping of known to given names, like {example}; got {given!r}")
+    return dict(found)
 
 
 def evaluation_split(name: str) -> str:
@@ -234,7 +253,7 @@ def _open(
         folder = folder or _folder("UNCERTUNE_DATA", os.environ.get("UNCERTUNE_DATA"))
         return _open_builtin(name, config, split, folder, streaming)
     path = Path(name).expanduser()
-    if path.is_file() or (files.extension(path) and not path.is_dir()):
+    if is_file(name):
         if config is not None or "[" in split:
             field, value = ("split", split) if config is None else ("config", config)
             raise UserError(f"{field}: {value!r} cannot be used with the file {name!r}; leave it out (see max_samples)")
@@ -283,7 +302,7 @@ def _open_builtin(
             )
         )
         raise UserError(
-            f"dataset {name!r}: {known.hub_id} cannot be had from the hub ({_reason(error)}){mend}"
+            f"dataset {name!r}: {known.hub_id} is not available on the hub ({_reason(error)}){mend}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from uncertune.data.sources import BUILTIN, evaluation_split, load
+from uncertune.data.sources import BUILTIN, column_names, evaluation_split, load
 from uncertune.errors import UserError
 from uncertune.runs.files import write_atomically
 from uncertune.sweep.plan import DATA, Plan
@@ -61,14 +61,15 @@ def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
     """Training rows, and the last rows of the data, held out; None where nothing is."""
     options, given = plan.request.options, plan.common
     count = options.held_out if apart else 0
-    most = given.data.max_train_samples
+    most, field = given.data.max_train_samples, given.training.dataset_text_field
     rows = load(
         str(given.data.dataset_name),
         config=given.data.dataset_config,
         split=given.data.dataset_train_split,
         data_dir=given.data.data_dir,
         format=given.data.dataset_format,
-        text_field=given.training.dataset_text_field,
+        text_field=field if field != "text" else None,
+        columns=column_names(given.data.dataset_columns),
         max_samples=None if most is None or options.fresh_rows else most + count,
         seed=0,
     )

@@ -38,6 +38,10 @@ class DataArguments(ScriptArguments):
     dataset_format: str = field(
         default="auto", metadata={"help": "How rows become messages; auto: by their columns.", "choices": list(FORMATS)}
     )
+    dataset_columns: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Columns of other names: {"instruction": "query", "output": "response"}, known name first.'},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
     overwrite: bool = field(

@@ -6,16 +6,18 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 from trl import get_dataset, get_peft_config, get_quantization_config
 
-from uncertune.data.sources import load
+from uncertune.data.sources import column_names, is_file, load
 from uncertune.errors import UserError
 from uncertune.models import resolve_model
 from uncertune.training.arguments import Arguments
+from uncertune.training.holdout import split_off
 from uncertune.training.pipeline import Job
 
 
@@ -86,7 +88,9 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
         if data.dataset_name:
             print(f"dataset_name: {data.dataset_name!r} is left out, since datasets is set", file=sys.stderr)
         with _refusals("datasets cannot be loaded"):
-            splits = get_dataset(mixture)
+            splits = get_dataset(replace(mixture, test_split_size=None))  # TRL's split has no seed
+        if mixture.test_split_size is not None:
+            return _split(splits[data.dataset_train_split], given, evaluates)
         for field in ("dataset_train_split", *(["dataset_test_split"] if evaluates else [])):
             if getattr(data, field) not in splits:
                 raise UserError(f"{field}: datasets have no split {getattr(data, field)!r}, only {', '.join(splits)}")
@@ -96,18 +100,36 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
             "dataset_name is missing: give alpaca, gsm8k, sharegpt, word_problems, a file, a folder or a hub id"
         )
 
+    name, field = data.dataset_name, given.training.dataset_text_field
+
     def one(split: str, limit: int | None) -> Any:
         return load(
-            data.dataset_name or "",
+            name,
             config=data.dataset_config,
             split=split,
             data_dir=data.data_dir,
             format=data.dataset_format,
-            text_field=given.training.dataset_text_field,
+            text_field=field if field != "text" else None,
+            columns=column_names(data.dataset_columns),
             max_samples=limit,
             streaming=data.dataset_streaming,
             seed=given.training.seed,
         )
 
+    if evaluates and mixture.test_split_size is None and is_file(name):
+        raise UserError(
+            f"eval_strategy: the file {name!r} has no test split to evaluate on: set test_split_size: 0.1 to keep a "
+            "tenth of its rows for evaluation, or give a folder with train.jsonl and test.jsonl as dataset_name"
+        )
     train = one(data.dataset_train_split, data.max_train_samples)
+    if mixture.test_split_size is not None:
+        return _split(train, given, evaluates)
     return train, one(data.dataset_test_split, data.max_eval_samples) if evaluates else None
+
+
+def _split(rows: Any, given: Arguments, evaluates: bool) -> tuple[Any, Any]:
+    """Training rows and, of ``test_split_size``, evaluation rows, at most ``max_eval_samples`` of them."""
+    train, test = split_off(rows, float(given.mixture.test_split_size), given.training.seed)
+    limit = given.data.max_eval_samples or len(test)
+    print(f"test_split_size: {len(test)} of {len(rows)} rows are kept out of training", file=sys.stderr)
+    return train, test.select(range(min(limit, len(test)))) if evaluates else None

@@ -25,6 +25,7 @@ from uncertune.objectives import IGNORED
 from uncertune.training import side_columns
 from uncertune.training.batch import SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
+from uncertune.training.holdout import count_shared
 
 PEEKED_ROWS = 100
 TRAIN = "train"
@@ -43,6 +44,17 @@ def readable(rows: Any, name: str, args: UncertuneConfig, formatting_func: Any =
     if not isinstance(rows, Dataset) or prepared or formatting_func is not None or rows.format["type"] == "custom":
         return rows
     return reading.readable(rows, f"{name} data", text_field=_text_field(args), named=name == TRAIN)
+
+
+def report_shared(train: Any, evaluation: Any) -> None:
+    """Print how many evaluation rows are also training rows, where there are any; streams are not looked into."""
+    named = evaluation if isinstance(evaluation, dict) else {"evaluation": evaluation}
+    for name, rows in named.items():
+        if isinstance(train, Dataset) and isinstance(rows, Dataset) and (shared := count_shared(train, rows)):
+            _say(
+                f"{name} data: {shared} of {len(rows)} rows are also training rows, so its loss is not that of unseen "
+                "data"
+            )
 
 
 def _text_field(args: UncertuneConfig) -> str | None:

@@ -1,4 +1,4 @@
-"""A tenth of the data that nothing but the reference of ``rho`` is trained on (SPEC S9)."""
+"""Rows that are kept out of training: a tenth for the reference of ``rho`` (SPEC S9), or a test split."""
 
 from __future__ import annotations
 
@@ -9,27 +9,45 @@ from typing import Any
 from uncertune.errors import UserError
 
 SHARE = 0.1
+"""Of the rows, for the reference of ``rho``."""
 
 
-def held_out(rows: Any, seed: int) -> tuple[Any, Any]:
-    """Rows split in two, nine tenths and one tenth, each in its old order.
+def held_out(
+    rows: Any, seed: int, share: float = SHARE, *, field: str = "rho_reference='auto'", mend: str = "give a reference"
+) -> tuple[Any, Any]:
+    """Rows split in two, the larger part and ``share`` of them, each in its old order.
 
     A row's side depends on its content and the seed alone: equal rows stay together, and neither order nor other rows
-    decide. Raises UserError for streams and for data too small to split.
+    decide. Raises UserError, with the field that asks for the split and what else to do, for streams and for data too
+    small to split.
     """
     if not hasattr(rows, "__len__"):
-        raise UserError(
-            "rho_reference='auto' must split the data: load it without dataset_streaming, or give a reference"
-        )
+        raise UserError(f"{field} must split the data: load it without dataset_streaming, or {mend}")
     digests = [_digest(row, seed) for row in rows]
-    limit = sorted(digests)[max(0, round(SHARE * len(digests)) - 1)] if digests else ""
+    limit = sorted(digests)[max(0, round(share * len(digests)) - 1)] if digests else ""
     parts = [[n for n, one in enumerate(digests) if (one <= limit) is held] for held in (False, True)]
     if not all(parts):
         raise UserError(
-            f"rho_reference='auto' holds out a tenth of the data, and {len(digests)} rows are too few or all alike: "
-            "give a reference"
+            f"{field} keeps {share:.0%} of the rows apart, and {len(digests)} rows are too few or all alike: {mend}"
         )
     return rows.select(parts[0]), rows.select(parts[1])
+
+
+def split_off(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Training rows and a test split of ``test_split_size``. Raises UserError outside (0, 1)."""
+    if not 0 < share < 1:
+        raise UserError(f"test_split_size must be in (0, 1), the share of the rows to evaluate on; got {share}")
+    mend = "name a data set with a test split"
+    return held_out(rows, seed, share, field=f"test_split_size={share:g}", mend=mend)
+
+
+def count_shared(train: Any, evaluation: Any) -> int:
+    """How many evaluation rows are also training rows, in all the columns that both have."""
+    columns = sorted(set(train.column_names) & set(evaluation.column_names))
+    if not columns:
+        return 0
+    seen = {_digest(row, 0) for row in train.select_columns(columns)}
+    return sum(_digest(row, 0) in seen for row in evaluation.select_columns(columns))
 
 
 def _digest(row: dict[str, Any], seed: int) -> str:

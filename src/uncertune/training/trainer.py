@@ -90,6 +90,7 @@ class UncertuneTrainer(SFTTrainer):
         formatting_func = kwargs.get("formatting_func")
         train_dataset = dataset.readable(train_dataset, dataset.TRAIN, args, formatting_func)
         eval_dataset = dataset.readable(eval_dataset, "eval", args, formatting_func)
+        dataset.report_shared(train_dataset, eval_dataset)
         args = dataset.resolve_assistant_only_loss(args, train_dataset)
         if isinstance(model, str | os.PathLike):
             model = resolve_model(os.fspath(model))
