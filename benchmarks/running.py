@@ -19,12 +19,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 from transformers import PrinterCallback
+from uncertune.training.running import DECAY, RunningThreshold
 
 from benchmarks import tables
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.data.sources import load
 from uncertune.selection import LEVELS, select, threshold
-from uncertune.training.running import DECAY, RunningThreshold
 from uncertune.training.step import Rule
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95)

@@ -1,18 +1,22 @@
-"""Which tokens: a score per token, and the top fraction of them."""
+"""Which tokens: a score per token, and a fraction of them or those beyond a threshold."""
 
 from uncertune.selection.metrics import METRICS, Metric, scores_of
 from uncertune.selection.scores import document_means, random_scores
-from uncertune.selection.select import LEVELS, SCOPES, exact_count, select, threshold
+from uncertune.selection.select import LEVELS, ORDERS, SCOPES, exact_count, select, threshold
+from uncertune.selection.threshold import RunningThreshold, select_by_threshold
 
 __all__ = [
     "LEVELS",
     "METRICS",
+    "ORDERS",
     "SCOPES",
     "Metric",
+    "RunningThreshold",
     "document_means",
     "exact_count",
     "random_scores",
     "scores_of",
     "select",
+    "select_by_threshold",
     "threshold",
 ]

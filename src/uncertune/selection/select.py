@@ -1,4 +1,4 @@
-"""The top fraction of tokens or documents, exactly (SPEC S10, S11)."""
+"""A fraction of the tokens or documents by their scores, exactly (SPEC S10, S11, B11)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 from uncertune.selection.scores import document_means
 
 Level = Literal["token", "document"]
+Order = Literal["highest", "lowest", "middle"]
 LEVELS = ("token", "document")
+ORDERS = ("highest", "lowest", "middle")
 SCOPES = ("batch", "microbatch", "running")
 
 
 def exact_count(fraction: float | str | Fraction, total: int) -> int:
     """``ceil(fraction · total)`` on the decimal as written: 0.07 of 100 is 7, though 0.07 * 100 > 7 in floats.
 
-    Raises ValueError outside (0, 1], and for what is no number.
+    Raises ValueError outside (0, 1], and for what is not a number.
     """
     try:
         exact = Fraction(str(fraction))
@@ -30,44 +32,78 @@ def exact_count(fraction: float | str | Fraction, total: int) -> int:
 
 
 def select(
-    scores: Tensor, fraction: float | str | Fraction, *, level: Level = "token", document: Tensor | None = None
+    scores: Tensor,
+    fraction: float | str | Fraction,
+    *,
+    level: Level = "token",
+    document: Tensor | None = None,
+    order: Order = "highest",
 ) -> Tensor:
     """The highest scores: a bool mask (T,) with exactly ``ceil(fraction · T)`` tokens, ties to the earlier one.
 
     With ``level="document"``, ``document`` (T,) labels each token's document, and the mask holds all tokens of
     ``ceil(fraction · documents)`` documents, those of the highest mean score, ties to the document that starts first.
 
-    Raises ValueError for a fraction outside (0, 1], NaN scores, an unknown level, or missing document labels.
+    ``order="lowest"`` selects from the other end. ``"middle"`` leaves out as many above as below, one fewer above
+    where their number is odd.
+
+    Raises ValueError for a fraction outside (0, 1], NaN scores, an unknown level or order, or missing document labels.
     """
+    exact_count(fraction, 0)  # validates also where there is nothing to select
+    check(scores, level, order, document)
+    if level == "token":
+        return _ranked(scores, fraction, order)
+    assert document is not None
+    means, index = document_means(scores, document)
+    return _ranked(means, fraction, order)[index]
+
+
+def check(scores: Tensor, level: str, order: str, document: Tensor | None) -> None:
+    """Raise ValueError for what no selection can use."""
     if scores.dim() != 1:
         raise ValueError(f"scores must be (T,), got {tuple(scores.shape)}")
     if level not in LEVELS:
         raise ValueError(f"selection_level must be one of {', '.join(LEVELS)}, got {level!r}")
-    exact_count(fraction, 0)  # validates also where there is nothing to select
+    if order not in ORDERS:
+        raise ValueError(f"selection_order must be one of {', '.join(ORDERS)}, got {order!r}")
     if bool(scores.isnan().any()):
         raise ValueError("scores contain NaN: the model's loss or entropy is not a number on some token")
-    if level == "token":
-        return _top(scores, fraction)
-    if document is None or document.shape != scores.shape:
+    if level == "document" and (document is None or document.shape != scores.shape):
         raise ValueError("selection_level='document' needs document labels of the scores' shape")
-    means, index = document_means(scores, document)
-    return _top(means, fraction)[index]
 
 
-def _top(scores: Tensor, fraction: float | str | Fraction) -> Tensor:
+def ranks_above(order: Order, count: int, total: int) -> int:
+    """How many of ``total`` scores in the given order come before the ``count`` selected ones."""
+    return (total - count) // 2 if order == "middle" else 0
+
+
+def _ranked(scores: Tensor, fraction: float | str | Fraction, order: Order) -> Tensor:
     count = exact_count(fraction, scores.numel())
-    order = torch.sort(scores, descending=True, stable=True).indices
+    above = ranks_above(order, count, scores.numel())
+    ranking = torch.sort(scores, descending=order != "lowest", stable=True).indices
     mask = torch.zeros_like(scores, dtype=torch.bool)
-    mask[order[:count]] = True
+    mask[ranking[above : above + count]] = True
     return mask
 
 
-def threshold(scores: Tensor, mask: Tensor, *, level: Level = "token", document: Tensor | None = None) -> float:
-    """The lowest selected score (at document level: mean score); NaN where nothing is selected."""
+def threshold(
+    scores: Tensor,
+    mask: Tensor,
+    *,
+    level: Level = "token",
+    document: Tensor | None = None,
+    order: Order = "highest",
+) -> float:
+    """The lowest selected score, with order ``lowest`` the highest one (at document level: mean score).
+
+    NaN where nothing is selected.
+    """
     if level == "document":
         if document is None:
             raise ValueError("selection_level='document' needs document labels")
         means, index = document_means(scores, document)
         scores = means[index]
     chosen = scores[mask]
-    return float(chosen.min()) if chosen.numel() else float("nan")
+    if not chosen.numel():
+        return float("nan")
+    return float(chosen.max() if order == "lowest" else chosen.min())

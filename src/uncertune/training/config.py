@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from torch import nn
 from trl import SFTConfig
 
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
-from uncertune.selection import LEVELS, METRICS, SCOPES, exact_count
+from uncertune.selection import LEVELS, METRICS, ORDERS, SCOPES, exact_count
 
 NORMALIZERS = ("all", "selected")
 TRUNCATIONS = ("plain", "renormalized", "tail")
 SELECTION_FIELDS = (
     "selection_metric",
     "selection_fraction",
+    "selection_order",
+    "selection_threshold",
     "selection_level",
     "selection_scope",
     "normalize_by",
@@ -46,9 +46,13 @@ class UncertuneConfig(SFTConfig):
     Args:
         objective: what each token is asked for: ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
             ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
-        selection_metric: score by which tokens are selected, always the highest: ``loss``, ``entropy`` (nats), ``rho``
+        selection_metric: score by which tokens are selected: ``loss``, ``entropy`` (nats), ``rho``
             (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
         selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
+        selection_order: which end is selected: ``highest``, ``lowest``, or ``middle``, which leaves out as many above
+            as below.
+        selection_threshold: in the unit of the metric, instead of a fraction: selected is what scores at least that
+            much, or with order ``lowest`` at most. A step may select nothing.
         selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
         selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``;
             ``running`` compares with a threshold carried over from earlier steps, without a pass over the micro-batches
@@ -85,9 +89,13 @@ class UncertuneConfig(SFTConfig):
     """
 
     objective: str = _choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
-    selection_metric: str = _choice("loss", tuple(METRICS), "Score by which tokens are selected, highest first.")
+    selection_metric: str = _choice("loss", tuple(METRICS), "Score by which tokens are selected.")
     selection_fraction: float = field(
         default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
+    )
+    selection_order: str = _choice("highest", ORDERS, "Which end of the scores is selected.")
+    selection_threshold: float | None = field(
+        default=None, metadata={"help": "Select by this value of the metric instead of a fraction."}
     )
     selection_level: str = _choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
     selection_scope: str = _choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
@@ -150,6 +158,11 @@ class UncertuneConfig(SFTConfig):
     def to_dict(self) -> dict[str, Any]:
         """As transformers gives it, secrets hidden; the tokenizer's special tokens are none."""
         return {**super().to_dict(), "eos_token": self.eos_token, "pad_token": self.pad_token}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the objective is plain cross-entropy of the labels."""
+        return not OBJECTIVES[self.objective].uses
 
     @property
     def uses_selection(self) -> bool:
@@ -221,6 +234,7 @@ class UncertuneConfig(SFTConfig):
                 f"selection_scope='running' has no use with selection_metric={self.selection_metric!r}, which needs no "
                 "pass: use 'batch'"
             )
+        self._check_order(metric.drawn)
         if self.selection_scope == "running" and self.normalize_by == "selected":
             raise UserError(
                 "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "
@@ -239,6 +253,34 @@ class UncertuneConfig(SFTConfig):
         if self.packing and self.packing_strategy == "wrapped":
             raise UserError(
                 "packing_strategy='wrapped' cuts documents in the middle: with a selecting objective use 'bfd'"
+            )
+
+    def _check_order(self, drawn: bool) -> None:
+        """Refuse what an end of the scores, or a threshold, cannot be combined with."""
+        order, fixed = self.selection_order, self.selection_threshold
+        name = f"selection_order={order!r}" if fixed is None else f"selection_threshold={fixed}"
+        if drawn and (order != "highest" or fixed is not None):
+            raise UserError(
+                f"{name} has no meaning with selection_metric={self.selection_metric!r}, whose scores are random "
+                "numbers: remove it"
+            )
+        if order == "middle" and self.selection_scope == "running":
+            raise UserError(
+                "selection_order='middle' has two ends, and selection_scope='running' carries one threshold over: use "
+                "selection_scope='batch'"
+            )
+        if fixed is None:
+            return
+        if not math.isfinite(fixed):
+            raise UserError(f"selection_threshold must be a finite number, got {fixed}")
+        if order == "middle":
+            raise UserError(
+                f"{name} cannot be used with selection_order='middle', which has two ends: use highest or lowest"
+            )
+        if changed := self._changed(("selection_fraction", "selection_scope")):
+            raise UserError(
+                f"{changed[0]}={getattr(self, changed[0])!r} has no effect with {name}, which needs no ranking: remove "
+                "one of them"
             )
 
     def _check_teacher(self) -> None:
@@ -305,6 +347,7 @@ class UncertuneConfig(SFTConfig):
 _OWN_CHOICES = (
     "objective",
     "selection_metric",
+    "selection_order",
     "selection_level",
     "selection_scope",
     "teacher_truncation",
@@ -312,46 +355,3 @@ _OWN_CHOICES = (
     "teacher_cache_fill",
     "normalize_by",
 )
-
-
-def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise UserError for arguments of TRL's trainer that another loss leaves no room for."""
-    if arguments.get("compute_loss_func") is not None:
-        raise UserError("compute_loss_func is not supported: the loss is set by the objective")
-    for peft_config in (arguments.get("peft_config"), *getattr(model, "peft_config", {}).values()):
-        if getattr(peft_config, "is_prompt_learning", False):
-            name = type(peft_config).__name__
-            raise UserError(f"peft_config: {name} is prompt learning, which is not supported: use LoraConfig")
-
-
-def check_kind(trainer: Any) -> None:
-    """Raise UserError for a vision-language model or its processor."""
-    if trainer._is_vlm or getattr(trainer.model.config, "vision_config", None) is not None:
-        name = f"model: {trainer.model.config.model_type}"
-        name = f"processing_class: {type(trainer.processing_class).__name__}" if trainer._is_vlm else name
-        raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
-
-
-def teacher_of(args: UncertuneConfig, teacher: str | os.PathLike[str] | nn.Module | None) -> str | nn.Module | None:
-    """The teacher, from the argument or the configuration. Raises UserError where missing or without effect."""
-    if teacher is not None and args.teacher not in (None, "auto"):
-        raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
-    found: Any = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
-    found = args.teacher if found is None else found
-    if found == "auto":
-        raise UserError(
-            "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` do: "
-            "call them, or give the trainer a path or a model"
-        )
-    if args.rho_reference == "auto":
-        raise UserError(
-            "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
-            "train` do: call them, or give a path"
-        )
-    if args.uses_teacher and found is None:
-        raise UserError(f"objective={args.objective!r} needs a teacher: set teacher to 'auto', a folder or a hub id")
-    if found is not None and not args.uses_teacher and args.rho_reference != "teacher":
-        raise UserError(f"teacher has no effect with objective={args.objective!r}: remove it")
-    if args.rho_reference == "teacher" and found is None:
-        raise UserError("rho_reference='teacher' needs a teacher: set teacher to a folder or a hub id")
-    return found

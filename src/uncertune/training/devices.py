@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.models import causal_lm
@@ -115,3 +116,32 @@ def as_main_process(function: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def all_ranks(mine: Any) -> list[Any]:
+    """Every rank's object, in rank order."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [mine]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """Each value summed over all ranks."""
+    ranks = all_ranks(values)
+    return {name: sum(rank[name] for rank in ranks) for name in values}
+
+
+def radix_exchange() -> dict[str, Any]:
+    """The keywords of ``uncertune.selection.radix.top_masks`` for the ranks of this process group."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return {}
+    on_device = dist.get_backend() not in ("gloo", "mpi")
+
+    def sum_counts(counts: Tensor) -> Tensor:
+        counts = counts.to(torch.accelerator.current_accelerator()) if on_device else counts.clone()
+        dist.all_reduce(counts)
+        return counts.cpu()
+
+    return {"rank": dist.get_rank(), "sum_over_ranks": sum_counts, "gather": all_ranks}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uncertune.training.batch import IGNORED, SELECTED, SIDE_COLUMNS, document_spans, documents, response_mask
-from uncertune.training.step import all_ranks
+from uncertune.training.devices import all_ranks
 
 Example = dict[str, Any]
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from uncertune.errors import InterruptedRun, NotFiniteError, UserError
 from uncertune.runs.checkpoints import folder_of, latest_complete
-from uncertune.training.step import sum_over_ranks
+from uncertune.training.devices import sum_over_ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,25 +1,78 @@
-"""Which tokens of a step are selected: in a pass of its own before the training forwards, or inside them.
+"""Which tokens of a step are selected.
 
-Shape legend: ``T`` response tokens of a micro-batch.
+A mask comes from one of these places:
+
+* ``Selector.select_for_step``, before the training forwards of a step, from a pass of its own: where the whole step is
+  ranked but runs in several micro-batches, where dropout is active, where dropped documents are not run, or where the
+  loss is divided by the selected tokens. The mask is stored in the batch and never computed again.
+* ``Selector.select_in_forward``, inside the training forward, from its hidden states: where one micro-batch a rank is
+  the whole scope, or (scope ``running``, a fixed threshold) where no other micro-batch matters.
+* ``Evaluation.finish``, for the value of the objective on evaluation data.
+
+Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.fused import Scored, TokenStats, score_tokens
+from uncertune.fused import Scored, score_tokens
 from uncertune.objectives import OBJECTIVES, Head
-from uncertune.selection import METRICS, scores_of
+from uncertune.runs.files import write_atomically
+from uncertune.selection import METRICS, RunningThreshold, scores_of
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
+from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import keep_selected, skipped
 from uncertune.training.references import stats_of
-from uncertune.training.running import RunningThreshold
-from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_noise, sum_over_ranks
+from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_noise
 from uncertune.uncertainty import mc_dropout, token_uncertainty
+
+STATE = "running_threshold.json"
+
+
+@dataclass
+class RunningSelection:
+    """Scope ``running``: the threshold, the same on every rank, and this step's scores for its next value."""
+
+    rule: Rule
+    threshold: RunningThreshold
+    _scores: list[Tensor | None] = field(default_factory=list)
+    _documents: list[Documents] = field(default_factory=list)
+    _masks: list[Tensor] = field(default_factory=list)
+
+    def choose(self, scores: Tensor, documents: Documents) -> Chosen:
+        """The mask of one micro-batch, whose scores are kept until ``finish``."""
+        scores = scores.detach().cpu()
+        mask = self.threshold.mask(scores, documents.index.cpu())
+        self._scores.append(scores)
+        self._documents.append(documents)
+        self._masks.append(mask)
+        return Chosen([mask.to(documents.index.device)], self.threshold.value or 0.0, int(mask.sum()))
+
+    def finish(self, step: int) -> dict[str, float]:
+        """Move on to the next step; returns how many of this rank's tokens the running and the exact mask both
+        selected, and how many at least one of them did."""
+        exact = choose(self.rule, step, self._scores, self._documents)
+        pairs = [(mask, one.cpu()) for mask, one in zip(self._masks, exact.masks, strict=True)]
+        self._scores, self._documents, self._masks = [], [], []
+        self.threshold.update(exact.threshold)
+        return {
+            "exact_and_running": float(sum(int((mask & one).sum()) for mask, one in pairs)),
+            "exact_or_running": float(sum(int((mask | one).sum()) for mask, one in pairs)),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        write_atomically(Path(folder) / STATE, json.dumps({"threshold": self.threshold.value}))
+
+    def load(self, folder: str | Path) -> None:
+        self.threshold.value = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))["threshold"]
 
 
 class Selector:
@@ -32,8 +85,8 @@ class Selector:
     def __init__(self, trainer: Any) -> None:
         args = trainer.args
         self._trainer, self._args = trainer, args
-        self.rule = Rule(args.selection_metric, args.selection_fraction, args.selection_level, args.seed)
-        self.running = RunningThreshold(self.rule)
+        self.rule = rule = Rule.of(args)
+        self.running = RunningSelection(rule, RunningThreshold(rule.fraction, rule.level, rule.order))
         self._metric = METRICS[args.selection_metric]
         self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
@@ -48,9 +101,9 @@ class Selector:
 
     # ---- before the training forwards
 
-    def before(self, batches: list[Any], record: StepRecord) -> list[Any]:
-        """The micro-batches of a step, each with its mask where it must be known before the forward, or without what
-        is not selected."""
+    def select_for_step(self, batches: list[Any], record: StepRecord) -> list[Any]:
+        """The micro-batches of a step, each with its mask where it must be known before the forward, or without the
+        documents that are not selected."""
         if not (batches and self._args.uses_selection and self._needs_own_pass(record)):
             return batches
         scores: list[Tensor | None] = []
@@ -58,14 +111,14 @@ class Selector:
         for batch in batches:
             tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
             places.append(tokens.documents)
-            scores.append(None if self._metric.drawn else self.scores(tokens, record))
+            scores.append(None if self._metric.drawn else self.score(tokens, record))
         record.has_stats = self._metric.needs_stats
         if self._everywhere:
             chosen = [choose(self.rule, record.step, scores, places)]
         else:
             firsts = first_documents(places) if self._metric.drawn else [0] * len(places)
             chosen = [
-                choose(self.rule, record.step, [score], [place], everywhere=False, first=first)
+                choose(self.rule, record.step, [score], [place], everywhere=False, first=[first])
                 for score, place, first in zip(scores, places, firsts, strict=True)
             ]
         masks = [mask for one in chosen for mask in one.masks]
@@ -77,17 +130,22 @@ class Selector:
     @property
     def _everywhere(self) -> bool:
         """Whether all micro-batches of all ranks are ranked together."""
-        return self._args.selection_scope != "microbatch"
+        return self._args.selection_scope != "microbatch" and self.rule.threshold is None
+
+    @property
+    def _share(self) -> float:
+        """The fraction of tokens or documents that is expected to be selected."""
+        return float(self._args.selection_fraction) if self.rule.threshold is None else 0.5
 
     def _needs_own_pass(self, record: StepRecord) -> bool:
         """Whether the masks must be known before the training forward, or can be found in it."""
         if not record.exact:
             return False
-        if self._drops(record) and self._args.selection_fraction <= 0.5:
+        if self._drops(record) and self._share <= 0.5:
             return True
         if self._metric.drawn and not self._everywhere:  # its documents are counted over the whole step
             return True
-        alone = self._args.selection_scope == "microbatch" and self._args.normalize_by == "all"
+        alone = not self._everywhere and not record.by_selected
         inside = record.micro_batches == 1 or alone
         return not inside or (self._dropout and self._metric.needs_stats)
 
@@ -100,7 +158,7 @@ class Selector:
         """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
         over all tokens, and DeepSpeed counts micro-batches itself."""
         args, trainer = self._args, self._trainer
-        can = args.selection_level == "document" and self._drops_unselected and args.selection_fraction < 1
+        can = args.selection_level == "document" and self._drops_unselected and self._share < 1
         return can and record.exact and not (trainer.aux_loss_enabled or trainer.is_deepspeed_enabled)
 
     def _without_dropped(self, batches: list[Any], masks: list[Tensor], record: StepRecord) -> list[Any]:
@@ -119,52 +177,46 @@ class Selector:
         record.micro_batches = sum(not skipped(batch) for batch in kept)
         return kept
 
-    # ---- inside them
+    # ---- inside the training forwards
 
-    def inside(
+    def select_in_forward(
         self,
         hidden: Tensor,
         head: Head,
         tokens: Tokens,
-        beside_T: Tensor | None,
+        extra_T: Tensor | None,
         record: StepRecord,
         batch: dict[str, Any],
     ) -> tuple[Scored | None, Tensor]:
         """Select from the hidden states of the training forward itself, without a pass of its own."""
         scored, scores = None, None
         if not self._metric.drawn:
-            most = not self._drops_unselected or self._args.selection_fraction > 0.5
+            most = not self._drops_unselected or self._share > 0.5
             scored = score_tokens(hidden, head, tokens.labels, keep=most)
-            scores = scores_of(self.rule.metric, scored.stats, beside_T)
+            scores = scores_of(self.rule.metric, scored.stats, extra_T)
         if record.exact:
             chosen = choose(self.rule, record.step, [scores], [tokens.documents], everywhere=self._everywhere)
         else:
             assert scores is not None
-            mask = self.running.choose(scores, tokens.documents)
-            chosen = Chosen([mask], self.running.value or 0.0, int(mask.sum()))
+            chosen = self.running.choose(scores, tokens.documents)
         self._note(record, [chosen], [batch], chosen.masks)
         return scored, chosen.masks[0]
 
-    def evaluated(self, stats: TokenStats, tokens: Tokens, beside_T: Tensor | None) -> Tensor:
-        """The mask of an evaluation batch, by itself."""
-        scores = None if self._metric.drawn else scores_of(self.rule.metric, stats, beside_T)
-        return choose(self.rule, 0, [scores], [tokens.documents], everywhere=False).masks[0]
-
     # ---- scores
 
-    def scores(self, tokens: Tokens, record: StepRecord) -> Tensor:
-        """Scores of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
+    def score(self, tokens: Tokens, record: StepRecord) -> Tensor:
+        """Scores (T,) of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
         model = self._trainer.model_wrapped
-        beside_T = self.beside(model, tokens)
+        extra_T = self.extra_scores(model, tokens)
         if not self._metric.needs_stats:
-            return scores_of(self.rule.metric, None, beside_T)
+            return scores_of(self.rule.metric, None, extra_T)
         stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask), tokens.labels)
         record.add_stats(stats)
-        return scores_of(self.rule.metric, stats, beside_T)
+        return scores_of(self.rule.metric, stats, extra_T)
 
-    def beside(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
-        """What the metric needs beside the student's own pass, (T,), from passes outside it; None where it needs
-        nothing else."""
+    def extra_scores(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
+        """What the metric needs beside the student's own pass, (T,), from passes outside it; None where that is
+        nothing."""
         match self._args.selection_extra:
             case None:
                 return None
@@ -198,11 +250,11 @@ class Selector:
         record.thresholds += [one.threshold for one in chosen]
         mine = sum(int(mask.sum()) for mask in masks)
         record.add(selected=mine)
-        if self._args.normalize_by == "selected":
+        if record.by_selected:
             everywhere = self._everywhere and record.exact
             record.selected += chosen[0].selected if everywhere else int(sum_over_ranks({"selected": mine})["selected"])
         if self._args.selection_scope == "running" and record.exact:
-            self.running.update(chosen[0].threshold)
+            self.running.threshold.update(chosen[0].threshold)
         if self._args.save_selection:
             for batch, mask in zip(batches, masks, strict=True):
                 self._trainer.run_log.add_selection(record.step + 1, batch, mask)

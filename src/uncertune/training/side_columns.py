@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -207,10 +207,10 @@ def has_ratio(tokens: Tokens) -> bool:
     return OLD in tokens.side
 
 
-def has_columns(args: UncertuneConfig, tokens: Tokens) -> bool:
-    """Whether the batch holds the columns that the objective needs; evaluation data may lack them."""
+def has_columns(args: UncertuneConfig, columns: Container[str]) -> bool:
+    """Whether ``columns`` hold what the objective needs; evaluation data may lack it."""
     needs = OBJECTIVES[args.objective].needs
-    return all(name in tokens.side for name in ("advantages", "oracle") if name in needs)
+    return all(name in columns for name in OVER_VOCABULARY if name in needs)
 
 
 def side_information(args: UncertuneConfig, tokens: Tokens, stats: TokenStats | None) -> dict[str, Any]:
@@ -239,6 +239,8 @@ def measures(args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: 
     GRPO reports.
     """
     out: dict[str, float] = {}
+    if "advantages" not in OBJECTIVES[args.objective].uses:
+        return out
     if has_ratio(tokens):
         ratio_T = _log_ratio(tokens, stats).exp()
         binds_T = clip_binds(tokens.side["advantages"], ratio_T, args.epsilon, args.epsilon_high)

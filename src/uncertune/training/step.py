@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from uncertune.errors import NotFiniteError
 from uncertune.fused import TokenStats
-from uncertune.selection import METRICS, random_scores, select, threshold
+from uncertune.selection import METRICS, document_means, exact_count, random_scores, select_by_threshold
+from uncertune.selection.radix import top_masks
+from uncertune.selection.select import ranks_above
 from uncertune.training.batch import Documents
+from uncertune.training.config import UncertuneConfig
+from uncertune.training.devices import all_ranks, radix_exchange, sum_over_ranks
 
 T = TypeVar("T")
 
@@ -34,11 +38,21 @@ class Rule:
     fraction: float
     level: Any
     seed: int
+    order: Any = "highest"
+    threshold: float | None = None
+    """A fixed threshold in the metric's unit, instead of the fraction."""
 
-    def choose(self, scores: Tensor, document: Tensor) -> tuple[Tensor, float]:
-        """The mask of ``scores`` and the lowest selected score."""
-        mask = select(scores, self.fraction, level=self.level, document=document)
-        return mask, threshold(scores, mask, level=self.level, document=document)
+    @classmethod
+    def of(cls, args: UncertuneConfig) -> Rule:
+        """The rule that a configuration asks for."""
+        return cls(
+            args.selection_metric,
+            args.selection_fraction,
+            args.selection_level,
+            args.seed,
+            args.selection_order,
+            args.selection_threshold,
+        )
 
 
 @dataclass
@@ -48,6 +62,7 @@ class Chosen:
     masks: list[Tensor]
     """One (T,) bool mask for each of this rank's micro-batches."""
     threshold: float
+    """The lowest selected score, with order ``lowest`` the highest one; NaN where nothing is selected."""
     selected: int
     """Selected tokens of the whole scope, over all ranks."""
 
@@ -59,44 +74,77 @@ def choose(
     documents: Sequence[Documents],
     *,
     everywhere: bool = True,
-    first: int = 0,
+    first: Sequence[int] | None = None,
 ) -> Chosen:
     """Select among all micro-batches given, and with ``everywhere`` among those of all ranks.
 
-    ``first`` is the index in the step of the first document given.
+    ``scores`` are (T,), or None for a metric that is drawn from a document's index in the step: ``first`` is that of
+    each micro-batch's first document, by default found from what all ranks give here.
 
-    ``scores`` are (T,), or None for ``random``, whose numbers depend on a document's index in the step alone.
-    The arithmetic runs on the CPU in one fixed order, so every rank finds the same mask, bit for bit.
+    The mask equals that of ``uncertune.selection.select`` on all scores in data order, bit for bit, on every rank.
+    Scores stay where they are: ranks exchange counts (``uncertune.selection.radix``).
+
+    Raises NotFiniteError, on every rank, where a score of any rank is NaN.
     """
-    mine = [
-        (None if score is None else score.detach().cpu(), document.index.cpu(), document.position.cpu())
-        for score, document in zip(scores, documents, strict=True)
-    ]
+    if METRICS[rule.metric].drawn:
+        first = first_documents(documents) if first is None else first
+        scores = [_drawn(rule, step, one, start) for one, start in zip(documents, first, strict=True)]
+    ranked, spread = [], []
+    for score, document in zip(scores, documents, strict=True):
+        assert score is not None
+        parts, index = _ranked_parts(rule.level, score.detach(), document)
+        ranked.append(parts)
+        spread.append(index)
+    total = _count(rule, step, ranked, everywhere)
+    masks, limit = _top(rule, ranked, total, everywhere)
+    masks = [mask if index is None else mask[index] for mask, index in zip(masks, spread, strict=True)]
+    masks = [mask.to(document.index.device) for mask, document in zip(masks, documents, strict=True)]
+    selected = sum(int(mask.sum()) for mask in masks)
+    if everywhere:
+        selected = int(sum_over_ranks({"selected": selected})["selected"])
+    return Chosen(masks, limit, selected)
+
+
+def _ranked_parts(level: str, scores: Tensor, document: Documents) -> tuple[Tensor, Tensor | None]:
+    """What is ranked of a micro-batch: its tokens' scores, or its documents' means and each token's document."""
+    if level == "token":
+        return scores, None
+    return document_means(scores.cpu(), document.index.cpu())  # summed in one order on any device
+
+
+def _drawn(rule: Rule, step: int, documents: Documents, first: int) -> Tensor:
+    """The scores (T,) of ``random``."""
+    index, position = documents.index.cpu() + first, documents.position.cpu()
+    return random_scores(rule.seed, step, index, torch.zeros_like(position) if rule.level == "document" else position)
+
+
+def _count(rule: Rule, step: int, ranked: Sequence[Tensor], everywhere: bool) -> int:
+    """How many scores there are. Raises NotFiniteError where one is NaN."""
+    mine = [(one.numel(), bool(one.isnan().any())) for one in ranked]
     ranks = all_ranks(mine) if everywhere else [mine]
-    rank = dist.get_rank() if everywhere and len(ranks) > 1 else 0
-    pieces, offset, lengths, own = [], first, [], []
-    for micro, source, (score, index, position) in in_order(ranks):
-        if score is not None and bool(score.isnan().any()):
+    for micro, source, (_, is_nan) in in_order(ranks):
+        if is_nan:
             where = place(step, micro, len(ranks[source]), source)
             raise NotFiniteError(f"{where}: the {rule.metric} of a token is nan")
-        pieces.append((score, index + offset, position))
-        offset += count_of(index)
-        lengths.append(index.numel())
-        own.append(source == rank)
-    document_S = torch.cat([index for _, index, _ in pieces])
-    position_S = torch.cat([position for _, _, position in pieces])
-    if METRICS[rule.metric].drawn:
-        drawn_S = torch.zeros_like(position_S) if rule.level == "document" else position_S
-        scores_S = random_scores(rule.seed, step, document_S, drawn_S)
-    else:
-        scores_S = torch.cat([score for score, _, _ in pieces if score is not None])
-    mask_S, lowest = rule.choose(scores_S, document_S)
-    masks = [mask for mask, is_own in zip(mask_S.split(lengths), own, strict=True) if is_own]
-    return Chosen(
-        [mask.to(document.index.device) for mask, document in zip(masks, documents, strict=True)],
-        lowest,
-        int(mask_S.sum()),
-    )
+    return sum(count for one in ranks for count, _ in one)
+
+
+def _top(rule: Rule, ranked: Sequence[Tensor], total: int, everywhere: bool) -> tuple[list[Tensor], float]:
+    """Masks over ``ranked`` by the rule's order, and the last selected score."""
+    if rule.threshold is not None:
+        masks = [select_by_threshold(one, rule.threshold, order=rule.order) for one in ranked]
+        return masks, rule.threshold
+    exchange = radix_exchange() if everywhere else {}
+    count = exact_count(rule.fraction, total)
+    if rule.order == "lowest":
+        masks, limit = top_masks([-one for one in ranked], count, **exchange)
+        return masks, -limit
+    above = ranks_above(rule.order, count, total)
+    masks, limit = top_masks(ranked, above + count, **exchange)
+    if above:
+        left_out, _ = top_masks(ranked, above, **exchange)
+        masks = [mask & ~other for mask, other in zip(masks, left_out, strict=True)]
+    return masks, limit
 
 
 def first_documents(documents: Sequence[Documents]) -> list[int]:
@@ -130,21 +178,6 @@ def place(step: int, micro: int, micro_batches: int, rank: int) -> str:
     return f"step {step + 1}, micro-batch {micro + 1} of {micro_batches}{on}"
 
 
-def all_ranks(mine: Any) -> list[Any]:
-    """Every rank's object, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [mine]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
-
-
-def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """Each value summed over all ranks."""
-    ranks = all_ranks(values)
-    return {name: sum(rank[name] for rank in ranks) for name in values}
-
-
 @dataclass
 class StepRecord:
     """What is known of the optimizer step under way; sums are over this rank's tokens until ``finish``."""
@@ -152,10 +185,14 @@ class StepRecord:
     step: int
     """Steps done before this one."""
     tokens: int
-    """Response tokens of the step, over all ranks: the denominator."""
+    """Response tokens of the step, over all ranks."""
     micro_batches: int
     exact: bool = True
     """Selected among all tokens of its scope, and not by a threshold of earlier steps."""
+    by_selected: bool = False
+    """Whether the loss is divided by the selected tokens alone (``normalize_by: selected``)."""
+    from_below: bool = False
+    """Whether the lowest scores are selected (``selection_order: lowest``)."""
     done: int = 0
     has_stats: bool = False
     """Whether entropy and accuracy are known already, from a scoring pass."""
@@ -164,7 +201,7 @@ class StepRecord:
     thresholds: list[float] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
-    """Which of this rank's micro-batches had a loss that is no number, and which loss."""
+    """Which of this rank's micro-batches had a loss that is not finite, and which loss."""
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
@@ -191,17 +228,22 @@ class StepRecord:
     def complete(self) -> bool:
         return self.done == self.micro_batches
 
-    def finish(self, denominator: float) -> dict[str, float]:
+    @property
+    def denominator(self) -> int:
+        """What the summed loss of the step is divided by; by selected tokens, its selection must be known."""
+        return max(self.selected if self.by_selected else self.tokens, 1)
+
+    def finish(self) -> dict[str, float]:
         """The step's metrics: means over its tokens, each part of the loss, threshold and selected fraction.
 
-        Raises NotFiniteError, on every rank, where a loss on any of them was no finite number.
+        Raises NotFiniteError, on every rank, where a loss on any of them was not finite.
         """
         ranks = all_ranks((self.sums, self.thresholds, self.failure))
         sums = {name: sum(one[name] for one, _, _ in ranks) for name in self.sums}
         if not math.isfinite(sums["loss"]):
             failures = [*(one for _, _, one in ranks), f"step {self.step + 1}: the sum of the losses overflows"]
             raise NotFiniteError(next(one for one in failures if one))
-        tokens = max(self.tokens, 1)
+        tokens, denominator = max(self.tokens, 1), self.denominator
         out = {"loss": sums["loss"] / denominator, "inputs": sums["inputs"]}
         if "entropy" in sums:
             scored = max(sums["scored"], 1)
@@ -214,8 +256,8 @@ class StepRecord:
             out["loss_selected"] = sums["loss_selected"] / denominator
             out["loss_unselected"] = sums["loss_unselected"] / denominator
             out["selected_fraction"] = sums["selected"] / tokens
-            lowest = [one for _, thresholds, _ in ranks for one in thresholds if not math.isnan(one)]
-            out["selection_threshold"] = min(lowest, default=math.nan)
+            limits = [one for _, thresholds, _ in ranks for one in thresholds if not math.isnan(one)]
+            out["selection_threshold"] = (max if self.from_below else min)(limits, default=math.nan)
         if "exact_or_running" in sums:
             out["selection_overlap"] = sums["exact_and_running"] / max(sums["exact_or_running"], 1)
         return out

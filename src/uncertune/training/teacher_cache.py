@@ -35,7 +35,7 @@ from uncertune.teachers.shards import HEAD, Shards, described
 from uncertune.training import devices
 from uncertune.training.batch import IGNORED, Tokens, document_hash, document_texts, response_mask
 from uncertune.training.dataset import fingerprint_data
-from uncertune.training.step import all_ranks, sum_over_ranks
+from uncertune.training.devices import all_ranks, sum_over_ranks
 
 PAD = torch.nn.utils.rnn.pad_sequence
 

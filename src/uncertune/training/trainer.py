@@ -20,17 +20,10 @@ from trl import SFTTrainer
 from uncertune.data.rows import Labelling
 from uncertune.data.templates import assistant_marks
 from uncertune.errors import NotFiniteError, UserError
-from uncertune.fused import (
-    TokenStats,
-    linear_weighted_nll,
-    linear_weighted_nll_with_stats,
-    score_tokens,
-)
 from uncertune.models import attach_head, checked_in_trl, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
-from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike, anchored
 from uncertune.runs import checkpoints
-from uncertune.training import dataset, devices, publishing, side_columns
+from uncertune.training import dataset, devices, publishing
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -42,14 +35,18 @@ from uncertune.training.batch import (
     mask_repeats,
     response_mask,
 )
-from uncertune.training.config import UncertuneConfig, check_arguments, check_kind, teacher_of
+from uncertune.training.config import UncertuneConfig
+from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import skipped
+from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best_metric
 from uncertune.training.references import References
+from uncertune.training.refusals import check_arguments, check_kind, teacher_of
 from uncertune.training.runlog import METRICS, RunLog, read_metrics
 from uncertune.training.saving import student_adapter_only
 from uncertune.training.selector import Selector
 from uncertune.training.side_columns import check_vocabulary
-from uncertune.training.step import StepRecord, sum_over_ranks
+from uncertune.training.step import StepRecord
+from uncertune.training.step_loss import StepLoss
 
 _NOT_THE_MODELS = ("labels", SELECTED, ROW_LENGTHS, *SIDE_COLUMNS)
 
@@ -99,6 +96,7 @@ class UncertuneTrainer(SFTTrainer):
         with dataset.known_templates(), dataset.refusals(), checked:
             dataset.check_prepared(args, train_dataset)
             super().__init__(model, args, **kwargs)
+        check_best_metric(args, self.eval_dataset, more=self.compute_metrics is not None)
         check_kind(self)
         devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
         if train_dataset is not None:
@@ -117,6 +115,7 @@ class UncertuneTrainer(SFTTrainer):
         base = getattr(self.model.config, "_name_or_path", "") or None
         self.card_settings: dict[str, Any] = {"model_name_or_path": base, "teacher": _name_of(reference)}
         self._step: StepRecord | None = None
+        self._evaluation = Evaluation(self.selector.rule)
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
         self.add_callback(self.references.caches)
@@ -208,21 +207,33 @@ class UncertuneTrainer(SFTTrainer):
         tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
         tokens = int(sum_over_ranks({"tokens": tokens})["tokens"])
         if self.state.global_step == 0:
-            self.selector.running.value = None
-        exactly = self.args.selection_scope != "running" or self.selector.running.value is None
-        self._step = record = StepRecord(self.state.global_step, tokens, len(batches), exactly)
+            self.selector.running.threshold.value = None
+        exactly = self.args.selection_scope != "running" or self.selector.running.threshold.value is None
+        self._step = record = StepRecord(
+            self.state.global_step,
+            tokens,
+            len(batches),
+            exactly,
+            by_selected=self.args.normalize_by == "selected",
+            from_below=self.args.selection_order == "lowest",
+        )
         record.add(inputs=sum(_input_tokens(batch) for batch in batches))
-        batches = self.selector.before(batches, record)
+        batches = self.selector.select_for_step(batches, record)
         return batches, torch.tensor(max(tokens, 1), device=device)
 
     def _without_repeats(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Training batches whose rows that fill up an epoch's last one have no response tokens."""
-        ranks, whole = self.accelerator.num_processes, self._rows_of_a_batch
-        repeats = ranks > 1 and not self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__")
+        """Training batches without the response tokens of repeated rows."""
         for batch in batches:
-            if repeats and self.accelerator.gradient_state.end_of_dataloader:
-                mask_repeats(batch, self.accelerator.process_index, len(self.train_dataset) % whole or whole)
+            self._mask_repeats(batch)
             yield batch
+
+    def _mask_repeats(self, batch: dict[str, Any]) -> None:
+        """Rows that accelerate repeats, to give every rank as many in the last batch, have no response tokens."""
+        loading = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not loading.end_of_dataloader:
+            return
+        if hasattr(loading.active_dataloader.dataset, "__len__") and loading.remainder > 0:
+            mask_repeats(batch, self.accelerator.process_index, loading.remainder)
 
     @property
     def _rows_of_a_batch(self) -> int:
@@ -252,46 +263,20 @@ class UncertuneTrainer(SFTTrainer):
         assert record is not None, "the training loss is part of a step of Trainer.train"
         tokens = self._tokens(batch)
         teacher = self.references.teacher_rows(model, tokens)
-        beside_T = None if SELECTED in batch else self.selector.beside(model, tokens)
-        outcome: dict[str, Any] = {}
-        exact: list[Tensor] = []
-
-        def head_fn(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
-            scored, selected = None, batch.get(SELECTED)
-            if self.args.uses_selection and selected is None:
-                scored, selected = self.selector.inside(hidden, head, tokens, beside_T, record, batch)
-            elif side_columns.has_ratio(tokens):
-                scored = score_tokens(hidden, head, tokens.labels, keep=True)
-            stats = None if scored is None else scored.stats
-            reference = self.references.bound(teacher, head)
-            targets = self._targets(tokens, selected, reference, stats)
-            options: dict[str, Any] = {"factor": self.accelerator.num_processes / self._denominator(record)}
-            if stats is None and not record.has_stats:
-                options["rounded"] = self.args.objective == "mle"
-                loss_T, stats = linear_weighted_nll_with_stats(hidden, head, targets, tokens.labels, **options)
-            else:
-                loss_T = linear_weighted_nll(hidden, head, targets, scored=scored, **options)
-            outcome.update(loss_T=loss_T.detach(), stats=stats, selected=selected)
-            if stats is not None and self.args.objective == "policy_gradient":
-                record.add(**side_columns.measures(self.args, tokens, stats, reference))
-            loss = loss_T.sum() / self._denominator(record) * self.accelerator.num_processes
-            if self.aux_loss_enabled:
-                assert aux_loss is not None
-                record.add(aux_loss=float(aux_loss.detach()), aux_losses=1)
-                loss = loss + self.router_aux_loss_coef * aux_loss / record.micro_batches
-            exact.append(loss.detach())
-            return {"loss": loss}
-
-        loss = model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)["loss"]
-        if outcome["stats"] is not None:
-            record.add_stats(outcome["stats"])
+        extra_T = None if SELECTED in batch else self.selector.extra_scores(model, tokens)
+        step_loss = StepLoss(self, record, batch, tokens, teacher, extra_T)
+        loss = model(**tokens.inputs, head_fn=step_loss, response_mask=tokens.mask)["loss"]
+        result = step_loss.result
+        assert result is not None
+        if result.stats is not None:
+            record.add_stats(result.stats)
         rank = self.accelerator.process_index
-        record.add_loss(outcome["loss_T"], outcome["selected"], lambda: document_hashes(batch), rank)
+        record.add_loss(result.loss_T, result.selected_T, lambda: document_hashes(batch), rank)
         if record.complete:
             if not record.exact:
                 record.add(**self.selector.running.finish(record.step))
-            self._log_step(record.finish(self._denominator(record)))
-        return loss + (exact[0] - loss).detach()  # FSDP2 has rounded what left its forward to half precision
+            self._log_step(record.finish())
+        return loss + (result.loss - loss).detach()  # FSDP2 has rounded what left its forward to half precision
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; none for a micro-batch whose documents are not run."""
@@ -307,10 +292,6 @@ class UncertuneTrainer(SFTTrainer):
             raise NotFiniteError(f"step {self.state.global_step + 1}: the gradient is {float(value)}, the loss is not")
         return norm
 
-    def _denominator(self, record: StepRecord) -> int:
-        """What the summed loss of a step is divided by; the step's selection must be known."""
-        return max(record.selected if self.args.normalize_by == "selected" else record.tokens, 1)
-
     def _tokens(self, batch: dict[str, Any]) -> Tokens:
         """The response tokens of a micro-batch, and what is left of it for the model."""
         mask = response_mask(batch["labels"])
@@ -321,53 +302,28 @@ class UncertuneTrainer(SFTTrainer):
         side = {name: batch[name][:, 1:][mask] for name in SIDE_COLUMNS if name in batch}
         return Tokens(inputs, mask, batch["labels"][:, 1:][mask], side, documents(batch))
 
-    def _targets(
-        self, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None, stats: TokenStats | None
-    ) -> Targets:
-        side = tokens.side
-        given: dict[str, Any] = {"selected": selected}
-        if "teacher" in OBJECTIVES[self.args.objective].uses:
-            given["teacher"] = teacher
-        given |= side_columns.side_information(self.args, tokens, stats)
-        if "top_k" in OBJECTIVES[self.args.objective].uses:
-            given |= {"top_k": self.args.teacher_top_k, "truncation": self.args.teacher_truncation}
-        targets = OBJECTIVES[self.args.objective](tokens.labels, **given)
-        if self.args.beta and teacher is not None:
-            targets = anchored(targets, tokens.labels, teacher, self.args.beta)
-        return targets.scaled(side["token_weight"]) if "token_weight" in side else targets
-
     # ---- evaluation
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer`` runs it, with means over all tokens instead of means of batches, each data set's under its
+        own prefix."""
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._evaluation = Evaluation(self.selector.rule)
+        output = super().evaluation_loop(*args, **kwargs)
+        measured = {**self._evaluation.finish(), "num_tokens": self._total_train_tokens}
+        output.metrics.update({f"{prefix}_{name}": value for name, value in measured.items()})
+        return output
+
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy of the batch's response tokens; the objective's own value goes to the metrics."""
+        """Mean cross-entropy of the batch's response tokens; their sums go to the evaluation under way."""
         self.references.ready(model)
+        self._mask_repeats(batch)
         tokens = self._tokens(batch)
-        teacher, beside_T = self.references.teacher_rows(model, tokens), self.selector.beside(model, tokens)
-        values: dict[str, Tensor] = {}
-
-        def head_fn(hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
-            plain = OBJECTIVES["mle"](tokens.labels)
-            loss_T, stats = linear_weighted_nll_with_stats(hidden, head, plain, tokens.labels, rounded=True)
-            values.update(loss=loss_T, entropy=stats.entropy, correct=stats.correct)
-            differs = self.args.objective != "mle" or "token_weight" in tokens.side
-            if differs and side_columns.has_columns(self.args, tokens):
-                selected = self.selector.evaluated(stats, tokens, beside_T) if self.args.uses_selection else None
-                targets = self._targets(tokens, selected, self.references.bound(teacher, head), stats)
-                values["objective"] = linear_weighted_nll(hidden, head, targets)
-            return {"loss": loss_T}
-
+        teacher, extra_T = self.references.teacher_rows(model, tokens), self.selector.extra_scores(model, tokens)
+        loss = EvaluationLoss(self, self._evaluation, tokens, teacher, extra_T)
         with torch.no_grad():
-            model(**tokens.inputs, head_fn=head_fn, response_mask=tokens.mask)
-        count = max(tokens.labels.numel(), 1)
-        sums = {name: float(value.sum()) for name, value in values.items()} | {"tokens": tokens.labels.numel()}
-        sums = sum_over_ranks(sums)
-        metrics, total = self._metrics["eval"], max(sums["tokens"], 1)
-        metrics["entropy"].append(sums["entropy"] / total)
-        metrics["mean_token_accuracy"].append(sums["correct"] / total)
-        metrics["num_tokens"] = [self._total_train_tokens]
-        if "objective" in sums:
-            metrics["objective"].append(sums["objective"] / total)
-        return values["loss"].sum() / count
+            loss_T = model(**tokens.inputs, head_fn=loss, response_mask=tokens.mask)["loss"]
+        return loss_T.sum() / max(tokens.labels.numel(), 1)
 
     # ---- records
 

@@ -1,0 +1,55 @@
+"""What a trainer is given and cannot use, refused before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from uncertune.errors import UserError
+from uncertune.training.config import UncertuneConfig
+
+
+def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise UserError for arguments of TRL's trainer that another loss leaves no room for."""
+    if arguments.get("compute_loss_func") is not None:
+        raise UserError("compute_loss_func is not supported: the loss is set by the objective")
+    for peft_config in (arguments.get("peft_config"), *getattr(model, "peft_config", {}).values()):
+        if getattr(peft_config, "is_prompt_learning", False):
+            name = type(peft_config).__name__
+            raise UserError(f"peft_config: {name} is prompt learning, which is not supported: use LoraConfig")
+
+
+def check_kind(trainer: Any) -> None:
+    """Raise UserError for a vision-language model or its processor."""
+    if trainer._is_vlm or getattr(trainer.model.config, "vision_config", None) is not None:
+        name = f"model: {trainer.model.config.model_type}"
+        name = f"processing_class: {type(trainer.processing_class).__name__}" if trainer._is_vlm else name
+        raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
+
+
+def teacher_of(args: UncertuneConfig, teacher: str | os.PathLike[str] | nn.Module | None) -> str | nn.Module | None:
+    """The teacher, from the argument or the configuration. Raises UserError where missing or without effect."""
+    if teacher is not None and args.teacher not in (None, "auto"):
+        raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
+    found: Any = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
+    found = args.teacher if found is None else found
+    if found == "auto":
+        raise UserError(
+            "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` do: "
+            "call them, or give the trainer a path or a model"
+        )
+    if args.rho_reference == "auto":
+        raise UserError(
+            "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
+            "train` do: call them, or give a path"
+        )
+    if args.uses_teacher and found is None:
+        raise UserError(f"objective={args.objective!r} needs a teacher: set teacher to 'auto', a folder or a hub id")
+    if found is not None and not args.uses_teacher and args.rho_reference != "teacher":
+        raise UserError(f"teacher has no effect with objective={args.objective!r}: remove it")
+    if args.rho_reference == "teacher" and found is None:
+        raise UserError("rho_reference='teacher' needs a teacher: set teacher to a folder or a hub id")
+    return found
