@@ -19,13 +19,13 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 from transformers import PrinterCallback
-from uncertune.training.running import DECAY, RunningThreshold
 
 from benchmarks import tables
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.data.sources import load
-from uncertune.selection import LEVELS, select, threshold
-from uncertune.training.step import Rule
+from uncertune.selection import LEVELS, RunningThreshold, last_selected, select
+from uncertune.selection.select import Level
+from uncertune.selection.threshold import DECAY
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95)
 
@@ -50,7 +50,7 @@ class Watched(UncertuneTrainer):
         batches, count = super().get_batch_samples(*args)
         record, tokens = self._step, [self._tokens(self._prepare_inputs(batch)) for batch in batches]
         sums = dict(record.sums)
-        scores = torch.cat([self.selector.scores(one, record).cpu() for one in tokens])
+        scores = torch.cat([self.selector.score(one, record).cpu() for one in tokens])
         record.sums = sums  # what is scored here is no part of the run's records
         offset, document = 0, []
         for one in tokens:
@@ -67,9 +67,9 @@ class Watched(UncertuneTrainer):
         return loss
 
 
-def nearness(steps: Sequence[Seen], fraction: float, level: str, decay: float) -> Iterator[tuple[float, float]]:
+def nearness(steps: Sequence[Seen], fraction: float, level: Level, decay: float) -> Iterator[tuple[float, float]]:
     """Of every step but the first: the selected fraction of its tokens, and the overlap with the exact mask."""
-    running = RunningThreshold(Rule("loss", fraction, level, 0), decay=decay)
+    running = RunningThreshold(fraction, level, decay=decay)
     running.update(_exact(steps[0].exact, steps[0], fraction, level)[1])
     for step in steps[1:]:
         assert step.training is not None
@@ -78,9 +78,9 @@ def nearness(steps: Sequence[Seen], fraction: float, level: str, decay: float) -
         running.update(_exact(step.training, step, fraction, level)[1])
 
 
-def _exact(scores: Tensor, step: Seen, fraction: float, level: Any) -> tuple[Tensor, float]:
+def _exact(scores: Tensor, step: Seen, fraction: float, level: Level) -> tuple[Tensor, float]:
     mask = select(scores, fraction, level=level, document=step.document)
-    return mask, threshold(scores, mask, level=level, document=step.document)
+    return mask, last_selected(scores, mask, level=level, document=step.document)
 
 
 def watch(args: argparse.Namespace, folder: str) -> list[Seen]:

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uncertune.selection import document_means, exact_count, random_scores, select, threshold
+from uncertune.selection import (
+    RunningThreshold,
+    document_means,
+    exact_count,
+    last_selected,
+    random_scores,
+    select,
+    select_by_threshold,
+)
 
 
 @given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 5000))
@@ -61,11 +69,11 @@ def test_large_inputs_have_no_limit():
 
 def test_threshold_is_the_lowest_selected():
     scores = torch.tensor([0.1, 0.9, 0.5, 0.7])
-    assert threshold(scores, select(scores, 0.5)) == pytest.approx(0.7)
+    assert last_selected(scores, select(scores, 0.5)) == pytest.approx(0.7)
     document = torch.tensor([0, 0, 1, 1])
     mask = select(scores, 0.5, level="document", document=document)
-    assert threshold(scores, mask, level="document", document=document) == pytest.approx(0.6)
-    assert threshold(scores[:0], scores[:0].bool()) != threshold(scores[:0], scores[:0].bool())
+    assert last_selected(scores, mask, level="document", document=document) == pytest.approx(0.6)
+    assert last_selected(scores[:0], scores[:0].bool()) != last_selected(scores[:0], scores[:0].bool())
 
 
 def test_document_means_do_not_depend_on_labels():
@@ -105,3 +113,54 @@ def test_refusals():
         select(scores, 0.5, level="document")
     with pytest.raises(ValueError, match="document labels"):
         select(scores, 0.5, level="document", document=torch.zeros(3, dtype=torch.long))
+
+
+# ---- which end, and a threshold
+
+
+def test_orders_select_from_the_top_the_bottom_and_the_middle():
+    scores = torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert select(scores, 0.4).tolist() == [True, False, False, False, True]
+    assert select(scores, 0.4, order="lowest").tolist() == [False, True, False, True, False]
+    assert select(scores, 0.4, order="middle").tolist() == [False, False, True, False, True]
+    assert select(scores, 0.6, order="middle").tolist() == [False, False, True, True, True]
+    for order in ("highest", "lowest", "middle"):
+        ties = select(torch.zeros(4), 0.5, order=order)
+        assert ties.tolist() == ([False, True, True, False] if order == "middle" else [True, True, False, False])
+        assert select(scores, 1, order=order).all()
+    assert last_selected(scores, select(scores, 0.4, order="lowest"), order="lowest") == 2
+    with pytest.raises(ValueError, match="selection_order must be one of highest, lowest, middle"):
+        select(scores, 0.4, order="random")
+
+
+def test_documents_are_selected_from_the_bottom_too():
+    scores, document = torch.tensor([1.0, 9.0, 2.0, 2.0, 7.0]), torch.tensor([0, 0, 1, 1, 2])
+    assert select(scores, 0.3, level="document", document=document, order="lowest").tolist() == [
+        False, False, True, True, False
+    ]  # fmt: skip
+
+
+def test_a_threshold_selects_what_reaches_it():
+    scores, document = torch.tensor([1.0, 9.0, 2.0, 2.0, 7.0]), torch.tensor([0, 0, 1, 1, 2])
+    assert select_by_threshold(scores, 2.0).tolist() == [False, True, True, True, True]
+    assert select_by_threshold(scores, 2.0, order="lowest").tolist() == [True, False, True, True, False]
+    assert not select_by_threshold(scores, 10.0).any()
+    assert select_by_threshold(scores, 5.0, level="document", document=document).tolist() == [
+        True, True, False, False, True
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="two ends"):
+        select_by_threshold(scores, 2.0, order="middle")
+    with pytest.raises(ValueError, match="NaN"):
+        select_by_threshold(scores * torch.nan, 2.0)
+
+
+def test_a_running_threshold_is_a_moving_average():
+    running = RunningThreshold(0.25, "token")
+    running.update(2.0)
+    running.update(float("nan"))
+    running.update(3.0)
+    assert running.value == pytest.approx(0.8 * 2 + 0.2 * 3)
+    scores = torch.tensor([2.1, 2.3])
+    assert running.mask(scores, torch.tensor([0, 0])).tolist() == [False, True]
+    lowest = RunningThreshold(0.25, "token", "lowest", value=2.2)
+    assert lowest.mask(scores, torch.tensor([0, 0])).tolist() == [True, False]

@@ -28,6 +28,33 @@ VARIANTS = {
         False,
     ),
     "masked_mle, by selected": ({"objective": "masked_mle", "normalize_by": "selected"}, None, False),
+    "masked_mle, lowest": ({"objective": "masked_mle", "selection_order": "lowest"}, None, False),
+    "masked_mle, middle documents": (
+        {
+            "objective": "masked_mle",
+            "selection_order": "middle",
+            "selection_level": "document",
+            "selection_fraction": 0.3,
+        },
+        None,
+        False,
+    ),
+    "masked_mle, threshold": ({"objective": "masked_mle", "selection_threshold": 6.0}, None, False),
+    "masked_mle, threshold of documents": (
+        {"objective": "masked_mle", "selection_threshold": 6.5, "selection_level": "document"},
+        None,
+        False,
+    ),
+    "masked_mle, threshold from below, by selected": (
+        {
+            "objective": "masked_mle",
+            "selection_threshold": 5.5,
+            "selection_order": "lowest",
+            "normalize_by": "selected",
+        },
+        None,
+        False,
+    ),
     "masked_mle, rho": (
         {"objective": "masked_mle", "selection_metric": "rho", "rho_reference": "teacher"},
         None,

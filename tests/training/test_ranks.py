@@ -27,6 +27,16 @@ CASES = {
     "ragged, by selected": ({**MASKED, "normalize_by": "selected"}, 7, None, 4, 1),
     "ragged, random": ({**MASKED, "selection_metric": "random"}, 7, None, 2, 2),
     "ragged, random documents": ({**MASKED, **DOCUMENT, "selection_metric": "random"}, 7, None, 2, 2),
+    "ragged, lowest": ({**BOTH, "selection_order": "lowest"}, 7, None, 2, 2),
+    "ragged, middle, in one micro-batch": ({**MASKED, "selection_order": "middle"}, 7, None, 4, 1),
+    "ragged, threshold of documents": ({**MASKED, **DOCUMENT, "selection_threshold": 6.3}, 7, None, 2, 2),
+    "ragged, threshold by selected": (
+        {**MASKED, "selection_threshold": 7.0, "normalize_by": "selected"},
+        7,
+        None,
+        2,
+        2,
+    ),
     "one document kept": ({**MASKED, **DOCUMENT, "selection_fraction": 0.1}, 8, "token_weight", 1, 4),
     "running": ({**BOTH, "selection_scope": "running", "max_steps": 3, "num_train_epochs": 3}, 7, None, 2, 2),
     "running documents": (

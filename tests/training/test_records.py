@@ -164,6 +164,25 @@ def test_selection_can_be_switched_off(tmp_path):
     assert "selected_fraction" not in step.metrics[0]
 
 
+@pytest.mark.parametrize("fields", [{}, {"selection_level": "document"}, {"normalize_by": "selected"}])
+def test_a_step_may_select_nothing(tmp_path, capsys, fields):
+    step = run(
+        tmp_path,
+        data=rows(8),
+        objective="masked_mle",
+        selection_threshold=1e3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        **fields,
+    )
+    assert [row["loss"] for row in step.metrics] == [0, 0]
+    assert [row["selected_fraction"] for row in step.metrics] == [0, 0]
+    assert [row["selection_threshold"] for row in step.metrics] == [1e3, 1e3]
+    assert all(bool((gradient == 0).all()) for gradient in step.gradient.values())
+    assert "selection_threshold=1000.0: 2 of 2 steps selected nothing" in capsys.readouterr().err
+
+
 # ---- evaluation
 
 

@@ -2,7 +2,7 @@
 
 from uncertune.selection.metrics import METRICS, Metric, scores_of
 from uncertune.selection.scores import document_means, random_scores
-from uncertune.selection.select import LEVELS, ORDERS, SCOPES, exact_count, select, threshold
+from uncertune.selection.select import LEVELS, ORDERS, SCOPES, exact_count, last_selected, select
 from uncertune.selection.threshold import RunningThreshold, select_by_threshold
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "RunningThreshold",
     "document_means",
     "exact_count",
+    "last_selected",
     "random_scores",
     "scores_of",
     "select",
     "select_by_threshold",
-    "threshold",
 ]

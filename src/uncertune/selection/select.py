@@ -86,7 +86,7 @@ def _ranked(scores: Tensor, fraction: float | str | Fraction, order: Order) -> T
     return mask
 
 
-def threshold(
+def last_selected(
     scores: Tensor,
     mask: Tensor,
     *,

@@ -59,12 +59,14 @@ class Arm:
         """The objective, then metric and q where it selects, then whatever differs from the defaults."""
         parts = [self.objective]
         if self.selects:
-            parts += [str(self.values["selection_metric"]), f"{self.values['selection_fraction']:g}"]
+            share = self.values.get("selection_fraction")
+            parts += [str(self.values["selection_metric"]), *([] if share is None else [f"{share:g}"])]
         for one, value in self.values.items():
             if one in ("objective", "selection_metric", "selection_fraction") or value == _DEFAULTS[one]:
                 continue
             said = one.startswith("selection_") or one == "teacher_truncation"
-            parts.append(str(value) if said else f"{one.removeprefix('teacher_')}_{value}")
+            said = said and one != "selection_threshold"
+            parts.append(str(value) if said else f"{one.removeprefix('teacher_').removeprefix('selection_')}_{value}")
         return "-".join(parts)
 
     @property
@@ -212,6 +214,8 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
     if name in OBJECTIVE_FIELDS or name == "normalize_by":
         return name in objective.fields
     if "selected" not in objective.uses:
+        return False
+    if name == "selection_fraction" and values["selection_threshold"] is not None:
         return False
     of_metrics = {one for metric in METRICS.values() for one in metric.fields}
     return name not in of_metrics or name in METRICS[values["selection_metric"]].fields

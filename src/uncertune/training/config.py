@@ -162,7 +162,7 @@ class UncertuneConfig(SFTConfig):
     @property
     def is_plain(self) -> bool:
         """Whether the objective is plain cross-entropy of the labels."""
-        return not OBJECTIVES[self.objective].uses
+        return not OBJECTIVES[self.objective].needs and not self.label_smoothing_factor
 
     @property
     def uses_selection(self) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ class RunLog(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if self.rank == 0:
             self._join_selection()
+            self._count_empty_steps()
+
+    def _count_empty_steps(self) -> None:
+        """Print how many steps selected nothing, which a fixed threshold allows."""
+        if self.trainer.args.selection_threshold is None or not (self.folder / METRICS).is_file():
+            return
+        steps = read_metrics(self.folder / METRICS, "step")
+        empty = sum(row.get("selected_fraction") == 0 for row in steps)
+        name = f"selection_threshold={self.trainer.args.selection_threshold}"
+        print(f"{name}: {empty} of {len(steps)} steps selected nothing", file=sys.stderr)
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.rank != 0:

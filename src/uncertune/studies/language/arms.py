@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uncertune.selection import METRICS
-from uncertune.selection.select import Level
+from uncertune.selection.select import Level, Order
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 NAMES = {
@@ -34,6 +34,7 @@ class Arm:
     metric: str = "loss"
     fraction: float = 0.25
     level: Level = "token"
+    order: Order = "highest"
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     reward: str | None = None
@@ -43,6 +44,7 @@ class Arm:
         parts = [NAMES[self.objective]]
         if "masked" in self.objective:
             parts += [f"{self.metric} of {self.level}s", f"q {self.fraction:g}"]
+            parts += [self.order] if self.order != "highest" else []
         parts += [str(self.options["truncation"])] if "truncation" in self.options else []
         parts += [f"weights {self.weights}"] if self.weights else []
         parts += [str(self.reward)] if self.reward else []

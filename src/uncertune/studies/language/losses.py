@@ -94,7 +94,7 @@ def selected(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Ten
     shape = texts[..., 1:].shape
     scores = token_scores(world, models, arm, texts, logits, step)
     document = torch.arange(shape[1])[:, None].expand(shape[1:]).flatten()
-    masks = [select(row.flatten(), arm.fraction, level=arm.level, document=document) for row in scores]
+    masks = [select(row.flatten(), arm.fraction, level=arm.level, document=document, order=arm.order) for row in scores]
     return torch.stack(masks).view(shape)
 
 
