@@ -68,7 +68,8 @@ def loss_function(
         count = label_T.numel() if num_items_in_batch is None else num_items_in_batch
         with gathered(head.weight, head.bias):
             hidden_TD, label_T = hidden_TD.to(head.weight.device), label_T.to(head.weight.device)
-            scored, given = None, {"token_weighting": weigh, "label_smoothing": label_smoothing or None}
+            scored = None
+            given: dict[str, Any] = {"token_weighting": weigh, "label_smoothing": label_smoothing or None}
             if selects:
                 scored = score_tokens(hidden_TD, head, label_T, keep=selection_fraction > 0.5)
                 given["selected"] = select(scores_of(selection_metric, scored.stats, None), selection_fraction)
