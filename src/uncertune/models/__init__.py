@@ -18,12 +18,13 @@ from uncertune.models.head import (
     verify_head,
     whole,
 )
-from uncertune.models.identity import fingerprint
+from uncertune.models.identity import added_parameters, fingerprint
 from uncertune.models.loading import checked_in_trl, load_adapter, load_model, load_tokenizer
 from uncertune.models.names import cache_folder, resolve_model
 
 __all__ = [
     "active_adapter",
+    "added_parameters",
     "attach_head",
     "attached_head",
     "cache_folder",

@@ -45,6 +45,13 @@ def fingerprint(model: nn.Module, *, as_dtype: torch.dtype | None = None) -> str
     return digest.hexdigest()[:16]
 
 
+def added_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What PEFT has put beside the base model, by name: adapters of every kind, ``modules_to_save``, trained tokens."""
+    lm = causal_lm(model)
+    base = {id(parameter) for _, parameter in _base_parameters(lm)}
+    return ((name, parameter) for name, parameter in lm.named_parameters() if id(parameter) not in base)
+
+
 def _settled(config: dict) -> dict:
     return {
         key: _settled(value) if isinstance(value, dict) else value

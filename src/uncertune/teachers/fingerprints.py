@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.models import fingerprint, resolve_model
+from uncertune.models import added_parameters, fingerprint, resolve_model
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _PASSING = frozenset(
@@ -21,24 +21,36 @@ _PASSING = frozenset(
 
 def teacher_fingerprint(source: str | nn.Module, student: nn.Module) -> str:
     """16 hex digits of a teacher: of a folder every byte of its weights and its configuration, of a hub id its commit,
-    of a model a sample of its weights and all of its adapters'. An adapter counts with the base it is put on."""
+    of a model a sample of its base's weights and everything that PEFT has added to them. An adapter counts with the
+    base it is put on."""
+    parts: list[Any]
     if not isinstance(source, str):
-        adapters = ((name, tensor) for name, tensor in source.named_parameters() if "lora_" in name)
-        return _hash([fingerprint(source), *(part for pair in adapters for part in pair)])
+        parts = [fingerprint(source), str(getattr(source, "active_adapters", None) or "")]
+        for name, config in sorted(getattr(source, "peft_config", {}).items()):
+            parts += [name, _settings(config.to_dict())]
+        return _hash([*parts, *(part for pair in added_parameters(source) for part in pair)])
     path = Path(resolve_model(source))
     if not path.is_dir():
         return _hash([source, _commit(source)])
-    parts: list[Any] = []
+    parts = []
     for file in sorted(file for pattern in _WEIGHTS for file in path.glob(pattern)):
         parts += [file.name, file]
     for name in ("config.json", "adapter_config.json"):
         if (path / name).is_file():
             settings = json.loads((path / name).read_text(encoding="utf-8"))
-            parts.append(json.dumps({k: v for k, v in settings.items() if k not in _PASSING}, sort_keys=True))
+            parts.append(_settings(settings))
             if name == "adapter_config.json":
                 base = settings.get("base_model_name_or_path")
                 parts.append(fingerprint(student) if hasattr(student, "peft_config") else str(base))
     return _hash(parts)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """A configuration as text, without what changes nothing."""
+    kept = {name: value for name, value in settings.items() if name not in _PASSING}
+    return json.dumps(
+        kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
