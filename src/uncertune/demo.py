@@ -16,8 +16,8 @@ from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
 from uncertune.data.rows import Labelling, Row, labelling_of, tokenise
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
-from uncertune.evaluation.measures import adapter, generate, kl_from_base, token_loss
-from uncertune.models import attach_head, resolve_model
+from uncertune.evaluation.measures import generate, kl_from_base, token_loss
+from uncertune.models import active_adapter, attach_head, resolve_model
 from uncertune.report import (
     AnswerRow,
     Answers,
@@ -169,7 +169,7 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     texts = [tokenise({"text": text}, number, tokenizer, Labelling()) for number, text in enumerate(GENERAL_TEXT)]
     if BASE not in measures:
         prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
-        with adapter(model, None):
+        with active_adapter(model, None):
             own = generate(model, tokenizer, prompts, max_new_tokens=48, label="(base, general prompts)")
             measures[BASE] = {"kl": 0.0, "general": own}
             measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
@@ -180,7 +180,7 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     for arm in ARMS:
         if arm not in measures:
             measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
-            with adapter(model, arm):
+            with active_adapter(model, arm):
                 measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)
             _keep(path, settings, measures)
     return measures

@@ -177,7 +177,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(command, deeper, tmp_path, caps
         (["{base}", "{a}"], "tasks is missing"),
         (["{base}", "{a}", "--judge", "{base}", "--tasks", "gsm8k"], "prompts is missing"),
         (["{base}", "{a}", "--prompts", "alpaca_eval", "--judge_url", "http://localhost/v1"], "judge is missing"),
-        (["{base}", "{a}", "--tasks", "gsm8k,gsm8k"], "names a task twice"),
+        (["{base}", "{a}", "--tasks", "gsm8k,gsm8k"], "twice: keep one"),
     ],
 )
 def test_what_leaves_nothing_to_do_is_refused(words, says, models, tmp_path, capsys):

@@ -221,7 +221,10 @@ MISTAKES = {
     "labels": (["{a}", "--tasks", "gsm8k", "--labels", "x"], "labels: 1 for 2 models"),
     "room": (["{a}", "--tasks", "ifeval", "--max_new_tokens", "4096", "--output_dir", "{new}"], "leave no room"),
     "vllm": (["{a}", "--tasks", "tokens:gsm8k", "--backend", "vllm"], "backend"),
-    "settings": (["{a}", "--tasks", "gsm8k", "--limit", "4", "--max_new_tokens", "13"], "with generation"),
+    "settings": (
+        ["{a}", "--tasks", "gsm8k", "--limit", "4", "--max_new_tokens", "13"],
+        "with settings max_new_tokens 12",
+    ),
     "folder": (["{a}", "--tasks", "gsm8k", "--output_dir", "{deep}/config.json/x"], "cannot be made"),
 }
 

@@ -62,42 +62,6 @@ def score(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(arguments: list[str]) -> int:
-    """a model and its adapters on lm-eval's tasks and on token-level measures, as one table"""
-    from uncertune.evaluation.options import parse_evaluate
-
-    options = parse_evaluate(arguments)
-
-    from uncertune.evaluation.evaluate import evaluate as run_evaluate
-
-    run_evaluate(options)
-    return 0
-
-
-def generate(arguments: list[str]) -> int:
-    """answers of a model and its adapters to the same prompts, one line each"""
-    from uncertune.evaluation.options import parse_generate
-
-    options = parse_generate(arguments)
-
-    from uncertune.evaluation.generate import generate as run_generate
-
-    run_generate(options)
-    return 0
-
-
-def compare(arguments: list[str]) -> int:
-    """models on tasks, and their answers head to head before a judge, on one page"""
-    from uncertune.comparison.options import parse_compare
-
-    options = parse_compare(arguments)
-
-    from uncertune.comparison.compare import compare as run_compare
-
-    print(f"page: {run_compare(options)}")
-    return 0
-
-
 def sweep(arguments: list[str]) -> int:
     """train and measure objectives × metrics × levels × q × seeds from one file: one table, and the Pareto front"""
     from uncertune.sweep.options import parse, parser
@@ -116,9 +80,6 @@ COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "compare"
 _UNCONVERTED: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "score": score,
-    "evaluate": evaluate,
-    "generate": generate,
-    "compare": compare,
     "sweep": sweep,
 }
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes

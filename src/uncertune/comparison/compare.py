@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uncertune.comparison.measures import HEAD_TO_HEAD
-from uncertune.comparison.options import CompareOptions
 from uncertune.comparison.page import write_comparison
 from uncertune.errors import UserError
-from uncertune.evaluation.lineup import labels_of
-from uncertune.evaluation.options import EvaluateOptions, GenerateOptions, ModelOptions
+from uncertune.evaluation.checks import check_tasks
+from uncertune.evaluation.models import labels_of
 from uncertune.judging.judge import Judge
 from uncertune.judging.judgements import Cache, judge_pairs, write_judgements
 from uncertune.judging.pairs import Answers, check_same_prompts, is_answer_file, pairs_of, read_answers, stem
@@ -29,80 +29,192 @@ from uncertune.runs.folder import check_usable, lock_folder
 from uncertune.training.page import link_comparison
 
 
-def compare(options: CompareOptions) -> Path:
-    """Run the missing steps and return the page. Configuration errors are raised first."""
-    folder = Path(str(options.output_dir)).expanduser()
-    files = [name for name in options.models if is_answer_file(name)]
-    models = [name for name in options.models if name not in files]
-    named = [stem(name) if name in files else name for name in options.models]
-    labels = dict(zip(options.models, labels_of(named, options.chosen_labels), strict=True))
-    baseline = _baseline(options, list(labels.values()))
-    inside = [name for name in options.chosen_tasks if name in options.in_distribution_tasks]
-    if options.judge and options.prompts in options.in_distribution_tasks:
-        inside.append(HEAD_TO_HEAD)
-    _check_work(options, models)
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Which judge, and how it is asked; the command's options of the same names, without ``judge_``."""
+
+    name: str
+    url: str | None = None
+    key: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 4
+    max_tokens: int = 16
+    batch_size: int = 4
+
+    def judge(self) -> Judge:
+        """The judge, not asked yet. Raises UserError for one that cannot be."""
+        if self.url:
+            from uncertune.judging.endpoint import Endpoint
+
+            return Endpoint(
+                self.name,
+                self.url,
+                key_variable=self.key,
+                concurrency=self.concurrency,
+                timeout=self.timeout,
+                retries=self.retries,
+                max_tokens=self.max_tokens,
+            )
+        from uncertune.judging.local import LocalJudge
+
+        return LocalJudge(self.name, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is compared: names of models and of files with answers, by label."""
+
+    labels: dict[str, str]
+    models: list[str]
+    files: list[str]
+    baseline: str
+    inside: list[str]
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    output_dir: str | Path,
+    tasks: Sequence[str] = (),
+    prompts: str | None = None,
+    judge: JudgeSettings | None = None,
+    baseline: str | None = None,
+    in_distribution: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    dataset_split: str | None = None,
+    dataset_config: str | None = None,
+    limit: int | None = None,
+    limits: Mapping[str, int] | None = None,
+    num_fewshot: int | None = None,
+    plain_prompts: bool = False,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+    seed: int = 1234,
+    data_dir: str | None = None,
+    chat_template_path: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Run the missing steps and return the page. Configuration errors are raised first.
+
+    Args:
+        models: a model and LoRA adapters of it, or files of answers.
+        tasks: what ``measure`` takes; ``prompts`` is what the judged answers are to.
+        baseline: label of the model that all others are compared with; the first by default.
+        in_distribution: those of tasks and prompts that are like the training data.
+        limit: documents of each task and prompts, the first ones; ``limits`` of single tasks and of the prompts.
+        overwrite: measure and answer again; judgements are kept by content all the same.
+
+    The other arguments are those of ``measure`` and ``generate``. Raises UserError, one line.
+    """
+    work = _plan(models, labels, baseline, in_distribution, tasks, prompts, judge)
+    limits = limits or {}
+    folder = Path(output_dir).expanduser()
     check_usable(folder)
     with lock_folder(folder):
-        answers = {labels[name]: read_answers(name) for name in files}
-        if baseline in answers:
-            check_same_prompts(answers, baseline)
-        judge = judge_of(options) if options.judge else None
-        kept = [(folder / "answers" / f"{labels[name]}.jsonl").is_file() for name in models]
-        if judge is not None and (options.overwrite or not all(kept)):
-            judge.check()
-        _keep(answers, folder / "answers", overwrite=options.overwrite)
-        if models:
-            answers |= _run_models(options, models, [labels[name] for name in models], folder)
-        if options.overwrite:
+        answers = {work.labels[name]: read_answers(name) for name in work.files}
+        if work.baseline in answers:
+            check_same_prompts(answers, work.baseline)
+        asked = judge.judge() if judge else None
+        known = [(folder / "answers" / f"{work.labels[name]}.jsonl").is_file() for name in work.models]
+        if asked is not None and (overwrite or not all(known)):
+            asked.check()
+        _keep(answers, folder / "answers", overwrite=overwrite)
+        if work.models:
+            from uncertune.evaluation.evaluate import evaluate
+            from uncertune.evaluation.generate import generate
+            from uncertune.evaluation.models import load_models
+
+            own = [work.labels[name] for name in work.models]
+            same: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+            loaded = load_models(work.models, own, chat_template_path=chat_template_path, **same)
+            same |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+            same |= {"data_dir": data_dir, "overwrite": overwrite}
+            if tasks:
+                evaluate(
+                    loaded,
+                    tasks=tasks,
+                    output_dir=folder / "evaluation",
+                    limit=limit,
+                    limits={task: count for task, count in limits.items() if task in tasks},
+                    num_fewshot=num_fewshot,
+                    plain_prompts=plain_prompts,
+                    max_length=max_length,
+                    **same,
+                )
+            if prompts:
+                files = generate(
+                    loaded,
+                    prompts=prompts,
+                    output_dir=folder / "answers",
+                    dataset_split=dataset_split,
+                    dataset_config=dataset_config,
+                    limit=limits.get(prompts, limit),
+                    **same,
+                )
+                answers |= {label: read_answers(file) for label, file in zip(own, files, strict=True)}
+        if overwrite:
             (folder / "verdicts.json").unlink(missing_ok=True)
-        if judge is not None:
-            ordered = {label: answers[label] for label in labels.values()}
-            check_same_prompts(ordered, baseline)
-            _judge(judge, ordered, {"baseline": baseline, "judge": judge.name, "in_distribution": inside}, folder)
-        page = write_comparison(folder, baseline=baseline, in_distribution=inside)
-        for name in models:
+        if asked is not None:
+            ordered = {label: answers[label] for label in work.labels.values()}
+            check_same_prompts(ordered, work.baseline)
+            facts = {"baseline": work.baseline, "judge": asked.name, "in_distribution": work.inside}
+            _judge(asked, ordered, facts, folder)
+        page = write_comparison(folder, baseline=work.baseline, in_distribution=work.inside)
+        for name in work.models:
             link_comparison(name, page)
         return page
 
 
-def judge_of(options: CompareOptions) -> Judge:
-    """The judge that the options name, not yet asked. Raises UserError for one that cannot be."""
-    assert options.judge is not None
-    if options.judge_url:
-        from uncertune.judging.endpoint import Endpoint
+def _plan(
+    names: Sequence[str],
+    given: Sequence[str],
+    baseline: str | None,
+    in_distribution: Sequence[str],
+    tasks: Sequence[str],
+    prompts: str | None,
+    judge: JudgeSettings | None,
+) -> _Work:
+    """What is compared with what. Raises UserError for a comparison that cannot be."""
+    if len(names) < 2:
+        raise UserError("models: a comparison needs two or more: give a model and adapters, or files of answers")
+    files = [name for name in names if is_answer_file(name)]
+    models = [name for name in names if name not in files]
+    named = [stem(name) if name in files else name for name in names]
+    labels = dict(zip(names, labels_of(named, given), strict=True))
+    if baseline and baseline not in labels.values():
+        raise UserError(f"baseline: {baseline!r} is none of the models: choose from {', '.join(labels.values())}")
+    if tasks:
+        check_tasks(tasks, {})
+    inside = [name for name in tasks if name in in_distribution]
+    if judge and prompts in in_distribution:
+        inside.append(HEAD_TO_HEAD)
+    _check_work(models, files, tasks, prompts, judge, baseline)
+    return _Work(labels, models, files, baseline or labels[names[0]], inside)
 
-        return Endpoint(
-            options.judge,
-            options.judge_url,
-            key_variable=options.judge_key,
-            concurrency=options.judge_concurrency,
-            timeout=options.judge_timeout,
-            retries=options.judge_retries,
-            max_tokens=options.judge_max_tokens,
-        )
-    from uncertune.judging.local import LocalJudge
 
-    return LocalJudge(options.judge, batch_size=options.judge_batch_size)
-
-
-def _baseline(options: CompareOptions, labels: Sequence[str]) -> str:
-    if options.baseline and options.baseline not in labels:
-        raise UserError(f"baseline: {options.baseline!r} is none of the models: choose from {', '.join(labels)}")
-    return options.baseline or labels[0]
-
-
-def _check_work(options: CompareOptions, models: Sequence[str]) -> None:
+def _check_work(
+    models: Sequence[str],
+    files: Sequence[str],
+    tasks: Sequence[str],
+    prompts: str | None,
+    judge: JudgeSettings | None,
+    baseline: str | None,
+) -> None:
     """Refuse a command that leaves nothing to do, or asks files for what only models can do."""
-    if not models and (options.tasks or options.prompts):
-        name = "tasks" if options.tasks else "prompts"
+    if not models and (tasks or prompts):
+        name = "tasks" if tasks else "prompts"
         raise UserError(f"{name}: files of answers cannot be asked anything: give models, or leave {name} out")
-    if models and options.judge and not options.prompts:
+    if models and judge and not prompts:
         raise UserError("prompts is missing: say what the judged answers are to, for example --prompts alpaca_eval")
-    if models and not options.tasks and not options.prompts:
+    if models and not tasks and not prompts:
         raise UserError("tasks is missing: give tasks, or prompts, or both, for example --tasks gsm8k,ifeval")
-    if len(models) < len(options.models) and models and not options.prompts:
+    if files and models and not prompts:
         raise UserError("prompts is missing: models beside files of answers need the prompts of those")
-    if options.baseline and not models and not options.judge:
+    if baseline and not models and not judge:
         raise UserError("judge is missing: files of answers are compared by a judge: give --judge")
 
 
@@ -121,30 +233,6 @@ def _keep(answers: Mapping[str, Answers], folder: Path, *, overwrite: bool) -> N
                 )
         else:
             write_atomically(path, text)
-
-
-def _run_models(
-    options: CompareOptions, models: Sequence[str], labels: Sequence[str], folder: Path
-) -> dict[str, Answers]:
-    """Tasks, then answers, with one base in memory for both."""
-    from uncertune.evaluation.contestants import load
-    from uncertune.evaluation.evaluate import evaluate
-    from uncertune.evaluation.generate import generate
-
-    common: dict[str, Any] = {name: getattr(options, name) for name in ModelOptions.__dataclass_fields__}
-    common |= {"models": tuple(models), "labels": ",".join(labels)}
-    loaded = load(ModelOptions(**common))
-    if options.tasks:
-        names = ["tasks", "limit", "num_fewshot", "plain_prompts", "max_length"]
-        given = {name: getattr(options, name) for name in names}
-        given["limits"] = ",".join(f"{task}={options.limit_of(task)}" for task in options.limited_tasks)
-        evaluate(EvaluateOptions(**{**common, **given, "output_dir": str(folder / "evaluation")}), loaded)
-    if not options.prompts:
-        return {}
-    names = ["prompts", "dataset_split", "dataset_config"]
-    given = {name: getattr(options, name) for name in names} | {"limit": options.limit_of(options.prompts)}
-    files = generate(GenerateOptions(**{**common, **given, "output_dir": str(folder / "answers")}), loaded)
-    return {label: read_answers(file) for label, file in zip(labels, files, strict=True)}
 
 
 def _judge(judge: Judge, answers: Mapping[str, Answers], facts: Mapping[str, Any], folder: Path) -> None:

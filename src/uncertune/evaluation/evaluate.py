@@ -1,4 +1,4 @@
-"""``uncertune evaluate``: every model on every task, each result kept as soon as it is there."""
+"""``uncertune evaluate``: every model on every task, each result written as soon as it is known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 from uncertune.data.rows import Row, read_rows
 from uncertune.errors import UserError
 from uncertune.evaluation import harness, results
-from uncertune.evaluation.contestants import Contestants, end_of_turn, load
-from uncertune.evaluation.lineup import Contestant
-from uncertune.evaluation.options import TOKENS, EvaluateOptions
+from uncertune.evaluation.checks import TOKENS, check_tasks
+from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
 from uncertune.evaluation.results import Place
+from uncertune.evaluation.tokenizers import end_of_turn, template_digest, tokenizer_digest
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
 from uncertune.models import attach_head
 from uncertune.objectives import FactoredTeacher
@@ -26,118 +27,212 @@ from uncertune.runs.folder import check_usable, lock_folder
 
 
 @dataclass(frozen=True)
+class _How:
+    """How everything is measured: the arguments of ``measure``."""
+
+    limit: int | None
+    limits: Mapping[str, int]
+    num_fewshot: int | None
+    plain_prompts: bool
+    max_length: int
+    max_new_tokens: int | None
+    batch_size: int
+    seed: int
+    data_dir: str | None
+    dtype: str
+    attn_implementation: str | None
+    backend: str
+    overwrite: bool
+
+    def limit_of(self, task: str) -> int | None:
+        return self.limits.get(task, self.limit)
+
+
+@dataclass(frozen=True)
 class _Prepared:
-    """A task with its data read: one of lm-eval's, or the documents of a token-level one."""
+    """A task for models of one tokenizer: one of lm-eval's, or the documents of a token-level one.
+
+    ``settings`` are the same for every model, ``preparation`` is what depends on the tokenizer.
+    """
 
     name: str
     task: harness.HarnessTask | None
     documents: list[Row]
     settings: dict[str, Any]
+    preparation: dict[str, Any]
     base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
-    """What the base says of the documents, once it was asked."""
+    """Outputs of the base on the documents, batch by batch, once they are known."""
 
 
-def evaluate(options: EvaluateOptions, models: Contestants | None = None) -> list[dict[str, Any]]:
-    """``measure``, and print the table; return all results in the folder."""
-    table = measure(options, models)
-    folder = Path(str(options.output_dir)).expanduser()
+@dataclass(frozen=True)
+class _Job:
+    """One model on one task."""
+
+    what: _Prepared
+    one: ModelSpec
+    place: Place
+
+
+def evaluate(models: Sequence[str] | LoadedModels, **arguments: Any) -> list[dict[str, Any]]:
+    """``measure`` with its arguments, and print the table; return all results in the folder."""
+    table = measure(models, **arguments)
+    folder = Path(str(arguments["output_dir"])).expanduser()
     print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
-    return results.collect(folder, [str(row["model"]) for row in table.rows], options.chosen_tasks)
+    return results.collect(folder, [str(row["model"]) for row in table.rows], list(arguments["tasks"]))
 
 
-def measure(options: EvaluateOptions, models: Contestants | None = None) -> Table:
-    """Measure what is missing and write it; return the table of all results in the folder.
-
-    ``models`` are those of the options where they are in memory already.
+def measure(
+    models: Sequence[str] | LoadedModels,
+    *,
+    tasks: Sequence[str],
+    output_dir: str | Path,
+    labels: Sequence[str] = (),
+    limit: int | None = None,
+    limits: Mapping[str, int] | None = None,
+    num_fewshot: int | None = None,
+    plain_prompts: bool = False,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+    seed: int = 1234,
+    data_dir: str | None = None,
+    chat_template_path: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    backend: str = "hf",
+    overwrite: bool = False,
+) -> Table:
+    """Measure models on tasks, write what is missing in ``output_dir``, and return the table of all its results.
 
     Models, adapters and tasks are all loaded before anything is measured, so that a mistake in the last of them costs
-    nothing.
+    nothing. Each adapter is measured with the tokenizer and chat template it was saved with.
+
+    Args:
+        models: a model and LoRA adapters of it (folders, runs, hub ids), or loaded ones.
+        tasks: lm-eval's names, or ``tokens:DATA`` and ``tokens:DATA@SPLIT`` for measures on response tokens.
+        labels: one for each model; by default the last part of each path.
+        limit: documents of each task, the first ones; ``limits`` of single tasks.
+        num_fewshot: worked examples in a prompt; each task's own number by default.
+        plain_prompts: prompts as the tasks write them, without the chat template.
+        max_length: tokens after which a document of ``tokens:DATA`` is cut.
+        max_new_tokens: longest answer; 512 for gsm8k, else the task's own.
+        backend: ``hf`` (transformers) or ``vllm``.
+        overwrite: measure again what the folder holds of these models and tasks.
+
+    Raises UserError, one line, for whatever cannot be loaded, measured or written.
     """
-    folder = Path(str(options.output_dir)).expanduser()
+    check_tasks(tasks, limits or {}, max_length=max_length, num_fewshot=num_fewshot, backend=backend)
+    how = _How(
+        limit, limits or {}, num_fewshot, plain_prompts, max_length, max_new_tokens, batch_size, seed, data_dir, dtype,
+        attn_implementation, backend, overwrite,
+    )  # fmt: skip
+    folder = Path(output_dir).expanduser()
     check_usable(folder)
-    _check_tasks(options)
-    models = models or load(options, weights=options.backend == "hf")
-    prepared = [_prepare(name, options, models) for name in options.chosen_tasks]
+    _check_names(tasks)
+    if not isinstance(models, LoadedModels):
+        models = load_models(
+            models,
+            labels,
+            chat_template_path=chat_template_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            weights=backend == "hf",
+        )
     with contextlib.ExitStack() as stack:
-        todo = []
-        for one in models.entries:
+        for one in models.specs:
             (folder / one.label).mkdir(exist_ok=True)
             stack.enter_context(lock_folder(folder / one.label))
-        for what in prepared:
-            for one in models.entries:
-                place = Place(folder, one.label, what.name)
-                results.check_alike(place, what.settings)
-                if results.is_done(place, models.weights(one), what.settings, overwrite=options.overwrite):
-                    print(f"{one.label}: {what.name} is there already", file=sys.stderr)
-                else:
-                    todo.append((what, one, place))
-        _measure(todo, models, options)
-        return results.summarise(folder, [one.label for one in models.entries], options.chosen_tasks)
+        _measure(list(_jobs(folder, tasks, models, how)), models, how)
+        return results.summarise(folder, [one.label for one in models.specs], tasks)
 
 
-def _check_tasks(options: EvaluateOptions) -> None:
-    """What can be known to be wrong before a model is loaded."""
-    names = [name for name in options.chosen_tasks if not name.startswith(TOKENS)]
-    if names:
+def _check_names(tasks: Sequence[str]) -> None:
+    """Raise UserError for what can be known before a model is loaded."""
+    if any(not name.startswith(TOKENS) for name in tasks):
         harness.require()
-    stems = {Place(Path(), "", name).stem: name for name in options.chosen_tasks}
-    if len(stems) < len(options.chosen_tasks):
-        raise UserError(f"tasks: two of {options.tasks!r} would be written to one file: name them differently")
+    if len({Place(Path(), "", name).stem for name in tasks}) < len(tasks):
+        raise UserError(f"tasks: two of {', '.join(tasks)} would be written to one file: name them differently")
 
 
-def _prepare(name: str, options: EvaluateOptions, models: Contestants) -> _Prepared:
-    common: dict[str, Any] = {
-        "limit": options.limit_of(name),
-        "seed": options.seed,
-        "dtype": options.dtype,
-        "attn_implementation": options.attn_implementation,
-        "backend": options.backend,
-        "chat_template": _template_digest(options, models.tokenizer),
+def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -> list[_Job]:
+    """What is not measured yet, task by task; every task is prepared once for each tokenizer."""
+    prepared: dict[tuple[str, str], _Prepared] = {}
+    digests = {label: tokenizer_digest(one) for label, one in models.tokenizers.items()}
+    loaded = {name: harness.load_task(name, how.data_dir) for name in tasks if not name.startswith(TOKENS)}
+    jobs = []
+    for name in tasks:
+        for one in models.specs:
+            key = name, digests[one.label]
+            if key not in prepared:
+                tokenizer = models.tokenizers[one.label]
+                prepared[key] = _prepare(name, loaded.get(name), one, tokenizer, digests[one.label], how)
+            what = prepared[key]
+            place = Place(folder, one.label, what.name)
+            results.check_alike(place, what.settings, what.preparation)
+            measured = {"weights": models.weights(one), "settings": what.settings, "preparation": what.preparation}
+            if results.is_done(place, measured, overwrite=how.overwrite):
+                print(f"{one.label}: {what.name} is there already", file=sys.stderr)
+            else:
+                jobs.append(_Job(what, one, place))
+    return jobs
+
+
+def _prepare(
+    name: str, task: harness.HarnessTask | None, one: ModelSpec, tokenizer: Any, digest: str, how: _How
+) -> _Prepared:
+    """A task for the tokenizer of ``one`` and of every model with the same."""
+    settings: dict[str, Any] = {
+        "limit": how.limit_of(name),
+        "seed": how.seed,
+        "dtype": how.dtype,
+        "attn_implementation": how.attn_implementation,
+        "backend": how.backend,
     }
-    if name.startswith(TOKENS):
+    preparation: dict[str, Any] = {"tokenizer": digest}
+    preparation["chat_template"] = None if how.plain_prompts else template_digest(tokenizer)
+    if task is None:
         documents = read_rows(
             name.removeprefix(TOKENS),
-            models.tokenizer,
-            limit=options.limit_of(name),
-            max_length=options.max_length,
-            data_dir=options.data_dir,
-            seed=options.seed,
+            tokenizer,
+            limit=how.limit_of(name),
+            max_length=how.max_length,
+            data_dir=how.data_dir,
+            seed=how.seed,
         )
-        digest = hashlib.blake2b(digest_size=8)
-        for one in documents:
-            digest.update(json.dumps([one.number, {"input_ids": one.input_ids, "labels": one.labels}]).encode())
-        settings = {**common, "max_length": options.max_length, "data": digest.hexdigest()}
-        return _Prepared(name, None, documents, settings)
-    if not options.plain_prompts and not models.tokenizer.chat_template:
+        data = hashlib.blake2b(digest_size=8)
+        for document in documents:
+            data.update(json.dumps([document.number, document.input_ids, document.labels]).encode())
+        return _Prepared(
+            name,
+            None,
+            documents,
+            {**settings, "max_length": how.max_length},
+            {**preparation, "data": data.hexdigest()},
+        )
+    if not how.plain_prompts and not tokenizer.chat_template:
         raise UserError(
-            f"model {models.base!r} has no chat template: give one with --chat_template_path, or --plain_prompts"
+            f"model {one.source!r} has no chat template: give one with --chat_template_path, or --plain_prompts"
         )
-    task = harness.load_task(name, options.data_dir)
-    settings = {
-        **common,
-        "num_fewshot": options.num_fewshot,
-        "generation": _generation(task, options, models.tokenizer),
+    generation = _generation(task, tokenizer, how)
+    settings |= {
+        "num_fewshot": how.num_fewshot,
+        "plain_prompts": how.plain_prompts,
+        "max_new_tokens": generation.get("max_gen_toks"),
         "versions": task.versions,
         "lm_eval": harness.require(),
     }
-    return _Prepared(task.name, task, [], json.loads(json.dumps(settings)))
+    preparation["generation"] = generation
+    return _Prepared(task.name, task, [], json.loads(json.dumps(settings)), preparation)
 
 
-def _template_digest(options: EvaluateOptions, tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    if options.plain_prompts or not template:
-        return None
-    return hashlib.blake2b(str(template).encode(), digest_size=8).hexdigest()
-
-
-def _generation(task: harness.HarnessTask, options: EvaluateOptions, tokenizer: Any) -> dict[str, Any]:
+def _generation(task: harness.HarnessTask, tokenizer: Any, how: _How) -> dict[str, Any]:
     """Where answers differ from the task's own settings: their length, and a stop where the template ends a turn."""
     if not task.generates:
         return {}
     out: dict[str, Any] = {}
-    if limit := options.max_new_tokens or harness.NEW_TOKENS.get(task.name):
+    if limit := how.max_new_tokens or harness.NEW_TOKENS.get(task.name):
         out["max_gen_toks"] = limit
-    end = None if options.plain_prompts else end_of_turn(tokenizer)
+    end = None if how.plain_prompts else end_of_turn(tokenizer)
     if end is not None and end != tokenizer.eos_token:
         own = [stop for one in task.generates for stop in _stops(one)]
         if end not in own:
@@ -153,21 +248,21 @@ def _stops(task: Any) -> list[str]:
 # ---- measuring
 
 
-def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestants, options: EvaluateOptions) -> None:
-    if any(what.task is None for what, _, _ in todo):
-        attach_head(models.model)
-    lm = _lm(models, options) if any(what.task is not None for what, _, _ in todo) else None
-    for what, _, _ in todo:
-        if what.task is not None:
-            _check_room(what, lm.lm if isinstance(lm, harness.VLLMModels) else lm)
-    for what, one, place in todo:
+def _measure(jobs: Sequence[_Job], models: LoadedModels, how: _How) -> None:
+    if any(job.what.task is None for job in jobs):
+        for model in models.models.values():
+            attach_head(model)
+    answering = _Answering(models, how)
+    for job in jobs:
+        _check_vocabulary(job, models)
+        if job.what.task is not None:
+            _check_room(job.what, answering.lm(job.one))
+    for job in jobs:
+        what, one, place = job.what, job.one, job.place
         print(f"== {one.label}: {what.name}", file=sys.stderr, flush=True)
-        if options.overwrite:
+        if how.overwrite:
             place.forget_answers()
-        if what.task is None:
-            found, samples = _tokens(what, one, models, options)
-        else:
-            found, samples = _harness(what, one, place, models, lm, options)
+        found, samples = _tokens(job, models, how) if what.task is None else _harness(job, models, answering, how)
         result = {
             "task": what.name,
             "model": one.source,
@@ -176,39 +271,86 @@ def _measure(todo: list[tuple[_Prepared, Contestant, Place]], models: Contestant
             **found,
             "documents": len(samples),
             "limit": what.settings["limit"],
-            "batch_size": options.batch_size,
+            "batch_size": how.batch_size,
             "weights": models.weights(one),
             "settings": what.settings,
+            "preparation": what.preparation,
             "environment": environment(),
         }
         results.write(place, result, samples)
         place.forget_answers()
 
 
-def _lm(models: Contestants, options: EvaluateOptions) -> Any:
-    if options.backend == "hf":
-        return harness.hf_model(models.model, models.tokenizer, options.batch_size)
-    folders = [str(one.folder) for one in models.entries if one.folder is not None]
-    template = models.tokenizer.chat_template
-    return harness.VLLMModels(models.path, dtype=options.dtype, seed=options.seed, folders=folders, template=template)
+def _check_vocabulary(job: _Job, models: LoadedModels) -> None:
+    """Raise UserError where a document has a token for which the model has no row."""
+    if job.what.task is not None:
+        return
+    rows = models.models[job.one.label].get_input_embeddings().weight.shape[0]
+    largest = max(max(document.input_ids) for document in job.what.documents)
+    if largest >= rows:
+        raise UserError(
+            f"model {job.one.source!r}: its tokenizer gives token {largest}, and the model has {rows} rows: the "
+            "tokenizer belongs to another model"
+        )
+
+
+class _Answering:
+    """lm-eval's wrappers of the models, one for each model in memory and tokenizer, or one engine of vLLM."""
+
+    def __init__(self, models: LoadedModels, how: _How) -> None:
+        self._models, self._how = models, how
+        self._wrapped: dict[tuple[int, int], Any] = {}
+        self._vllm: harness.VLLMModels | None = None
+
+    def lm(self, one: ModelSpec) -> Any:
+        """What lm-eval asks for the answers of ``one``."""
+        tokenizer = self._models.tokenizers[one.label]
+        if self._how.backend == "vllm":
+            return self._engine().lm
+        model = self._models.models[one.label]
+        key = id(model), id(tokenizer)
+        if key not in self._wrapped:
+            self._wrapped[key] = harness.hf_model(model, tokenizer, self._how.batch_size)
+        return self._wrapped[key]
+
+    def active(self, one: ModelSpec) -> contextlib.AbstractContextManager[Any]:
+        """Answers come from ``one``."""
+        return self._models.active(one) if self._how.backend == "hf" else self._engine().active(one.folder)
+
+    def _engine(self) -> harness.VLLMModels:
+        if self._vllm is None:
+            tokenizers = {id(one): one for one in self._models.tokenizers.values()}
+            if len(tokenizers) > 1:
+                raise UserError(
+                    "backend: vllm asks all models with one tokenizer and chat template, and these differ: give "
+                    "--chat_template_path, or evaluate them by commands of their own"
+                )
+            self._vllm = harness.VLLMModels(
+                self._models.path,
+                dtype=self._how.dtype,
+                seed=self._how.seed,
+                folders=[str(one.folder) for one in self._models.adapters],
+                template=next(iter(tokenizers.values())).chat_template,
+            )
+        return self._vllm
 
 
 def _harness(
-    what: _Prepared, one: Contestant, place: Place, models: Contestants, lm: Any, options: EvaluateOptions
+    job: _Job, models: LoadedModels, answering: _Answering, how: _How
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    what, one = job.what, job.one
     assert what.task is not None
-    vllm = lm if isinstance(lm, harness.VLLMModels) else None
-    lm = vllm.lm if vllm else lm
-    with vllm.active(one.folder) if vllm else models.active(one):
+    lm = answering.lm(one)
+    with answering.active(one):
         outcome = harness.run(
             lm,
             what.task,
             limit=what.settings["limit"],
-            num_fewshot=options.num_fewshot,
-            chat_template=not options.plain_prompts,
-            generation=what.settings["generation"],
-            seed=options.seed,
-            kept=place.answers(models.weights(one), what.settings),
+            num_fewshot=how.num_fewshot,
+            chat_template=not how.plain_prompts,
+            generation=what.preparation["generation"],
+            seed=how.seed,
+            kept=job.place.answers(models.weights(one), {**what.settings, **what.preparation}),
         )
     samples = harness.documents(what.task, outcome)
     found = {
@@ -230,7 +372,7 @@ def _harness(
 def _longest_answer(what: _Prepared, lm: Any) -> int:
     assert what.task is not None
     own = [(one.config.generation_kwargs or {}).get("max_gen_toks") for one in what.task.generates]
-    lengths = [what.settings["generation"].get("max_gen_toks") or length or lm.max_gen_toks for length in own]
+    lengths = [what.preparation["generation"].get("max_gen_toks") or length or lm.max_gen_toks for length in own]
     return max(lengths, default=0)
 
 
@@ -252,23 +394,25 @@ def _prompts_cut(what: _Prepared, lm: Any, samples: list[dict[str, Any]]) -> int
     return sum(len(lm.tok_encode(one["prompt"])) > room for one in samples)
 
 
-def _tokens(
-    what: _Prepared, one: Contestant, models: Contestants, options: EvaluateOptions
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    base = Contestant("base", models.base)
-    with models.active(one):
+def _tokens(job: _Job, models: LoadedModels, how: _How) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    what, one = job.what, job.one
+    tokenizer = models.tokenizers[one.label]
+    has_base = bool(models.adapters) and one.label not in models.grown
+    if one.label in models.grown:
+        print(f"{one.label}: no KL from the base, which lacks the tokens that its training added", file=sys.stderr)
+    with models.active(one) as model:
         found = measure_tokens(
-            models.model,
+            model,
             what.documents,
-            pad=models.tokenizer.pad_token_id,
-            batch_size=options.batch_size,
-            base=(lambda: models.active(base)) if models.adapters else None,
-            kept=what.base_rows,
+            pad=tokenizer.pad_token_id,
+            batch_size=how.batch_size,
+            base=(lambda: models.as_base(one)) if has_base else None,
+            kept=what.base_rows if has_base else None,
             label=f"({one.label}, {what.name.removeprefix(TOKENS)})",
         )
     samples = []
     for document, sums in zip(what.documents, found.sums, strict=True):
-        prompt, answer = _texts(document, models.tokenizer)
+        prompt, answer = _texts(document, tokenizer)
         samples.append({"doc_id": document.number, "prompt": prompt, "answer": answer, "scores": sums})
     return {
         "metrics": found.metrics,

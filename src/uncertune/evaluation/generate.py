@@ -1,4 +1,4 @@
-"""``uncertune generate``: answers of several models to the same prompts, one line each, going on where it stopped.
+"""``uncertune generate``: answers of several models to the same prompts, one line each; a repeated command resumes.
 
 ``OUT/LABEL.jsonl`` has one line a prompt, in the order of the prompts, and stands only when it is complete; until then
 the answers so far lie in ``OUT/LABEL.partial.jsonl``. ``OUT/LABEL.settings.json`` says how they were made.
@@ -19,12 +19,13 @@ import torch
 from tqdm import tqdm
 
 from uncertune.data import chat
+from uncertune.data.files import first_line
 from uncertune.data.prompts import Prompt as Asked
 from uncertune.data.sources import load_prompts
 from uncertune.errors import UserError
-from uncertune.evaluation.contestants import Contestants, end_of_turn, load
-from uncertune.evaluation.lineup import Contestant
-from uncertune.evaluation.options import GenerateOptions
+from uncertune.evaluation.checks import check_sampling
+from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
+from uncertune.evaluation.tokenizers import end_of_turn
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import check_usable, lock_folder
@@ -50,29 +51,132 @@ class Answer:
     ended: bool
 
 
-def generate(options: GenerateOptions, models: Contestants | None = None) -> list[Path]:
-    """Answer what is missing; return the files, one a model. ``models`` are those of the options, if in memory."""
-    folder = Path(str(options.output_dir)).expanduser()
+@dataclass(frozen=True)
+class _How:
+    """How prompts are answered."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    batch_size: int
+
+
+def generate(
+    models: Sequence[str] | LoadedModels,
+    *,
+    output_dir: str | Path,
+    prompts: str = "alpaca_eval",
+    labels: Sequence[str] = (),
+    dataset_split: str | None = None,
+    dataset_config: str | None = None,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+    seed: int = 0,
+    data_dir: str | None = None,
+    chat_template_path: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the answers that ``output_dir`` lacks; return the files, one a model.
+
+    Each adapter is asked with the tokenizer, chat template and stops it was saved with.
+
+    Args:
+        models: a model and LoRA adapters of it (folders, runs, hub ids), or loaded ones.
+        prompts: a data set, a file with messages or prompts, a folder or a hub id; ``limit`` takes the first ones.
+        max_new_tokens: longest answer, in tokens; 1024 by default.
+        temperature: 0 takes the likeliest token, above 0 samples from the likeliest that make up ``top_p``.
+        overwrite: answer again what the folder holds of these models.
+
+    Raises UserError, one line, for whatever cannot be loaded, asked or written.
+    """
+    check_sampling(temperature, top_p)
+    folder = Path(output_dir).expanduser()
     check_usable(folder)
-    prompts = load_prompts(
-        options.prompts,
-        config=options.dataset_config,
-        split=options.dataset_split,
-        data_dir=options.data_dir,
-        max_samples=options.limit,
-        seed=options.seed,
+    asked = load_prompts(
+        prompts, config=dataset_config, split=dataset_split, data_dir=data_dir, max_samples=limit, seed=seed
     )
-    models = models or load(options)
-    asked = encoded(models.tokenizer, prompts, models.base)
-    limit = options.max_new_tokens or NEW_TOKENS
-    _check_room(asked, limit, models)
-    settings = _settings(options, asked, models, limit)
+    models = _loaded(models, labels, chat_template_path, dtype, attn_implementation)
+    how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
+    to_answer = {one.label: _encoded_for(models, one, asked, how.max_new_tokens) for one in models.specs}
     with lock_folder(folder):
-        for one in models.entries:
-            _begin(folder, one, {**settings, "weights": models.weights(one)}, options)
-        for one in models.entries:
-            _answer_all(folder, one, asked, models, options, limit)
-    return [folder / f"{one.label}.jsonl" for one in models.entries]
+        for one in models.specs:
+            settings = {**_settings(how, to_answer[one.label], models, one, attn_implementation)}
+            _begin(folder, one, {**settings, "weights": models.weights(one)}, prompts, overwrite=overwrite)
+        for one in models.specs:
+            _answer_all(folder, one, to_answer[one.label], models, how)
+    return [folder / f"{one.label}.jsonl" for one in models.specs]
+
+
+def answer(
+    models: Sequence[str] | LoadedModels,
+    questions: Sequence[str],
+    *,
+    labels: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+    seed: int = 0,
+    chat_template_path: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+) -> dict[str, list[Answer]]:
+    """Answers to single questions, by label; nothing is written. Arguments as for ``generate``."""
+    check_sampling(temperature, top_p)
+    models = _loaded(models, labels, chat_template_path, dtype, attn_implementation)
+    how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
+    prompts = [Asked([{"role": "user", "content": question}]) for question in questions]
+    out = {}
+    for one in models.specs:
+        asked = _encoded_for(models, one, prompts, how.max_new_tokens)
+        answers: dict[str, Answer] = {}
+        with models.active(one) as model:
+            for batch in _batches(list({prompt.id: prompt for prompt in asked}.values()), how.batch_size):
+                found = answer_batch(model, models.tokenizers[one.label], batch, how)
+                answers |= {prompt.id: said for prompt, said in zip(batch, found, strict=True)}
+        out[one.label] = [answers[prompt.id] for prompt in asked]
+    return out
+
+
+def _loaded(
+    models: Sequence[str] | LoadedModels,
+    labels: Sequence[str],
+    chat_template_path: str | None,
+    dtype: str,
+    attn_implementation: str | None,
+) -> LoadedModels:
+    if isinstance(models, LoadedModels):
+        return models
+    return load_models(
+        models, labels, chat_template_path=chat_template_path, dtype=dtype, attn_implementation=attn_implementation
+    )
+
+
+def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked], limit: int) -> list[Prompt]:
+    """The prompts as ``one`` is asked them; checked against its length and its vocabulary."""
+    asked = encoded(models.tokenizers[one.label], prompts, one.source)
+    model = models.models[one.label]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(prompt.input_ids) for prompt in asked)
+    if room and longest + limit > room:
+        raise UserError(
+            f"max_new_tokens: the longest prompt has {longest} tokens, and {limit} more do not fit the model's {room}: "
+            "give a smaller number"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(prompt.input_ids, default=0) for prompt in asked)
+    if largest >= rows:
+        raise UserError(
+            f"model {one.source!r}: its tokenizer gives token {largest}, and the model has {rows} rows: the tokenizer "
+            "belongs to another model"
+        )
+    return asked
 
 
 def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt]:
@@ -87,44 +191,39 @@ def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt
     return out
 
 
-def _check_room(asked: Sequence[Prompt], limit: int, models: Contestants) -> None:
-    room = getattr(models.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(one.input_ids) for one in asked)
-    if room and longest + limit > room:
-        raise UserError(
-            f"max_new_tokens: the longest prompt has {longest} tokens, and {limit} more do not fit the model's {room}: "
-            "give a smaller number"
-        )
-
-
-def _settings(options: GenerateOptions, asked: Sequence[Prompt], models: Contestants, limit: int) -> dict[str, Any]:
+def _settings(
+    how: _How, asked: Sequence[Prompt], models: LoadedModels, one: ModelSpec, attn_implementation: str | None
+) -> dict[str, Any]:
+    """What the answers depend on, beside the weights."""
     digest = hashlib.blake2b(digest_size=8)
-    for one in asked:
-        digest.update(json.dumps([one.id, one.input_ids]).encode())
+    for prompt in asked:
+        digest.update(json.dumps([prompt.id, prompt.input_ids]).encode())
+    model = models.models[one.label]
     return {
         "prompts": digest.hexdigest(),
-        "max_new_tokens": limit,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "seed": options.seed if options.temperature else None,
-        "batch_size": options.batch_size,
-        "dtype": str(models.model.dtype).removeprefix("torch."),
-        "attn_implementation": options.attn_implementation,
+        "max_new_tokens": how.max_new_tokens,
+        "temperature": how.temperature,
+        "top_p": how.top_p,
+        "seed": how.seed if how.temperature else None,
+        "batch_size": how.batch_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": attn_implementation,
+        "stops": sorted(stop_tokens(model, models.tokenizers[one.label])),
     }
 
 
 # ---- files
 
 
-def _begin(folder: Path, one: Contestant, settings: dict[str, Any], options: GenerateOptions) -> None:
+def _begin(folder: Path, one: ModelSpec, settings: dict[str, Any], prompts: str, *, overwrite: bool) -> None:
     """Claim the label for these answers. Raises UserError where others lie under it."""
     path = folder / f"{one.label}.settings.json"
     files = [folder / f"{one.label}.jsonl", _partial(folder, one)]
-    if options.overwrite:
+    if overwrite:
         for file in files:
             file.unlink(missing_ok=True)
     elif path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
+        there = _read_settings(path)
         for name, value in settings.items():
             if there.get(name) != value:
                 raise UserError(
@@ -133,45 +232,49 @@ def _begin(folder: Path, one: Contestant, settings: dict[str, Any], options: Gen
                 )
     elif files[0].exists():
         raise UserError(f"output_dir: {str(files[0])!r} was not written by this command: choose another folder")
-    record = {"model": one.source, "data": options.prompts, "settings": settings, "environment": environment()}
+    record = {"model": one.source, "data": prompts, "settings": settings, "environment": environment()}
     write_atomically(path, json.dumps(record, indent=1))
 
 
-def _partial(folder: Path, one: Contestant) -> Path:
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({first_line(error)}): delete it, or --overwrite") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _partial(folder: Path, one: ModelSpec) -> Path:
     return folder / f"{one.label}.partial.jsonl"
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The whole lines of an unfinished file by prompt; a line that a crash cut short is taken off the file."""
+    """The complete lines of an unfinished file by prompt; a line that a crash cut short is removed from the file."""
     if not path.is_file():
         return {}
-    whole = path.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if len(kept) < len(whole):
-        path.write_bytes(kept)
-    return {line["id"]: line for line in map(json.loads, kept.decode("utf-8").split("\n")[:-1])}
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        path.write_bytes(complete)
+    try:
+        return {line["id"]: line for line in map(json.loads, complete.decode("utf-8").split("\n")[:-1])}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({first_line(error)}): delete it, or --overwrite") from error
 
 
-def _answer_all(
-    folder: Path,
-    one: Contestant,
-    asked: Sequence[Prompt],
-    models: Contestants,
-    options: GenerateOptions,
-    limit: int,
-) -> None:
+def _answer_all(folder: Path, one: ModelSpec, asked: Sequence[Prompt], models: LoadedModels, how: _How) -> None:
     final, partial = folder / f"{one.label}.jsonl", _partial(folder, one)
     if final.is_file():
         print(f"{one.label}: {final} is there already", file=sys.stderr)
         return
     done = _read(partial)
     bar = tqdm(total=len(asked), initial=len(done), desc=f"answers ({one.label})", unit="answer")
-    with models.active(one), open(partial, "a", encoding="utf-8") as file:
-        for batch in _batches(asked, options.batch_size):
+    with models.active(one) as model, open(partial, "a", encoding="utf-8") as file:
+        for batch in _batches(asked, how.batch_size):
             if all(prompt.id in done for prompt in batch):
                 continue
-            answers = answer_batch(models.model, models.tokenizer, batch, limit, options)
-            lines = [_line(prompt, answer, one) for prompt, answer in zip(batch, answers, strict=True)]
+            answers = answer_batch(model, models.tokenizers[one.label], batch, how)
+            lines = [_line(prompt, said, one) for prompt, said in zip(batch, answers, strict=True)]
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
@@ -181,10 +284,10 @@ def _answer_all(
     write_atomically(final, "".join(json.dumps(done[p.id], ensure_ascii=False) + "\n" for p in asked))
     partial.unlink()
     cut = sum(not line["ended"] for line in done.values())
-    print(f"{one.label}: {len(done)} answers in {final}, {cut} of them cut at {limit} tokens")
+    print(f"{one.label}: {len(done)} answers in {final}, {cut} of them cut at {how.max_new_tokens} tokens")
 
 
-def _line(prompt: Prompt, answer: Answer, one: Contestant) -> dict[str, Any]:
+def _line(prompt: Prompt, answer: Answer, one: ModelSpec) -> dict[str, Any]:
     return {
         "id": prompt.id,
         "messages": prompt.asked.messages,
@@ -207,9 +310,7 @@ def _batches(asked: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
 
 
 @torch.no_grad()
-def answer_batch(
-    model: Any, tokenizer: Any, batch: Sequence[Prompt], limit: int, options: GenerateOptions
-) -> list[Answer]:
+def answer_batch(model: Any, tokenizer: Any, batch: Sequence[Prompt], how: _How) -> list[Answer]:
     """Answers of the model as it is, likeliest tokens or sampled; random numbers depend on the seed and the batch."""
     device = next(model.parameters()).device
     length = max(len(one.input_ids) for one in batch)
@@ -219,15 +320,15 @@ def answer_batch(
     mask = (torch.arange(length, device=device) >= length - lengths).long()
     stops = stop_tokens(model, tokenizer)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if options.temperature:
-        sampling = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
-    seed = int.from_bytes(hashlib.sha256(f"{options.seed} {batch[0].id}".encode()).digest()[:7], "big")
+    if how.temperature:
+        sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+    seed = int.from_bytes(hashlib.sha256(f"{how.seed} {batch[0].id}".encode()).digest()[:7], "big")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=limit,
+            max_new_tokens=how.max_new_tokens,
             pad_token_id=pad,
             eos_token_id=sorted(stops),
             **sampling,

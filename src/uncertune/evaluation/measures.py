@@ -6,7 +6,6 @@ without gradient. Means are over response tokens, in nats.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,23 +15,9 @@ from tqdm import tqdm
 
 from uncertune.data.rows import Row
 from uncertune.fused import linear_token_stats, linear_weighted_nll
+from uncertune.models import active_adapter
 from uncertune.objectives import OBJECTIVES
 from uncertune.teachers.adapter import evaluating, frozen_rows
-
-
-@contextlib.contextmanager
-def adapter(model: Any, name: str | None) -> Iterator[None]:
-    """One adapter of a PEFT model switched on, or with None the bare base; restored on exit."""
-    if name is None:
-        with model.disable_adapter():
-            yield
-        return
-    before = model.active_adapter
-    model.set_adapter(name)
-    try:
-        yield
-    finally:
-        model.set_adapter(before)
 
 
 def batches(rows: Sequence[Row], size: int, pad: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -68,9 +53,9 @@ def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_
     """Mean KL(base ‖ base with adapter ``name``) over the response tokens, exact over the whole vocabulary."""
     total, count = 0.0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
-        with adapter(model, None):
+        with active_adapter(model, None):
             base = frozen_rows(model, inputs, mask)
-        with adapter(model, name):
+        with active_adapter(model, name):
             tuned = frozen_rows(model, inputs, mask)
         targets = OBJECTIVES["distill"](labels, teacher=base)
         with torch.no_grad():

@@ -53,36 +53,48 @@ class Place:
             left.unlink()
 
 
-def is_done(place: Place, weights: Mapping[str, Any], settings: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether the result is there already. Raises UserError where another result is, of other weights or settings."""
+def is_done(place: Place, measured: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
+    """Whether the result is there already.
+
+    ``measured`` holds ``weights``, ``settings`` and ``preparation``. Raises UserError for a result of others.
+    """
     if not place.result.is_file() or overwrite:
         return False
     there = read(place.result)
     if there is None:
         raise UserError(f"output_dir: {str(place.result)!r} is not a result of this command: choose another folder")
-    for what, mine in (("weights", weights), ("settings", settings)):
-        for name, value in mine.items():
-            if there[what].get(name) != value:
-                raise UserError(
-                    f"output_dir {str(place.folder)!r} holds {place.task} of {place.label!r} with {what} {name} "
-                    f"{there[what].get(name)!r}, here it is {value!r}: choose another folder or label, or --overwrite"
-                )
+    for what, mine in measured.items():
+        _check_equal(
+            place, place.label, what, mine, there.get(what) or {}, "choose another folder or label, or --overwrite"
+        )
     return place.samples.is_file()
 
 
-def check_alike(place: Place, settings: Mapping[str, Any]) -> None:
-    """Refuse to put a result beside another model's that was measured in another way."""
+def check_alike(place: Place, settings: Mapping[str, Any], preparation: Mapping[str, Any]) -> None:
+    """Refuse to put a result beside another model's that was measured in another way.
+
+    Models of different tokenizers may differ in their preparation.
+    """
     for other in sorted(place.folder.glob(f"*/{place.stem}.json")):
         there = read(other)
         if there is None or there["label"] == place.label or there["task"] != place.task:
             continue
-        for name, value in settings.items():
-            if there["settings"].get(name) != value:
-                raise UserError(
-                    f"output_dir {str(place.folder)!r} holds {place.task} of {there['label']!r} with {name} "
-                    f"{there['settings'].get(name)!r}, here it is {value!r}: one table needs one way to measure; "
-                    "choose another folder"
-                )
+        fix = "one table needs one way to measure; choose another folder"
+        _check_equal(place, there["label"], "settings", settings, there["settings"], fix)
+        theirs = there.get("preparation") or {}
+        if theirs.get("tokenizer") == preparation["tokenizer"]:
+            _check_equal(place, there["label"], "preparation", preparation, theirs, fix)
+
+
+def _check_equal(
+    place: Place, label: str, what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], fix: str
+) -> None:
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"output_dir {str(place.folder)!r} holds {place.task} of {label!r} with {what} {name} "
+                f"{theirs.get(name)!r}, here it is {value!r}: {fix}"
+            )
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -18,22 +18,29 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 @contextlib.contextmanager
-def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Another adapter switched on, then the one before again. What is trainable stays so: use it without gradient."""
+def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Switch to another adapter, or with None to the bare base; switch back on exit.
+
+    Every parameter keeps its ``requires_grad``: use the model without gradient meanwhile.
+    """
     peft_model = unwrapped(model)
     before = peft_model.active_adapter
-    _switch(peft_model, name)
-    try:
+    with contextlib.ExitStack() as stack:
+        if name is None:
+            disabled = peft_model.disable_adapter()
+            _keep_trainable(peft_model, disabled.__enter__)
+            stack.callback(_keep_trainable, peft_model, lambda: disabled.__exit__(None, None, None))
+        else:
+            _keep_trainable(peft_model, lambda: peft_model.set_adapter(name, inference_mode=True))
+            stack.callback(_keep_trainable, peft_model, lambda: peft_model.set_adapter(before, inference_mode=True))
         yield
-    finally:
-        _switch(peft_model, before)
 
 
-def _switch(peft_model: Any, name: str) -> None:
-    """PEFT freezes every adapter here, and each parameter's ``requires_grad`` is given back at once: FSDP2 copies it
-    to what it gathers in a forward pass, and what is gathered then keeps it."""
+def _keep_trainable(peft_model: Any, switch: Any) -> None:
+    """PEFT changes ``requires_grad`` of adapters when it switches them. Each parameter's is restored at once: FSDP2
+    copies it to what it gathers in a forward pass, and what is gathered then keeps it."""
     parameters = list(peft_model.parameters())
     trainable = [parameter.requires_grad for parameter in parameters]
-    peft_model.set_adapter(name, inference_mode=True)
+    switch()
     for parameter, flag in zip(parameters, trainable, strict=True):
         parameter.requires_grad_(flag)

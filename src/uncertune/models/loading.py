@@ -17,6 +17,7 @@ import torch
 
 from uncertune.errors import UserError
 from uncertune.models.names import resolve_model
+from uncertune.models.vocabulary import fit_vocabulary
 
 _JSON = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
@@ -168,6 +169,8 @@ def _check_index(index: Path) -> None:
 def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow_pickle: bool = False) -> Any:
     """``model`` with the PEFT adapter of a local folder on it, frozen; the model may already have adapters.
 
+    A model is resized first where training added tokens to the vocabulary (``fit_vocabulary``).
+
     Raises UserError for a damaged file, a pickle without ``allow_pickle``, an adapter of another base.
     """
     from peft import PeftModel
@@ -175,6 +178,7 @@ def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow
     check_adapter(folder, allow_pickle=allow_pickle)
     with _in_one_line(f"adapter {str(folder)!r} does not fit the model"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them at their start
+        fit_vocabulary(model, folder)
         if hasattr(model, "peft_config"):
             model.load_adapter(str(folder), adapter_name=name)
         else:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uncertune.evaluation.checks import TOKENS
 from uncertune.evaluation.evaluate import measure
-from uncertune.evaluation.options import TOKENS, EvaluateOptions
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run
 from uncertune.sweep.rows import in_data, shown
@@ -37,9 +37,8 @@ def measure_runs(plan: Plan, runs: Sequence[Run]) -> None:
 def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
     options = plan.request.options
     common: dict[str, Any] = {
-        "models": tuple(models),
-        "labels": ",".join(labels),
-        "output_dir": str(plan.folder / EVALUATION),
+        "labels": labels,
+        "output_dir": plan.folder / EVALUATION,
         "batch_size": options.batch_size,
         "dtype": options.measure_dtype,
         "data_dir": plan.common.data.data_dir,
@@ -49,9 +48,9 @@ def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
     length = plan.common.training.max_length
     tokens = [TOKENS + name for name in (in_data(plan), *options.out_sets)]
     cut = {"max_length": length} if length else {}
-    measure(EvaluateOptions(**common, **cut, tasks=",".join(tokens), limit=options.documents))
+    measure(models, **common, **cut, tasks=tokens, limit=options.documents)
     if options.harness_tasks:
-        measure(EvaluateOptions(**common, tasks=",".join(options.harness_tasks), limit=options.limit))
+        measure(models, **common, tasks=options.harness_tasks, limit=options.limit)
 
 
 def measures_of(plan: Plan, label: str) -> dict[str, dict[str, Any]] | None:

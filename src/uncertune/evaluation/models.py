@@ -1,0 +1,307 @@
+"""The models of a command: one base in memory, and LoRA adapters of it that are switched on in turn.
+
+Each adapter is used with the tokenizer, chat template and special tokens that it was saved with, the bare base with its
+own. An adapter whose training added tokens gets a copy of the base of its own, resized.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from uncertune.data.files import first_line
+from uncertune.errors import UserError
+from uncertune.evaluation.tokenizers import load_tokenizers
+from uncertune.models import active_adapter, fingerprint, load_adapter, load_model, resolve_model
+from uncertune.models.loading import check_adapter
+from uncertune.models.vocabulary import added_tokens
+from uncertune.runs.folder import read
+from uncertune.teachers.adapter import is_adapter
+
+_ROUNDINGS = (None, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as it was named; ``folder`` holds its adapter, None for the bare base."""
+
+    label: str
+    source: str
+    folder: str | None = None
+    name: str | None = None
+    """Of the adapter on the base."""
+    digest: str | None = None
+    """Of the adapter's weights."""
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The models in the order given; ``models`` and ``tokenizers`` by label, most of them the same object.
+
+    ``grown`` names the adapters that added tokens to the vocabulary: their model is a copy of the base, resized.
+    """
+
+    base: str
+    path: str
+    specs: tuple[ModelSpec, ...]
+    models: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    base_digest: str
+    grown: frozenset[str] = frozenset()
+
+    @property
+    def adapters(self) -> tuple[ModelSpec, ...]:
+        return tuple(one for one in self.specs if one.folder is not None)
+
+    @contextlib.contextmanager
+    def active(self, one: ModelSpec) -> Iterator[Any]:
+        """The model of ``one`` with its adapter switched on, or with none of them for the bare base."""
+        model = self.models[one.label]
+        with active_adapter(model, one.name) if hasattr(model, "peft_config") else contextlib.nullcontext():
+            yield model
+
+    @contextlib.contextmanager
+    def as_base(self, one: ModelSpec) -> Iterator[None]:
+        """The model of ``one`` without its adapter."""
+        model = self.models[one.label]
+        with active_adapter(model, None) if hasattr(model, "peft_config") else contextlib.nullcontext():
+            yield
+
+    def weights(self, one: ModelSpec) -> dict[str, str | None]:
+        """What tells these weights from others: digests of the base and of the adapter."""
+        return {"base": self.base_digest, "adapter": one.digest}
+
+
+def load_models(
+    names: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    chat_template_path: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    weights: bool = True,
+) -> LoadedModels:
+    """A model and LoRA adapters of it, on the accelerator where there is one; without ``weights`` tokenizers alone.
+
+    Args:
+        names: a model, then adapters of it (folders, runs, hub ids); or adapters alone, whose base is inferred.
+        labels: one for each name; by default the last part of each path.
+        chat_template_path: a .jinja file, or a model, whose chat template replaces that of every model.
+
+    Raises UserError, one line, for a name under which nothing can be loaded, an adapter of another base, labels that
+    cannot be used.
+    """
+    base, specs = plan(names, labels)
+    path = resolve_model(base)
+    for one in specs:
+        if one.folder is not None:
+            _check_base(one, base, path)
+    specs = tuple(replace(one, digest=_digest(one.folder)) for one in specs)
+    tokenizers = load_tokenizers(base, {one.label: one.folder for one in specs}, chat_template_path)
+    if not weights:
+        return LoadedModels(base, path, specs, {}, tokenizers, path)
+
+    def load() -> Any:
+        return load_model(base, dtype=dtype, attn_implementation=attn_implementation)
+
+    shared = load()
+    digest = fingerprint(shared)
+    grown = [one for one in specs if one.folder is not None and added_tokens(shared, one.folder)]
+    plain = [one for one in specs if one not in grown]
+    for one in plain:
+        if one.folder is not None:
+            _check_fingerprint(one, base, path, shared)
+            shared = _with_adapter(shared, one, base)
+    models = {one.label: shared for one in plain}
+    for one in grown:  # resizing would change the model for the others
+        models[one.label] = _with_adapter(load() if models else shared, one, base)
+    for model in models.values():
+        _freeze(model)
+    return LoadedModels(base, path, specs, models, tokenizers, digest, frozenset(one.label for one in grown))
+
+
+def _freeze(model: Any) -> None:
+    model.requires_grad_(False)
+    model.eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+
+
+def _with_adapter(model: Any, one: ModelSpec, base: str) -> Any:
+    try:
+        return load_adapter(model, str(one.folder), name=str(one.name))
+    except UserError as error:
+        raise UserError(f"adapter {one.source!r} is of another base than {base!r}: {error}") from error
+
+
+def _check_base(one: ModelSpec, base: str, path: str) -> None:
+    """Refuse a damaged adapter, and one that names another model of the hub as its base."""
+    check_adapter(str(one.folder))
+    theirs = _adapter_config(Path(str(one.folder))).get("base_model_name_or_path")
+    if not isinstance(theirs, str) or not theirs or theirs.count("/") > 1 or theirs == path:
+        return
+    if not Path(theirs).exists() and not Path(path).exists():
+        raise UserError(f"adapter {one.source!r} is of the base {theirs!r}, not of {base!r}")
+
+
+def _check_fingerprint(one: ModelSpec, base: str, path: str, model: Any) -> None:
+    """Refuse an adapter that a run trained on other weights, where the run says on which.
+
+    A run may have rounded the weights first (bfloat16), so the roundings are tried too; a base of the same name that
+    was quantised for training counts as the same.
+    """
+    identity = read(Path(str(one.folder))).get("identity")
+    theirs = identity.get("model") if isinstance(identity, dict) else None
+    if theirs is None or theirs in {fingerprint(model, as_dtype=dtype) for dtype in _ROUNDINGS}:
+        return
+    try:
+        same = place_of(resolve_model(base_of(str(one.folder)))) == place_of(path)
+    except UserError:
+        same = False
+    if not same:
+        trained = run_base(Path(str(one.folder))) or "another model"
+        raise UserError(f"adapter {one.source!r} is of another base than {base!r}: it was trained on {trained!r}")
+
+
+def _digest(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    file = Path(folder) / "adapter_model.safetensors"
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() if file.is_file() else None
+
+
+# ---- names
+
+
+def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[ModelSpec, ...]]:
+    """The base, given first or inferred from the first adapter, and the models to measure, not yet loaded."""
+    if not names:
+        raise UserError("models is missing: give a model and adapters, for example smollm2-135m runs/mle")
+    first = Path(names[0]).expanduser()
+    called = labels_of(names, labels)
+    if is_adapter(first):
+        base, adapters = base_of(first), list(zip(called, names, strict=True))
+        specs: list[ModelSpec] = []
+    else:
+        base, adapters = names[0], list(zip(called[1:], names[1:], strict=True))
+        specs = [ModelSpec(called[0], names[0])]
+    for number, (label, name) in enumerate(adapters):
+        specs.append(ModelSpec(label, name, _adapter_folder(name), f"adapter_{number}"))
+    return base, tuple(specs)
+
+
+def base_of(folder: str | Path) -> str:
+    """The model that an adapter was trained on: by its configuration, or the run's where that is a path elsewhere."""
+    folder = Path(folder).expanduser()
+    named = _adapter_config(folder).get("base_model_name_or_path")
+    if isinstance(named, str) and Path(named).is_dir():
+        return named
+    base = run_base(folder) or named
+    if not isinstance(base, str) or not base:
+        raise UserError(f"adapter {str(folder)!r} does not name its base model: give the base first")
+    try:
+        resolve_model(base)
+    except UserError as error:
+        raise UserError(
+            f"adapter {str(folder)!r}: its base is not available: {error}; or give the base first"
+        ) from None
+    return base
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{str(path)!r} is damaged: it does not hold a JSON object")
+    return found
+
+
+def run_base(folder: Path) -> str | None:
+    """``model_name_or_path`` of the run that left the folder. Raises UserError for a damaged config.yaml."""
+    path = folder / "config.yaml"
+    if not read(folder) or not path.is_file():
+        return None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
+    named = settings.get("model_name_or_path") if isinstance(settings, dict) else None
+    return named if isinstance(named, str) else None
+
+
+# ---- labels
+
+
+def labels_of(names: Sequence[str], given: Sequence[str] = ()) -> list[str]:
+    """One label a name, those given or the last parts of each path. Raises UserError for what cannot be one."""
+    if given:
+        if len(given) != len(names):
+            raise UserError(f"labels: {len(given)} for {len(names)} models: give one for each, with commas")
+        found = [label for label in given if not re.fullmatch(r"[\w+][\w.+-]*", label)]
+        if found:
+            raise UserError(f"labels: {found[0]!r} cannot be a folder's name: use letters, digits, '.', '-', '_'")
+        twice = [label for label, count in Counter(given).items() if count > 1]
+        if twice:
+            raise UserError(f"labels: {twice[0]!r} is given twice: every model needs its own")
+        return list(given)
+    if len({place_of(name) for name in names}) < len(names):
+        twice = [name for name, count in Counter(map(place_of, names)).items() if count > 1]
+        raise UserError(f"models: {twice[0]!r} is given twice: keep one")
+    for depth in range(1, 1 + max(name.count("/") for name in names) + 2):
+        labels = [_label(name, depth) for name in names]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{label}-{number}" for number, label in enumerate(labels, start=1)]
+
+
+def _label(name: str, depth: int) -> str:
+    """The last parts of a path, one more where the last is a checkpoint's."""
+    path = Path(name).expanduser()
+    parts = [part for part in (path.resolve() if path.exists() else path).parts if part.strip("/.")]
+    if parts and parts[-1].startswith("checkpoint-"):
+        depth += 1
+    return re.sub(r"[^\w.+-]+", "-", "-".join(parts[-depth:])).strip("-.") or "model"
+
+
+def place_of(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _adapter_folder(name: str) -> str:
+    """A local folder with the adapter. Raises UserError where the name does not stand for one."""
+    path = Path(name).expanduser()
+    if is_adapter(path):
+        return str(path)
+    if path.is_dir():
+        kind = (
+            "a whole model" if (path / "config.json").is_file() else "not an adapter (adapter_config.json is missing)"
+        )
+        hint = "; evaluate it by a command of its own, with the same output_dir" if kind == "a whole model" else ""
+        raise UserError(f"adapter {name!r} is {kind}{hint}")
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"adapter {name!r}: there is no such folder, and it is not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, allow_patterns=["adapter_*", "tokenizer*", "chat_template*"])
+    except Exception as error:  # whatever the hub raises
+        raise UserError(
+            f"adapter {name!r} is neither a local folder nor available on the hub: {first_line(error)}"
+        ) from error
+    if not is_adapter(folder):
+        raise UserError(f"adapter {name!r} of the hub is not an adapter: adapter_config.json is missing")
+    return folder
