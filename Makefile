@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow bench docs clean
+.PHONY: help install demo test check slow bench docs dist clean
 
 # The first interpreter on PATH that runs and is new enough; or say `make install PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -65,6 +65,10 @@ bench: $(INSTALLED)  ## measure the output head and whole steps against other im
 docs: $(INSTALLED)  ## the pages of docs/ and the reference as a site in build/docs; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "site: build/docs/index.html"
+
+dist: $(INSTALLED)  ## wheel and source distribution in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:  ## remove caches and build leftovers; .venv and results stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info
