@@ -61,6 +61,18 @@ class UncertuneTrainer(SFTTrainer):
     how a step is cut changes nothing; ``normalize_by="selected"`` divides by the selected ones. ``eval_loss`` is plain
     cross-entropy over response tokens whatever the objective; the objective's own value is ``eval_objective``.
 
+    Hooks of TRL and transformers that it overrides, and why:
+
+    * ``_prepare_dataset``, ``_set_signature_columns_if_needed``: side columns stay beside their labels.
+    * ``get_batch_samples``: all micro-batches of a step are known here, so its tokens are counted and selected here.
+    * ``compute_loss``: the loss is computed inside the forward of the wrapped model, from its hidden states.
+    * ``training_step``: documents that are not selected are not run.
+    * ``evaluation_loop``: means over tokens, instead of means of batches.
+    * ``_get_grad_norm``: a gradient that is not finite ends the run before the weights are spoilt.
+    * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, hold the
+      student's adapter alone, and the running threshold.
+    * ``create_model_card``, ``push_to_hub``, ``_push_from_checkpoint``: what is published of a run.
+
     Raises UserError at construction for what it does not support.
     """
 
