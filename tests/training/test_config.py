@@ -114,8 +114,6 @@ REFUSED_FIELDS = [
     ({**BOTH, "teacher_cache_dir": "x"}, "teacher_cache_dir", "none"),
     ({**MASKED, "teacher_cache_dir": "x"}, "teacher_cache_dir", "masked_mle"),
     ({**BOTH, "teacher_cache_fill": "first_epoch"}, "teacher_cache_fill", "none"),
-    ({"loss_type": "dft"}, "loss_type", "dft"),
-    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor", "0.1"),
     ({**MASKED, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
     ({**BOTH, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
 ]

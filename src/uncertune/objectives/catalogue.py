@@ -160,7 +160,7 @@ def masked_mle_distill(
     return hard.plus(_taught(labels, (labels != IGNORED) & ~selected, teacher))
 
 
-@_objective(needs=("advantages",), fields=("epsilon", "epsilon_high", "beta"))
+@_objective(needs=("advantages",), fields=("epsilon", "epsilon_high"))
 def policy_gradient(labels: Tensor, *, advantages: Weights) -> Targets:
     """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed, detached.
 

@@ -66,11 +66,16 @@ SILENT = frozenset(
 SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
 
 
+def member_folder(number: int) -> str:
+    """Where member ``number`` of a teacher, counted from 0, is trained, in the folder of its run."""
+    return f"{STAGE_1}-{number + 1}" if number else STAGE_1
+
+
 def clear(folder: Path) -> None:
     """Delete what a run left in its folder, and nothing else; a folder without a run stays as it is."""
-    for stage in (STAGE_1, RHO):
-        if read(folder / stage):
-            shutil.rmtree(folder / stage)
+    for stage in (folder / STAGE_1, *folder.glob(f"{STAGE_1}-*"), folder / RHO):
+        if read(stage):
+            shutil.rmtree(stage)
     if not read(folder):
         return
     for name in (*_OURS, *_WEIGHTS):

@@ -52,7 +52,10 @@ METRICS: dict[str, Metric] = {
     "rho": Metric(lambda stats, extra: stats.loss - extra, extra="reference_loss", fields=("rho_reference",)),
     "random": Metric(None, needs_stats=False),
     "bald": Metric(
-        lambda stats, extra: extra, needs_stats=False, extra="epistemic", fields=("bald_samples", "bald_rate")
+        lambda stats, extra: extra,
+        needs_stats=False,
+        extra="epistemic",
+        fields=("bald_samples", "bald_rate", "bald_members"),
     ),
 }
 

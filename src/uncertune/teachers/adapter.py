@@ -7,6 +7,7 @@ fine-tuning it is a model of its own, with its own head.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 import warnings
@@ -59,7 +60,17 @@ class ModelTeacher:
         return frozen_rows(self.model, inputs, mask)
 
 
-Teacher = AdapterTeacher | ModelTeacher
+@dataclass(frozen=True)
+class BaseTeacher:
+    """The student's own base model: its adapters switched off for one forward pass."""
+
+    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+        """Its distribution of the response tokens of ``mask`` (B, L − 1)."""
+        with active_adapter(student, None):
+            return frozen_rows(student, inputs, mask)
+
+
+Teacher = AdapterTeacher | ModelTeacher | BaseTeacher
 
 
 def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
@@ -105,6 +116,21 @@ def adapter_folder(source: str) -> str | None:
     return str(local) if is_adapter(local) else None
 
 
+def load_base(student: nn.Module) -> Teacher:
+    """The model as it is before training: of a PEFT model its base, otherwise a frozen copy.
+
+    Raises UserError where the weights are not on this rank and cannot be copied.
+    """
+    if hasattr(student, "peft_config"):
+        return BaseTeacher()
+    if not has_weights(student):
+        raise UserError("anchor='base' cannot copy weights that are sharded: give the model's folder or hub id")
+    model = copy.deepcopy(student)
+    model.requires_grad_(False)
+    model.eval()
+    return ModelTeacher(model)
+
+
 def load_teacher(
     source: str | nn.Module,
     student: nn.Module,
@@ -113,44 +139,45 @@ def load_teacher(
     tokenizer: Any,
     dtype: Any,
     allow_pickle: bool = False,
+    field: str = "teacher",
 ) -> Teacher:
     """The teacher of a path, a hub id or a model, for a student that is an unwrapped transformers or PEFT model.
 
-    ``name`` is the adapter's name on the student. Raises UserError for a missing or unfitting teacher, and for one of
-    another vocabulary.
+    ``name`` is the adapter's name on the student, ``field`` the configuration's, for errors. Raises UserError for a
+    missing or unfitting model, and for one of another vocabulary.
     """
     if isinstance(source, str):
         folder = adapter_folder(source) if hasattr(student, "peft_config") else None
         if folder is not None:
             check_adapter(folder, allow_pickle=allow_pickle)
-            return _load_adapter(folder, student, name)
-        model = _load_model(source, tokenizer, dtype, allow_pickle)
+            return _load_adapter(folder, student, name, field)
+        model = _load_model(source, tokenizer, dtype, allow_pickle, field)
     else:
         model = source
         if causal_lm(model) is causal_lm(student):
-            raise UserError("teacher is the model that is trained: give a copy of it, or a path")
+            raise UserError(f"{field} is the model that is trained: give a copy of it, or a path")
     model.requires_grad_(False)
     model.eval()
     attach_head(model)
     verify_head(model)
-    _check_vocabulary(source if isinstance(source, str) else type(model).__name__, model, student)
+    _check_vocabulary(source if isinstance(source, str) else type(model).__name__, model, student, field)
     return ModelTeacher(model)
 
 
-def _load_adapter(path: str, student: nn.Module, name: str) -> AdapterTeacher:
+def _load_adapter(path: str, student: nn.Module, name: str, field: str) -> AdapterTeacher:
     identity = json.loads(run.read_text()).get("identity", {}) if (run := Path(path) / "run.json").is_file() else {}
     if has_weights(student) and identity.get("model", ours := fingerprint(student)) != ours:
-        warnings.warn(f"teacher {path!r} was trained on another base model than this one", stacklevel=2)
+        warnings.warn(f"{field} {path!r} was trained on another base model than this one", stacklevel=2)
     try:
         student.load_adapter(path, adapter_name=name, is_trainable=False)  # type: ignore[operator]
     except (RuntimeError, ValueError, KeyError) as error:
         base = json.loads((Path(path) / "adapter_config.json").read_text()).get("base_model_name_or_path")
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher {path!r} is an adapter of {base!r} and does not fit this model: {reason}") from None
+        raise UserError(f"{field} {path!r} is an adapter of {base!r} and does not fit this model: {reason}") from None
     return AdapterTeacher(name)
 
 
-def _load_model(path: str, tokenizer: Any, dtype: Any, allow_pickle: bool) -> nn.Module:
+def _load_model(path: str, tokenizer: Any, dtype: Any, allow_pickle: bool, field: str) -> nn.Module:
     local = resolve_model(path)
     try:
         if is_adapter(local):
@@ -162,22 +189,22 @@ def _load_model(path: str, tokenizer: Any, dtype: Any, allow_pickle: bool) -> nn
         else:
             model = load_model(local, dtype=dtype, allow_pickle=allow_pickle)
     except UserError as error:
-        raise UserError(f"teacher {path!r}: {error}") from error
+        raise UserError(f"{field} {path!r}: {error}") from error
     try:
         theirs = load_tokenizer(local).get_vocab()
     except UserError:
         theirs = None
     if theirs is not None and tokenizer is not None and theirs != tokenizer.get_vocab():
         raise UserError(
-            f"teacher {path!r} has another vocabulary ({len(theirs)} tokens) than the student "
-            f"({len(tokenizer.get_vocab())}): distillation needs the same tokenizer"
+            f"{field} {path!r} has another vocabulary ({len(theirs)} tokens) than the student "
+            f"({len(tokenizer.get_vocab())}): both need the same tokenizer"
         )
     return model
 
 
-def _check_vocabulary(name: str, teacher: nn.Module, student: nn.Module) -> None:
+def _check_vocabulary(name: str, teacher: nn.Module, student: nn.Module, field: str) -> None:
     theirs, ours = head_shape(teacher)[0], head_shape(student)[0]
     if theirs != ours:
         raise UserError(
-            f"teacher {name!r} has another vocabulary (an output head of {theirs} tokens) than the student ({ours})"
+            f"{field} {name!r} has another vocabulary (an output head of {theirs} tokens) than the student ({ours})"
         )

@@ -53,6 +53,11 @@ def _settings(settings: dict[str, Any]) -> str:
     )
 
 
+def base_fingerprint(student: nn.Module) -> str:
+    """16 hex digits of the student's own base model."""
+    return _hash(["base", fingerprint(student)])
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """16 hex digits of a vocabulary."""
     return _hash([json.dumps(sorted(tokenizer.get_vocab().items()))])

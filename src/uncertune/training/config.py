@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
-
-from trl import SFTConfig
 
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.selection import LEVELS, METRICS, ORDERS, SCOPES, exact_count
+from uncertune.training.family import FamilyConfig, choice, one_or_several
 
 NORMALIZERS = ("all", "selected")
 TRUNCATIONS = ("plain", "renormalized", "tail")
@@ -35,12 +34,8 @@ OBJECTIVE_FIELDS = tuple(
 CLIP_FIELDS = ("epsilon", "epsilon_high")
 
 
-def _choice(default: str, choices: tuple[str, ...], text: str) -> str:
-    return field(default=default, metadata={"help": text, "choices": list(choices)})
-
-
 @dataclass
-class UncertuneConfig(SFTConfig):
+class UncertuneConfig(FamilyConfig):
     """Configuration of ``UncertuneTrainer``: every field of TRL's ``SFTConfig``, with its defaults, and these.
 
     Args:
@@ -58,11 +53,21 @@ class UncertuneConfig(SFTConfig):
             ``running`` compares with a threshold carried over from earlier steps, without a pass over the micro-batches
             first.
         teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
-            model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``).
+            model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``). A list (in
+            text, separated by commas): the mean of their distributions.
         teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
         epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped
             to [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
-        beta: of ``policy_gradient``: weight of KL(teacher ‖ model), exact over the vocabulary.
+        token_weighting: the label's term is multiplied by a constant that the model itself gives: ``none``; ``dft``,
+            the label's probability; ``eaft``, the entropy of its ``eaft_top_k`` most probable tokens over its maximum,
+            to the power of ``eaft_alpha``; ``infosft``, most for probabilities in the middle, 0 from ``infosft_cutoff``
+            on; ``focal``, (1 − p) to the power of ``focal_gamma``. TRL's ``loss_type: dft`` sets ``dft``.
+        anchor, anchor_weight: adds ``anchor_weight · KL(anchor ‖ model)`` on every response token, exact over the
+            vocabulary. ``base`` is the model before training: with LoRA its adapters are switched off, otherwise a
+            frozen copy is kept; or a folder or hub id. With any objective.
+        teacher_members: with ``teacher="auto"``, how many are trained, each from a seed of its own.
+        bald_members: the ensemble of ``bald``: ``dropout``, or the members of the ``teacher``, at least two.
+        label_smoothing_factor: ε: the label's term asks for ``(1 − ε) · label + ε / V``.
         teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its
             last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only),
             its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
@@ -88,30 +93,30 @@ class UncertuneConfig(SFTConfig):
         UserError: (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
     """
 
-    objective: str = _choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
-    selection_metric: str = _choice("loss", tuple(METRICS), "Score by which tokens are selected.")
+    objective: str = choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
+    selection_metric: str = choice("loss", tuple(METRICS), "Score by which tokens are selected.")
     selection_fraction: float = field(
         default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
     )
-    selection_order: str = _choice("highest", ORDERS, "Which end of the scores is selected.")
+    selection_order: str = choice("highest", ORDERS, "Which end of the scores is selected.")
     selection_threshold: float | None = field(
         default=None, metadata={"help": "Select by this value of the metric instead of a fraction."}
     )
-    selection_level: str = _choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
-    selection_scope: str = _choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
-    teacher: str | None = field(
+    selection_level: str = choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
+    selection_scope: str = choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
+    teacher: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first)."},
+        metadata={
+            "help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first); several, "
+            "separated by commas, are averaged."
+        },
     )
     teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
-    teacher_truncation: str = _choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
+    teacher_truncation: str = choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
     epsilon: float = field(default=0.2, metadata={"help": "Clip of policy_gradient's importance ratio, below 1."})
     epsilon_high: float | None = field(default=None, metadata={"help": "Clip above 1; unset: epsilon."})
-    beta: float = field(
-        default=0.0, metadata={"help": "Weight of KL(teacher || model) in policy_gradient; 0: no teacher."}
-    )
-    teacher_cache: str = _choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
-    teacher_cache_fill: str = _choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
+    teacher_cache: str = choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
+    teacher_cache_fill: str = choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
     teacher_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the cache, which runs may share; default: in output_dir."}
     )
@@ -121,7 +126,7 @@ class UncertuneConfig(SFTConfig):
     )
     bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
     bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
-    normalize_by: str = _choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
+    normalize_by: str = choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
     probe_steps: int | None = field(
         default=None,
         metadata={"help": "Score a few texts every so many steps, 0: never; unset: at start, middle and end."},
@@ -147,7 +152,10 @@ class UncertuneConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.teacher = one_or_several(self.teacher)
+        self._map_loss_type()
         self._check_choices()
+        self._check_family(self.objective)
         self._check_objective()
         self._check_selection()
         self._check_teacher()
@@ -162,7 +170,7 @@ class UncertuneConfig(SFTConfig):
     @property
     def is_plain(self) -> bool:
         """Whether the objective is plain cross-entropy of the labels."""
-        return not OBJECTIVES[self.objective].needs and not self.label_smoothing_factor
+        return not OBJECTIVES[self.objective].needs and not self.changes_labels and not self.uses_anchor
 
     @property
     def uses_selection(self) -> bool:
@@ -175,20 +183,25 @@ class UncertuneConfig(SFTConfig):
         return METRICS[self.selection_metric].extra if self.uses_selection else None
 
     @property
-    def uses_teacher(self) -> bool:
+    def distils(self) -> bool:
         """Whether the objective needs p_ref."""
-        return "teacher" in OBJECTIVES[self.objective].needs or self.beta > 0
+        return "teacher" in OBJECTIVES[self.objective].needs
+
+    @property
+    def scores_by_members(self) -> bool:
+        """Whether the teacher's members are the ensemble of the metric."""
+        return self.selection_extra == "epistemic" and self.bald_members == "teacher"
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the objective or the metric needs the teacher."""
+        return self.distils or self.scores_by_members
 
     def _check_choices(self) -> None:
         for one in fields(self):
             choices = one.metadata.get("choices", ())
             if one.name in _OWN_CHOICES and getattr(self, one.name) not in choices:
                 raise UserError(f"{one.name} must be one of {', '.join(choices)}; got {getattr(self, one.name)!r}")
-
-    def _changed(self, names: tuple[str, ...]) -> list[str]:
-        """The fields among ``names`` that were set to something else than their default."""
-        defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
-        return [name for name in names if getattr(self, name) != defaults[name]]
 
     def _check_objective(self) -> None:
         """Refuse the fields of other objectives, and of other metrics."""
@@ -245,6 +258,8 @@ class UncertuneConfig(SFTConfig):
                 f"selection_metric={self.selection_metric!r} needs rho_reference: 'auto', a folder, a hub id, or "
                 "'teacher'"
             )
+        if self.normalize_by == "selected" and self.uses_anchor:
+            raise UserError("normalize_by='selected' is refused with an anchor, which all tokens carry: use 'all'")
         if self.normalize_by == "selected" and "normalize_by" not in OBJECTIVES[self.objective].fields:
             raise UserError(
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
@@ -290,21 +305,43 @@ class UncertuneConfig(SFTConfig):
                     raise UserError(
                         f"{name}={getattr(self, name)!r} has no effect with objective={self.objective!r}: remove it, "
                         + (
-                            "or set beta, the weight of the divergence from it"
-                            if "beta" in OBJECTIVES[self.objective].fields
+                            "or set anchor"
+                            if "advantages" in OBJECTIVES[self.objective].needs
                             else "or set objective to distill, truncated_distill or masked_mle_distill"
                         )
                     )
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
+        self._check_members()
         self._check_cache()
+
+    def _check_members(self) -> None:
+        members = self.teacher if isinstance(self.teacher, list) else [self.teacher]
+        several = len(members) > 1
+        if self.teacher_members > 1 and self.teacher != "auto" and len(members) != self.teacher_members:
+            raise UserError(f"teacher_members={self.teacher_members} has no effect without teacher='auto': remove it")
+        if several and "auto" in members:
+            raise UserError("teacher: 'auto' stands alone; for several use teacher_members")
+        if (several or self.teacher_members > 1) and "top_k" in OBJECTIVES[self.objective].uses:
+            raise UserError(
+                f"objective={self.objective!r} takes one teacher: the mean of several has no top-k of its own; use "
+                "distill or masked_mle_distill"
+            )
+        if several and self.rho_reference == "teacher":
+            raise UserError("rho_reference='teacher' needs one teacher, not several: give a folder or a hub id")
+        if self.scores_by_members and self.teacher is not None and not several and self.teacher_members < 2:
+            raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no spread")
+        if self.scores_by_members and self.teacher_cache == "topk":
+            raise UserError("bald_members='teacher' needs whole distributions: use teacher_cache='hidden'")
 
     def _check_cache(self) -> None:
         scored = self.selection_extra == "reference_loss"
         for name in self._changed(CACHE_FIELDS):
-            if not self.uses_teacher and not (scored and name == "teacher_cache_dir"):
+            asked = self.uses_teacher or self.uses_anchor
+            if not asked and not (scored and name == "teacher_cache_dir"):
                 raise UserError(
-                    f"{name} has no effect with objective={self.objective!r}, which has no teacher: remove it"
+                    f"{name} has no effect with objective={self.objective!r}, which has no teacher, and without an "
+                    "anchor: remove it"
                 )
             if self.teacher_cache == "none" and not (scored and name == "teacher_cache_dir"):
                 raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
@@ -315,15 +352,10 @@ class UncertuneConfig(SFTConfig):
             )
 
     def _check_policy(self) -> None:
-        for name in (*CLIP_FIELDS, "beta"):
+        for name in CLIP_FIELDS:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must be at least 0, got {value}")
-        if "beta" in OBJECTIVES[self.objective].fields and self.teacher == "auto":
-            raise UserError(
-                "teacher='auto' would be trained to imitate the sampled answers, the bad ones too: with "
-                f"objective={self.objective!r} give the model that they were sampled from, a folder or a hub id"
-            )
 
     def _check_probe(self) -> None:
         if self.probe_steps is not None and self.probe_steps < 0:
@@ -336,8 +368,6 @@ class UncertuneConfig(SFTConfig):
     def _check_unsupported(self) -> None:
         if self.loss_type != "nll":
             raise UserError(f"loss_type={self.loss_type!r} is not supported: the loss is set by objective; use 'nll'")
-        if self.label_smoothing_factor:
-            raise UserError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported: set it to 0")
         parallel = self.parallelism_config
         for size in ("cp_size", "sp_size", "tp_size"):
             if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
@@ -354,4 +384,6 @@ _OWN_CHOICES = (
     "teacher_cache",
     "teacher_cache_fill",
     "normalize_by",
+    "token_weighting",
+    "bald_members",
 )

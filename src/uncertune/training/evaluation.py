@@ -17,15 +17,15 @@ from torch import Tensor
 
 from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_weighted_nll, linear_weighted_nll_with_stats
-from uncertune.objectives import OBJECTIVES, Head, TeacherLike
+from uncertune.objectives import OBJECTIVES, Head
 from uncertune.selection import METRICS, scores_of
 from uncertune.training import side_columns
 from uncertune.training.batch import Documents, Tokens
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.devices import sum_over_ranks
+from uncertune.training.references import Rows
 from uncertune.training.step import Rule, choose
-from uncertune.training.step_loss import targets_of
-from uncertune.training.teacher_cache import CachedHidden
+from uncertune.training.weights import targets_of
 
 MEASURES = ("loss", "entropy", "mean_token_accuracy", "num_tokens")
 OBJECTIVE = "objective"
@@ -80,7 +80,7 @@ class EvaluationLoss:
     trainer: Any
     evaluation: Evaluation
     tokens: Tokens
-    teacher: TeacherLike | CachedHidden | None
+    rows: Rows
     extra_T: Tensor | None
 
     def __call__(self, hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
@@ -99,10 +99,10 @@ class EvaluationLoss:
 
     def _add_objective(self, hidden: Tensor, head: Head, stats: TokenStats) -> None:
         args, tokens = self.trainer.args, self.tokens
-        teacher = self.trainer.references.bound(self.teacher, head)
+        teacher, anchor = self.trainer.references.bound(self.rows, head)
 
         def values(selected: Tensor | None) -> Tensor:
-            return linear_weighted_nll(hidden, head, targets_of(args, tokens, selected, teacher, stats))
+            return linear_weighted_nll(hidden, head, targets_of(args, tokens, selected, teacher, anchor, stats))
 
         self.evaluation.add(has_objective=1)
         if not args.uses_selection:

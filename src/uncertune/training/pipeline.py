@@ -41,6 +41,7 @@ from uncertune.runs.folder import (
     clear_caches,
     is_complete,
     lock_folder,
+    member_folder,
 )
 from uncertune.training import devices
 from uncertune.training.config import (
@@ -51,6 +52,7 @@ from uncertune.training.config import (
     UncertuneConfig,
 )
 from uncertune.training.dataset import fingerprint_data
+from uncertune.training.family import FAMILY_FIELDS
 from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.interruptions import Stop, explained
 from uncertune.training.probe import Probe
@@ -134,8 +136,12 @@ def _after_references(job: Job, anew: Path | None, stop: Stop) -> tuple[Job, Pat
         )
         anew = None
     if config.teacher == "auto":
-        config.teacher = str(_stage(_mle(job, STAGE_1), "stage 1", anew, stop))
-        anew = None
+        folders = []
+        for number in range(config.teacher_members):
+            name = f"stage 1, member {number + 1} of {config.teacher_members}" if number else "stage 1"
+            folders.append(str(_stage(_member(job, number), name, anew, stop)))
+            anew = None
+        config.teacher = folders[0] if len(folders) == 1 else folders
         print(f"stage 2: {config.objective} in {job.folder}", file=sys.stderr)
     return replace(job, config=config), anew
 
@@ -164,8 +170,9 @@ def _sources(job: Job) -> list[Any]:
     config = job.config
     return [
         job.model,
-        config.teacher,
+        *(config.teacher if isinstance(config.teacher, list) else [config.teacher]),
         config.rho_reference,
+        None if config.anchor in ("none", "base") else config.anchor,
         config.chat_template_path,
         job.resolved.get("dataset_name"),
     ]
@@ -176,11 +183,21 @@ def stage_1_of(job: Job) -> Job:
     return _mle(job, STAGE_1)
 
 
+def _member(job: Job, number: int) -> Job:
+    """The MLE run of one member of the teacher; all but the first draw data order and adapters from other seeds."""
+    stage = _mle(job, member_folder(number))
+    config = stage.config
+    config.seed += number
+    config.data_seed = None if config.data_seed is None else config.data_seed + number
+    seeds = {"seed": config.seed, "data_seed": config.data_seed}
+    return replace(stage, resolved={**stage.resolved, **seeds} if stage.resolved else {})
+
+
 def _mle(job: Job, name: str) -> Job:
     """``job`` as MLE in the folder ``name`` of its own; with ``max_steps`` rho's reference makes as many epochs."""
     config = copy.copy(job.config)
     defaults = {one.name: one.default for one in dataclasses.fields(UncertuneConfig)}
-    reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *OBJECTIVE_FIELDS, *CACHE_FIELDS)
+    reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *OBJECTIVE_FIELDS, *CACHE_FIELDS, *FAMILY_FIELDS)
     for field_name in reset:
         setattr(config, field_name, defaults[field_name])
     config.objective, config.output_dir = "mle", str(job.folder / name)
@@ -267,7 +284,7 @@ def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -
 # ---- what a run is
 
 
-def _settings(job: Job, teacher: str | None) -> dict[str, Any]:
+def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
     """The fields that decide what is learned, flat, as JSON holds them."""
     settings = {
         name: value
@@ -279,16 +296,19 @@ def _settings(job: Job, teacher: str | None) -> dict[str, Any]:
         for name, value in job.peft_config.to_dict().items():
             if name not in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
                 settings[f"lora.{name}"] = sorted(value) if isinstance(value, set) else value
-    settings["teacher"] = _reference(teacher, job)
+    members = [_reference(one, job) for one in (teacher if isinstance(teacher, list) else [teacher])]
+    settings["teacher"] = members[0] if len(set(members)) == 1 else members  # several trained here are "auto" together
+    settings["anchor"] = _reference(job.config.anchor, job)
     settings["rho_reference"] = _reference(job.config.rho_reference, job)
     return json.loads(json.dumps(plain(settings), sort_keys=True))
 
 
 def _reference(name: str | None, job: Job) -> Any:
     """What stands for a reference model: its content where it is a folder, so that moving it changes nothing."""
-    if name is None or name in ("auto", "teacher"):
+    if name is None or name in ("auto", "teacher", "none", "base"):
         return name
-    if Path(name).resolve() in ((job.folder / STAGE_1).resolve(), (job.folder / RHO).resolve()):
+    stages = [RHO, *(member_folder(number) for number in range(job.config.teacher_members))]
+    if Path(name).resolve() in [(job.folder / stage).resolve() for stage in stages]:
         return "auto"
     path = Path(resolve_model(name))
     if not path.is_dir():

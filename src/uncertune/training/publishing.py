@@ -74,9 +74,15 @@ def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     if objective.startswith("masked_mle"):
         names = [*_SELECTION, *(["rho_reference"] if settings.get("rho_reference") else [])]
         facts += [(name, _shown(settings[name])) for name in names if settings.get(name) is not None]
+    if settings.get("token_weighting", "none") != "none":
+        facts.append(("token_weighting", f"`{settings['token_weighting']}`"))
+    if settings.get("anchor", "none") != "none":
+        facts.append(("anchor", f"{_shown(settings['anchor'])}, weight {settings['anchor_weight']}"))
     if settings.get("teacher"):
-        auto = settings["teacher"] == "auto" or Path(str(settings["teacher"])).name == "stage1"
-        facts.append(("teacher", "auto: the same start, fine-tuned with MLE" if auto else _shown(settings["teacher"])))
+        teacher = settings["teacher"]
+        teacher = ", ".join(teacher) if isinstance(teacher, list) else str(teacher)
+        auto = teacher == "auto" or Path(teacher.split(", ")[0]).name == "stage1"
+        facts.append(("teacher", "auto: the same start, fine-tuned with MLE" if auto else _shown(teacher)))
     return facts + [(name, str(settings[name])) for name in _OPTIMIZER if settings.get(name) not in (None, -1)]
 
 

@@ -6,6 +6,8 @@ Shape legend: ``T`` response tokens of a micro-batch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,44 +15,71 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_token_stats, linear_top_k
-from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, TeacherLike
-from uncertune.teachers.adapter import ModelTeacher, Teacher, load_teacher
+from uncertune.models import output_head
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, SparseTeacher, TeacherLike
+from uncertune.teachers.adapter import ModelTeacher, Teacher, load_base, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
-from uncertune.training.teacher_cache import CachedHidden, open_caches
+from uncertune.training.teacher_cache import Cached, CachedHidden, open_caches
+from uncertune.uncertainty.bald import Logits, StreamedSums
+
+Teaching = FactoredTeacher | SparseTeacher | CachedHidden
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the frozen models say of the response tokens of a micro-batch: the teacher's members, and the anchor."""
+
+    members: tuple[Teaching, ...] = ()
+    anchor: Teaching | None = None
 
 
 class References:
-    """``teacher`` and ``rho`` are the models, None where there is none or a cache already holds all they would say.
+    """``members`` of the teacher, ``anchor`` and ``rho`` are the models, None where a cache holds all they would say.
 
-    ``source`` is the teacher's path, hub id or model. Raises UserError where it cannot be had or does not fit.
+    ``sources`` are the paths, hub ids or models of the teacher's members. Raises UserError where one cannot be had or
+    does not fit.
     """
 
-    def __init__(self, trainer: Any, source: str | nn.Module | None) -> None:
+    def __init__(self, trainer: Any, sources: Sequence[str | nn.Module]) -> None:
         self._trainer, self._args = trainer, trainer.args
-        self.caches = open_caches(trainer, source)
-        self.teacher: Teacher | None = None
+        self.caches = open_caches(trainer, sources)
+        self.members: list[Teacher | None] = [None] * len(sources)
+        self.anchor: Teacher | None = None
         self.rho: Teacher | None = None
-        self._load_what_is_asked(source)
+        self._load_what_is_asked(sources)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The first member."""
+        return self.members[0] if self.members else None
 
     # ---- what they say
 
-    def teacher_rows(self, model: nn.Module, tokens: Tokens) -> TeacherLike | CachedHidden | None:
-        """p_ref of the response tokens; run before the student's forward, so that its adapter is on in the backward."""
-        if not self._args.uses_teacher:
-            return None
-        if self.caches.teacher is not None:
-            return self._truncated(self.caches.teacher.rows(model, tokens))
-        assert self.teacher is not None
-        return self._truncated(self.teacher.rows(model, tokens.inputs, tokens.mask))
+    def rows(self, model: nn.Module, tokens: Tokens) -> Rows:
+        """What the objective needs; run before the student's forward, so that its adapter is on in the backward."""
+        members = self.member_rows(model, tokens) if self._args.distils else ()
+        anchor: Teaching | None = None
+        if self._args.uses_anchor:
+            anchor = self._ask(self.anchor, self.caches.anchor, model, tokens)
+        return Rows(tuple(self._truncated(one) for one in members), anchor)
 
-    def bound(self, teacher: TeacherLike | CachedHidden | None, head: Head) -> TeacherLike | None:
-        """p_ref, where the cache holds hidden states alone through the head of the student's forward."""
-        if not isinstance(teacher, CachedHidden):
-            return teacher
-        bound = self._truncated(teacher.bound(head))
-        assert not isinstance(bound, CachedHidden)
-        return bound
+    def bound(self, rows: Rows, head: Head) -> tuple[TeacherLike | None, TeacherLike | None]:
+        """p_ref and the anchor; cached hidden states alone go through the head of the student's forward."""
+        members: list[Any] = [self._truncated(bound(one, head)) for one in rows.members]
+        teacher = members[0] if len(members) == 1 else members or None
+        return teacher, None if rows.anchor is None else bound(rows.anchor, head)
+
+    def member_rows(self, model: nn.Module, tokens: Tokens) -> tuple[Teaching, ...]:
+        """What each member of the teacher says of the response tokens."""
+        caches: Sequence[Cached | None] = self.caches.members or [None] * len(self.members)
+        return tuple(self._ask(live, cached, model, tokens) for live, cached in zip(self.members, caches, strict=True))
+
+    def _ask(self, live: Teacher | None, cached: Cached | None, model: nn.Module, tokens: Tokens) -> Teaching:
+        if cached is not None:
+            return cached.rows(model, tokens)
+        assert live is not None
+        return live.rows(model, tokens.inputs, tokens.mask)
 
     def rho_loss(self, model: nn.Module, tokens: Tokens) -> Tensor:
         """The holdout reference's loss of the response tokens, (T,)."""
@@ -59,7 +88,17 @@ class References:
         assert self.rho is not None
         return stats_of(self.rho.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
 
-    def _truncated(self, teacher: TeacherLike | CachedHidden | None) -> TeacherLike | CachedHidden | None:
+    def epistemic(self, model: nn.Module, tokens: Tokens) -> Tensor:
+        """The epistemic uncertainty (BALD) of the teacher's members, (T,), in nats."""
+        student = output_head(self._trainer.accelerator.unwrap_model(model))
+        rows = [bound(one, student) for one in self.member_rows(model, tokens)]
+        sums = StreamedSums()
+        for one in rows:
+            assert isinstance(one, FactoredTeacher)
+            sums.add(one.hidden, Logits.of(one.head, like=one.hidden))
+        return sums.finish().epistemic
+
+    def _truncated(self, teacher: Teaching) -> Teaching:
         """The form of p_ref that the objective asks for."""
         if "top_k" not in OBJECTIVES[self._args.objective].uses or not isinstance(teacher, FactoredTeacher):
             return teacher
@@ -86,25 +125,34 @@ class References:
 
     # ---- the models
 
-    def _load_what_is_asked(self, source: str | nn.Module | None) -> None:
-        cached, rho = self.caches.teacher, self.caches.rho
-        same = self._args.rho_reference == "teacher"
-        asked = (cached is None and self._args.uses_teacher) or (cached is not None and cached.lacks)
-        wanted = rho.lacks if rho is not None else self._args.rho_reference is not None
-        if asked or (same and wanted):
-            self.teacher = self._load(source, "reference")
+    def _load_what_is_asked(self, sources: Sequence[str | nn.Module]) -> None:
+        args, caches = self._args, self.caches
+        same = args.rho_reference == "teacher"
+        wanted = caches.rho.lacks if caches.rho is not None else args.rho_reference is not None
+        members: Sequence[Cached | None] = caches.members or [None] * len(sources)
+        for number, (source, cached) in enumerate(zip(sources, members, strict=True)):
+            asked = args.uses_teacher if cached is None else cached.lacks
+            if asked or (same and wanted):
+                name = "reference" if number == 0 else f"reference_{number + 1}"
+                self.members[number] = self._load(source, name, "teacher")
+        if args.uses_anchor and (caches.anchor is None or caches.anchor.lacks):
+            self.anchor = self._load(args.anchor, "anchor", "anchor")
         if same:
             self.rho = self.teacher
             if self._trainer.accelerator.is_main_process:
                 print("rho_reference: the teacher saw the data of this run, so it is no holdout", file=sys.stderr)
         elif wanted:
-            self.rho = self._load(self._args.rho_reference, "rho_reference")
-        for one, live in ((cached, self.teacher), (rho, self.rho)):
-            if one is not None and one.lacks:
-                one.live = live
-                one.announce()
+            self.rho = self._load(args.rho_reference, "rho_reference", "rho_reference")
+        for cached, live in [
+            *zip(members, self.members, strict=True),
+            (caches.anchor, self.anchor),
+            (caches.rho, self.rho),
+        ]:
+            if cached is not None and cached.lacks:
+                cached.live = live
+                cached.announce()
 
-    def _load(self, source: str | nn.Module | None, name: str) -> Teacher | None:
+    def _load(self, source: str | nn.Module | None, name: str, field: str) -> Teacher | None:
         if source is None:
             return None
         trainer = self._trainer
@@ -113,32 +161,45 @@ class References:
         while name in getattr(student, "peft_config", {}):  # never load over an adapter that is there
             name += "_"
         with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
-            teacher = load_teacher(
-                source,
-                student,
-                name=name,
-                tokenizer=trainer._tokenizer,
-                dtype=dtype,
-                allow_pickle=self._args.allow_pickle,
-            )
+            if source == "base" and field == "anchor":
+                teacher = load_base(student)
+            else:
+                teacher = load_teacher(
+                    source,
+                    student,
+                    name=name,
+                    tokenizer=trainer._tokenizer,
+                    dtype=dtype,
+                    allow_pickle=self._args.allow_pickle,
+                    field=field,
+                )
         if isinstance(teacher, ModelTeacher):
             teacher = ModelTeacher(devices.prepare_reference(teacher.model, trainer.accelerator))
         return teacher
 
     def _release(self) -> None:
         """Let go of models whose answers are all on disk now."""
+        args = self._args
         kept: list[Any] = [one.live for one in self.caches.all if one.live is not None]
-        if self.caches.teacher is None and self._args.uses_teacher:
-            kept.append(self.teacher)
-        if self.caches.rho is None:
-            kept.append(self.rho)
-        for name in ("teacher", "rho"):
-            one = getattr(self, name)
-            if one is not None and not any(one is other for other in kept):
-                setattr(self, name, None)
-                if isinstance(one, ModelTeacher):
-                    models = self._trainer.accelerator._models
-                    models[:] = [model for model in models if model is not one.model]
+        kept += [] if self.caches.members or not args.uses_teacher else self.members
+        kept += [self.anchor] if self.caches.anchor is None else []
+        kept += [self.rho] if self.caches.rho is None else []
+
+        def left(teacher: Teacher | None) -> Teacher | None:
+            if teacher is None or any(teacher is one for one in kept):
+                return teacher
+            if isinstance(teacher, ModelTeacher):
+                models = self._trainer.accelerator._models
+                models[:] = [model for model in models if model is not teacher.model]
+            return None
+
+        self.members = [left(one) for one in self.members]
+        self.anchor, self.rho = left(self.anchor), left(self.rho)
+
+
+def bound(rows: Teaching, head: Head) -> FactoredTeacher | SparseTeacher:
+    """``rows`` with hidden states from a cache bound to the student's own head."""
+    return rows.bound(head) if isinstance(rows, CachedHidden) else rows
 
 
 def stats_of(rows: FactoredTeacher, labels_T: Tensor) -> TokenStats:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from uncertune.errors import UserError
+from uncertune.objectives import OBJECTIVES
 from uncertune.training.config import UncertuneConfig
 
 
@@ -30,13 +31,17 @@ def check_kind(trainer: Any) -> None:
         raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
 
 
-def teacher_of(args: UncertuneConfig, teacher: str | os.PathLike[str] | nn.Module | None) -> str | nn.Module | None:
-    """The teacher, from the argument or the configuration. Raises UserError where missing or without effect."""
+def teachers_of(args: UncertuneConfig, teacher: Any) -> list[str | nn.Module]:
+    """The members of the teacher, from the argument or the configuration; empty without one.
+
+    Raises UserError where it is missing or without effect.
+    """
     if teacher is not None and args.teacher not in (None, "auto"):
         raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
-    found: Any = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
-    found = args.teacher if found is None else found
-    if found == "auto":
+    given = args.teacher if teacher is None else teacher
+    members = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    found = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in members]
+    if "auto" in found:
         raise UserError(
             "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` do: "
             "call them, or give the trainer a path or a model"
@@ -46,10 +51,15 @@ def teacher_of(args: UncertuneConfig, teacher: str | os.PathLike[str] | nn.Modul
             "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
             "train` do: call them, or give a path"
         )
-    if args.uses_teacher and found is None:
-        raise UserError(f"objective={args.objective!r} needs a teacher: set teacher to 'auto', a folder or a hub id")
-    if found is not None and not args.uses_teacher and args.rho_reference != "teacher":
+    if args.uses_teacher and not found:
+        asks = f"objective={args.objective!r}" if args.distils else "bald_members='teacher'"
+        raise UserError(f"{asks} needs a teacher: set teacher to 'auto', a folder or a hub id")
+    if found and not args.uses_teacher and args.rho_reference != "teacher":
         raise UserError(f"teacher has no effect with objective={args.objective!r}: remove it")
-    if args.rho_reference == "teacher" and found is None:
-        raise UserError("rho_reference='teacher' needs a teacher: set teacher to a folder or a hub id")
+    if args.rho_reference == "teacher" and len(found) != 1:
+        raise UserError("rho_reference='teacher' needs one teacher: set teacher to a folder or a hub id")
+    if args.scores_by_members and len(found) < 2:
+        raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no spread")
+    if len(found) > 1 and "top_k" in OBJECTIVES[args.objective].uses:
+        raise UserError(f"objective={args.objective!r} takes one teacher: the mean of several has no top-k of its own")
     return found

@@ -90,7 +90,7 @@ class Selector:
         self._metric = METRICS[args.selection_metric]
         self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
-        if args.selection_extra == "epistemic":
+        if args.selection_extra == "epistemic" and not args.scores_by_members:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise UserError(
                     f"selection_metric={args.selection_metric!r} is not supported with FSDP or DeepSpeed: use DDP, or "
@@ -152,7 +152,7 @@ class Selector:
     @property
     def _drops_unselected(self) -> bool:
         """Whether tokens that are not selected carry no weight at all."""
-        return OBJECTIVES[self._args.objective].needs == {"selected"}
+        return OBJECTIVES[self._args.objective].needs == {"selected"} and not self._args.uses_anchor
 
     def _drops(self, record: StepRecord) -> bool:
         """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
@@ -223,12 +223,15 @@ class Selector:
             case "reference_loss":
                 return self._trainer.references.rho_loss(model, tokens)
             case "epistemic":
-                return self._epistemic(tokens)
+                return self._epistemic(model, tokens)
         raise ValueError(f"nothing computes {self._args.selection_extra!r}")
 
-    def _epistemic(self, tokens: Tokens) -> Tensor:
-        """BALD by Monte-Carlo dropout, ``bald_samples`` passes. Each document is scored by itself, so that the numbers
-        do not depend on how the step is cut; and without DDP around the model, as ranks differ in their passes."""
+    def _epistemic(self, model: nn.Module, tokens: Tokens) -> Tensor:
+        """BALD of the teacher's members, or by Monte-Carlo dropout, ``bald_samples`` passes. There each document is
+        scored by itself, so that the numbers do not depend on how the step is cut; and without DDP around the model, as
+        ranks differ in their passes."""
+        if self._args.scores_by_members:
+            return self._trainer.references.epistemic(model, tokens)
         ids, labels, attention_mask = document_rows(tokens)
         found = token_uncertainty(
             self._trainer.model,

@@ -250,6 +250,8 @@ class StepRecord:
             out["entropy"] = sums["entropy"] / scored
             out["mean_token_accuracy"] = sums["correct"] / scored
         out |= {name: sums[name] / tokens for name in POLICY_MEASURES if name in sums}
+        if "anchor_loss" in sums:
+            out |= {"anchor_loss": sums["anchor_loss"] / denominator, "anchor_kl": sums["anchor_kl"] / tokens}
         if "aux_loss" in sums:
             out["aux_loss"] = sums["aux_loss"] / sums["aux_losses"]
         if "selected" in sums:

@@ -12,19 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from uncertune.fused import (
-    Scored,
-    TokenStats,
-    linear_weighted_nll,
-    linear_weighted_nll_with_stats,
-    score_tokens,
-)
-from uncertune.objectives import OBJECTIVES, Head, Targets, TeacherLike, anchored
+from uncertune.fused import Scored, Swept, TokenStats, score_tokens, weighted_sweep
+from uncertune.objectives import OBJECTIVES, Head, Targets
 from uncertune.training import side_columns
 from uncertune.training.batch import SELECTED, Tokens
-from uncertune.training.config import UncertuneConfig
+from uncertune.training.references import Rows
 from uncertune.training.step import StepRecord
-from uncertune.training.teacher_cache import CachedHidden
+from uncertune.training.weights import anchor_measures, targets_of
 
 
 @dataclass(frozen=True)
@@ -44,31 +38,35 @@ class LossResult:
 class StepLoss:
     """The training loss as a function of hidden states (T, D), head and auxiliary loss; ``result`` after its one call.
 
-    ``teacher`` and ``extra_T`` come from passes of other models, which must run before the student's forward.
+    ``rows`` and ``extra_T`` come from passes of other models, which must run before the student's forward.
     """
 
     trainer: Any
     record: StepRecord
     batch: dict[str, Any]
     tokens: Tokens
-    teacher: TeacherLike | CachedHidden | None
+    rows: Rows
     extra_T: Tensor | None
     result: LossResult | None = None
 
     def __call__(self, hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
         trainer, record = self.trainer, self.record
         scored, selected = self._mask(hidden, head)
-        teacher = trainer.references.bound(self.teacher, head)
-        targets = targets_of(trainer.args, self.tokens, selected, teacher, None if scored is None else scored.stats)
-        loss_T, stats = self._losses(hidden, head, targets, scored)
+        teacher, anchor = trainer.references.bound(self.rows, head)
+        known = None if scored is None else scored.stats
+        targets = targets_of(trainer.args, self.tokens, selected, teacher, anchor, known)
+        swept = self._sweep(hidden, head, targets, scored)
+        stats = known if scored is not None else swept.stats
+        if anchor is not None:
+            record.add(**anchor_measures(targets, swept))
         if stats is not None:
-            record.add(**side_columns.measures(trainer.args, self.tokens, stats, teacher))
-        loss = loss_T.sum() / record.denominator * trainer.accelerator.num_processes
+            record.add(**side_columns.measures(trainer.args, self.tokens, stats, anchor))
+        loss = swept.loss.sum() / record.denominator * trainer.accelerator.num_processes
         if trainer.aux_loss_enabled:
             assert aux_loss is not None
             record.add(aux_loss=float(aux_loss.detach()), aux_losses=1)
             loss = loss + trainer.router_aux_loss_coef * aux_loss / record.micro_batches
-        self.result = LossResult(loss.detach(), loss_T.detach(), selected, stats)
+        self.result = LossResult(loss.detach(), swept.loss.detach(), selected, stats)
         return {"loss": loss}
 
     def _mask(self, hidden: Tensor, head: Head) -> tuple[Scored | None, Tensor | None]:
@@ -88,29 +86,15 @@ class StepLoss:
         scaler = self.trainer.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def _losses(
-        self, hidden: Tensor, head: Head, targets: Targets, scored: Scored | None
-    ) -> tuple[Tensor, TokenStats | None]:
-        """The loss of each token and the student's statistics, in one sweep where they are not known already."""
-        factor = self.trainer.accelerator.num_processes / self.record.denominator * self._loss_scale
-        if scored is not None or self.record.has_stats:
-            loss_T = linear_weighted_nll(hidden, head, targets, scored=scored, factor=factor)
-            return loss_T, None if scored is None else scored.stats
-        rounded = self.trainer.args.is_plain
-        return linear_weighted_nll_with_stats(hidden, head, targets, self.tokens.labels, rounded=rounded, factor=factor)
-
-
-def targets_of(
-    args: UncertuneConfig, tokens: Tokens, selected: Tensor | None, teacher: TeacherLike | None, stats: Any
-) -> Targets:
-    """The objective's weights of a micro-batch's tokens; ``stats`` are the student's own, for importance ratios."""
-    given: dict[str, Any] = {"selected": selected}
-    if "teacher" in OBJECTIVES[args.objective].uses:
-        given["teacher"] = teacher
-    given |= side_columns.side_information(args, tokens, stats)
-    if "top_k" in OBJECTIVES[args.objective].uses:
-        given |= {"top_k": args.teacher_top_k, "truncation": args.teacher_truncation}
-    targets = OBJECTIVES[args.objective](tokens.labels, **given)
-    if args.beta and teacher is not None:
-        targets = anchored(targets, tokens.labels, teacher, args.beta)
-    return targets.scaled(tokens.side["token_weight"]) if "token_weight" in tokens.side else targets
+    def _sweep(self, hidden: Tensor, head: Head, targets: Targets, scored: Scored | None) -> Swept:
+        """The losses, with the student's statistics where they are not known already."""
+        asked = scored is None and not self.record.has_stats
+        return weighted_sweep(
+            hidden,
+            head,
+            targets,
+            labels=self.tokens.labels if asked else None,
+            scored=scored,
+            rounded=asked and not OBJECTIVES[self.trainer.args.objective].needs and not targets.factored,  # as TRL does
+            factor=self.trainer.accelerator.num_processes / self.record.denominator * self._loss_scale,
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from uncertune.teachers import cache
 from uncertune.teachers.adapter import ModelTeacher, Teacher
 from uncertune.teachers.cache import Document, Kind
 from uncertune.teachers.fingerprints import (
+    base_fingerprint,
     documents_fingerprint,
     teacher_fingerprint,
     text_fingerprint,
@@ -210,13 +212,13 @@ class Cached:
 class Caches(TrainerCallback):
     """The caches of a run. What was computed as documents came is written with each checkpoint and at the end."""
 
-    def __init__(self, teacher: Cached | None = None, rho: Cached | None = None) -> None:
-        self.teacher, self.rho = teacher, rho
+    def __init__(self, members: Sequence[Cached] = (), anchor: Cached | None = None, rho: Cached | None = None) -> None:
+        self.members, self.anchor, self.rho = list(members), anchor, rho
         self._ready = False
 
     @property
     def all(self) -> list[Cached]:
-        return [one for one in (self.teacher, self.rho) if one is not None]
+        return [one for one in (*self.members, self.anchor, self.rho) if one is not None]
 
     def ready(self, model: nn.Module) -> bool:
         """Fill what is to be filled ahead, and let go of its models; False where that was done before."""
@@ -255,7 +257,7 @@ def _own_head(shards: Shards, model: nn.Module) -> FactoredTeacher | None:
     return FactoredTeacher(nothing, Head(tensors["weight"], tensors.get("bias"), entry["softcap"], entry["scale"]))
 
 
-def open_caches(trainer: Any, teacher: str | nn.Module | None) -> Caches:
+def open_caches(trainer: Any, teachers: Sequence[str | nn.Module]) -> Caches:
     """The caches that the configuration asks for, checked against their folders. Nothing is written."""
     args = trainer.args
     sets = [trainer.train_dataset, *_evaluation_sets(trainer.eval_dataset)]
@@ -284,21 +286,30 @@ def open_caches(trainer: Any, teacher: str | nn.Module | None) -> Caches:
         if kind == "topk":
             stored = described(folder / name).get("top_k", top_k)
             top_k = about["top_k"] = stored if stored > top_k else top_k  # more than is asked for serves too
-        asked = devices.as_main_process(lambda: teacher_fingerprint(source, trainer.model))
+        asked = devices.as_main_process(partial(_fingerprint, source, trainer.model))
         shards = Shards(folder / name, about, {"teacher": asked, **common})
         out = Cached(kind, shards, training + evaluation, top_k, as_it_goes, trainer)
         out.lacks = bool(sum_over_ranks({"lacks": not out.complete})["lacks"])
         return out
 
-    cached, rho = None, None
+    members: list[Cached] = []
+    anchor, rho = None, None
+    goes = args.teacher_cache_fill == "first_epoch"
     if args.teacher_cache != "none":
-        assert teacher is not None
-        cached = one(args.teacher_cache, teacher, args.teacher_cache, args.teacher_cache_fill == "first_epoch")
+        for number, teacher in enumerate(teachers if args.uses_teacher else ()):
+            name = args.teacher_cache if number == 0 else f"{args.teacher_cache}-{number + 1}"
+            members.append(one(args.teacher_cache, teacher, name, goes))
+        if args.uses_anchor:
+            anchor = one("hidden", args.anchor, "anchor", goes)
     if scored:
-        source = teacher if args.rho_reference == "teacher" else args.rho_reference
+        source = teachers[0] if args.rho_reference == "teacher" else args.rho_reference
         assert source is not None
         rho = one("loss", source, "rho", False)
-    return Caches(cached, rho)
+    return Caches(members, anchor, rho)
+
+
+def _fingerprint(source: str | nn.Module, student: nn.Module) -> str:
+    return base_fingerprint(student) if source == "base" else teacher_fingerprint(source, student)
 
 
 def _evaluation_sets(rows: Any) -> list[Any]:

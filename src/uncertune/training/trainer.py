@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import skipped
 from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best_metric
 from uncertune.training.references import References
-from uncertune.training.refusals import check_arguments, check_kind, teacher_of
+from uncertune.training.refusals import check_arguments, check_kind, teachers_of
 from uncertune.training.runlog import METRICS, RunLog, read_metrics
 from uncertune.training.saving import student_adapter_only
 from uncertune.training.selector import Selector
@@ -54,8 +55,9 @@ _NOT_THE_MODELS = ("labels", SELECTED, ROW_LENGTHS, *SIDE_COLUMNS)
 class UncertuneTrainer(SFTTrainer):
     """Fine-tune a causal language model with any objective of ``uncertune.objectives``.
 
-    Takes what TRL's ``SFTTrainer`` takes, and ``teacher``: a path or hub id (of an adapter or a model), or a model;
-    given here it stands for the field of the same name of ``UncertuneConfig``.
+    Takes what TRL's ``SFTTrainer`` takes, and ``teacher``: a path or hub id (of an adapter or a model), a model, or
+    a list of these, whose distributions are averaged; given here it stands for the field of the same name of
+    ``UncertuneConfig``.
 
     The loss is ``Σ_t ℓ_t / N`` with N all response tokens of the optimizer step (over micro-batches and ranks), so
     how a step is cut changes nothing; ``normalize_by="selected"`` divides by the selected ones. ``eval_loss`` is plain
@@ -88,14 +90,14 @@ class UncertuneTrainer(SFTTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,
-        teacher: str | os.PathLike[str] | nn.Module | None = None,
+        teacher: Any = None,
         **kwargs: Any,
     ) -> None:
         args = UncertuneConfig() if args is None else args
         if not isinstance(args, UncertuneConfig):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
         check_arguments(model, kwargs)
-        reference = teacher_of(args, teacher)
+        teachers = teachers_of(args, teacher)
         formatting_func = kwargs.get("formatting_func")
         train_dataset = dataset.readable(train_dataset, dataset.TRAIN, args, formatting_func)
         eval_dataset = dataset.readable(eval_dataset, "eval", args, formatting_func)
@@ -105,7 +107,9 @@ class UncertuneTrainer(SFTTrainer):
             model = resolve_model(os.fspath(model))
         kwargs |= {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
         checked = checked_in_trl(allow_pickle=args.allow_pickle)
-        with dataset.known_templates(), dataset.refusals(), checked:
+        with dataset.known_templates(), dataset.refusals(), checked, warnings.catch_warnings():
+            # TRL's smoothing runs the model twice; ours is in the fused head
+            warnings.filterwarnings("ignore", "`label_smoothing_factor` is deprecated", FutureWarning)
             dataset.check_prepared(args, train_dataset)
             super().__init__(model, args, **kwargs)
         check_best_metric(args, self.eval_dataset, more=self.compute_metrics is not None)
@@ -123,9 +127,12 @@ class UncertuneTrainer(SFTTrainer):
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self.selector = Selector(self)  # before a reference brings dropout of its own
-        self.references = References(self, reference)
+        self.references = References(self, teachers)
         base = getattr(self.model.config, "_name_or_path", "") or None
-        self.card_settings: dict[str, Any] = {"model_name_or_path": base, "teacher": _name_of(reference)}
+        self.card_settings: dict[str, Any] = {
+            "model_name_or_path": base,
+            "teacher": ", ".join(map(_name_of, teachers)) or None,
+        }
         self._step: StepRecord | None = None
         self._evaluation = Evaluation(self.selector.rule)
         self.run_log = RunLog(self)
@@ -274,9 +281,9 @@ class UncertuneTrainer(SFTTrainer):
         record = self._step
         assert record is not None, "the training loss is part of a step of Trainer.train"
         tokens = self._tokens(batch)
-        teacher = self.references.teacher_rows(model, tokens)
+        rows = self.references.rows(model, tokens)
         extra_T = None if SELECTED in batch else self.selector.extra_scores(model, tokens)
-        step_loss = StepLoss(self, record, batch, tokens, teacher, extra_T)
+        step_loss = StepLoss(self, record, batch, tokens, rows, extra_T)
         loss = model(**tokens.inputs, head_fn=step_loss, response_mask=tokens.mask)["loss"]
         result = step_loss.result
         assert result is not None
@@ -331,8 +338,8 @@ class UncertuneTrainer(SFTTrainer):
         self.references.ready(model)
         self._mask_repeats(batch)
         tokens = self._tokens(batch)
-        teacher, extra_T = self.references.teacher_rows(model, tokens), self.selector.extra_scores(model, tokens)
-        loss = EvaluationLoss(self, self._evaluation, tokens, teacher, extra_T)
+        rows, extra_T = self.references.rows(model, tokens), self.selector.extra_scores(model, tokens)
+        loss = EvaluationLoss(self, self._evaluation, tokens, rows, extra_T)
         with torch.no_grad():
             loss_T = model(**tokens.inputs, head_fn=loss, response_mask=tokens.mask)["loss"]
         return loss_T.sum() / max(tokens.labels.numel(), 1)
@@ -348,8 +355,8 @@ class UncertuneTrainer(SFTTrainer):
         self.run_log.step = {**metrics, "num_tokens": self._total_train_tokens}
 
 
-def _name_of(reference: Any) -> str | None:
-    return reference if reference is None or isinstance(reference, str) else type(reference).__name__
+def _name_of(reference: Any) -> str:
+    return reference if isinstance(reference, str) else type(reference).__name__
 
 
 def _input_tokens(batch: dict[str, Any]) -> int:
