@@ -137,7 +137,7 @@ def test_without_samples_there_is_no_test_and_the_page_says_so(folder):
     for path in folder.glob("evaluation/*/*.samples.jsonl"):
         path.unlink()
     html = write_comparison(folder).read_text()
-    assert "none, for want of common samples" in html
+    assert "none, since no samples are common" in html
     assert all(one["against_baseline"] is None for one in numbers(folder)["measures"])
 
 

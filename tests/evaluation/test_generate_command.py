@@ -64,6 +64,36 @@ def test_sampled_answers_are_the_same_after_an_interruption(model, tmp_path, mon
     assert "with temperature 0.9, here it is 0.5" in capsys.readouterr().err
 
 
+def greedy_answer(model, turns, tokens):
+    tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    return greedy(lm, tokenizer, [turns], max_new_tokens=tokens, batch_size=1)[0]
+
+
+def test_a_question_is_answered_on_the_terminal(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = greedy_answer(model, [{"role": "user", "content": "What is 2 + 2?"}], 10)
+    for words in (["What is 2 + 2?"], ["--prompt", "What is 2 + 2?"]):
+        capsys.readouterr()
+        assert main(["generate", model, *words, "--max_new_tokens", "10"]) == 0
+        assert capsys.readouterr().out.startswith(expected)
+    assert not list(tmp_path.iterdir())
+    assert main(["generate", model]) == 2
+    assert "output_dir is missing" in capsys.readouterr().err
+
+
+def test_a_chat_goes_on_from_turn_to_turn(model, capsys, monkeypatch):
+    lines = iter(["Hi", "", "Why?", "/new", "Hi"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or "/exit")
+    lines = iter(["Hi", "Why?", "/new", "Hi"])
+    assert main(["chat", model, "--max_new_tokens", "6"]) == 0
+    said = capsys.readouterr().out
+    first = greedy_answer(model, turns := [{"role": "user", "content": "Hi"}], 6)
+    turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
+    second = greedy_answer(model, turns, 6)
+    cut = "\n[cut at 6 tokens]\n"
+    assert said.replace(cut, "\n") == f"{first}\n{second}\n{first}\n"
+
+
 MISTAKES = {
     "prompts": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     "top_p": (["--top_p", "0.5"], "temperature 0 does not sample"),

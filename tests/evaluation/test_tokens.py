@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from uncertune.evaluation.results import table_of
 from uncertune.evaluation.tokens import TokenMeasures
+from uncertune.report import to_markdown
 
 
 def bin_(confidence, accuracy, tokens):
@@ -32,3 +34,32 @@ def test_means_are_over_tokens_and_errors_over_documents():
     residuals = [6.0 - 1.2 * 2, 2.0 - 1.2 * 4, 4.0 - 1.2 * 4]
     assert found.errors["loss"] == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 10)
     assert TokenMeasures(SUMS[:1], [bin_(0.5, 0.5, 2.0)]).errors == {}
+
+
+def result(label, loss, error, documents, adapter=None):
+    return {
+        "task": "tokens:x",
+        "model": label,
+        "label": label,
+        "metrics": {"loss": loss, "accuracy": 0.25, "tokens": 100.0},
+        "stderr": {"loss": error},
+        "higher_is_better": {"loss": False, "accuracy": True},
+        "documents": documents,
+        "settings": {},
+        "weights": {"adapter": adapter},
+    }
+
+
+def test_the_table_says_how_many_and_how_sure():
+    table = table_of([result("base", 2.0, 0.1, 5), result("tuned", 1.5, 0.2, 5, "a")])
+    text = to_markdown(table)
+    assert "tokens:x loss, n = 5" in text
+    assert "2.000 ±0.278" in text, "Student's t with 4 degrees of freedom: 2.776"
+    assert "1.500 ±0.555 (−0.500▼)" in text
+    assert "25.0% |" in text, "an accuracy without a standard error has no interval"
+    assert "Fewer than 30 documents: tokens:x (5)" in table.caption
+    assert "Fewer" not in table_of([result("base", 2.0, 0.1, 30)]).caption
+
+
+def test_equal_documents_have_no_interval_of_no_width():
+    assert "2.000 |" in to_markdown(table_of([result("base", 2.0, 0.0, 40)]))

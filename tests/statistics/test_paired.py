@@ -89,6 +89,14 @@ def test_the_same_answers_differ_by_nothing():
     assert math.isnan(paired.compare([2.0], [1.0], [1.0]).p)
 
 
+def test_equal_values_have_no_interval_of_no_width():
+    """Two documents that happen to agree say nothing of how much documents differ."""
+    found = paired.mean([3.0, 3.0], [2.0, 2.0])
+    assert found.value == 1.5
+    assert math.isnan(found.low)
+    assert math.isnan(paired.compare([0.3, 0.4], [0.2, 0.3], [1, 1]).difference.low), "but for rounding"
+
+
 def test_holm_as_written():
     assert paired.holm([0.01, 0.04, math.nan, 0.03]) == [
         pytest.approx(0.03),

@@ -76,7 +76,7 @@ def sweep(arguments: list[str]) -> int:
     return 0 if run_sweep(request) else 1
 
 
-COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "compare", "sweep", "report", "study")
+COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep", "report", "study")
 _UNCONVERTED: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "score": score,

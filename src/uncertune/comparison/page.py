@@ -24,6 +24,7 @@ from uncertune.comparison.measures import (
     tasks_of,
 )
 from uncertune.errors import UserError
+from uncertune.evaluation.results import FEW_DOCUMENTS
 from uncertune.report.html import render, write_whole
 from uncertune.report.page import Bar, Bars, Column, Facts, Page, Point, Points, Section, Table, Value
 from uncertune.report.tables import MISSING, counted, format_estimate, format_value, markdown_text, to_markdown
@@ -261,8 +262,10 @@ def _task_table(task: str, measured: Sequence[Measured], baseline: str) -> Table
     tests = sorted({one.against.test for one in measured if one.against is not None})
     counts = sorted({one.against.documents for one in measured if one.against is not None})
     number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
-    paired = f"{' and '.join(tests)} on {number} documents" if counts else "none, for want of common samples"
+    paired = f"{' and '.join(tests)} on {number} documents" if counts else "none, since no samples are common"
     caption = f"95 % intervals in brackets. Paired tests against {baseline}: {paired}."
+    if counts and counts[0] < FEW_DOCUMENTS:
+        caption += f" Fewer than {FEW_DOCUMENTS} documents: the intervals are rough."
     if any(not math.isnan(one.adjusted_p) for one in measured):
         caption += " Holm's p allows for the tests of every model on every task's first measure."
     relative = Column("relative", f"Relative to {baseline}", None, 1, percent=True, sign=True)
@@ -332,7 +335,7 @@ def _numbers(
 
 
 def _known(value: Any) -> Any:
-    """The same with null for what is no number: JSON has none."""
+    """The same with null for non-finite numbers, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _known(one) for name, one in value.items()}
     if isinstance(value, list):

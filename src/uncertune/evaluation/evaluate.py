@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,8 @@ def evaluate(models: Sequence[str] | LoadedModels, **arguments: Any) -> list[dic
     """``measure`` with its arguments, and print the table; return all results in the folder."""
     table = measure(models, **arguments)
     folder = Path(str(arguments["output_dir"])).expanduser()
-    print(f"{to_text(table)}\n\ntable: {folder / 'results.md'}")
+    caption = textwrap.fill(table.caption, 100)
+    print(f"{to_text(table)}\n\n{caption}\n\ntable: {folder / 'results.md'}")
     return results.collect(folder, [str(row["model"]) for row in table.rows], list(arguments["tasks"]))
 
 

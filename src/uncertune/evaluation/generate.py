@@ -22,6 +22,7 @@ from uncertune.data import chat
 from uncertune.data.files import first_line
 from uncertune.data.prompts import Prompt as Asked
 from uncertune.data.sources import load_prompts
+from uncertune.data.turns import Messages
 from uncertune.errors import UserError
 from uncertune.evaluation.checks import check_sampling
 from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
@@ -115,7 +116,7 @@ def generate(
 
 def answer(
     models: Sequence[str] | LoadedModels,
-    questions: Sequence[str],
+    questions: Sequence[str | Messages],
     *,
     labels: Sequence[str] = (),
     max_new_tokens: int | None = None,
@@ -127,11 +128,11 @@ def answer(
     dtype: str = "auto",
     attn_implementation: str | None = None,
 ) -> dict[str, list[Answer]]:
-    """Answers to single questions, by label; nothing is written. Arguments as for ``generate``."""
+    """Answers to questions or conversations, by label; nothing is written. Arguments as for ``generate``."""
     check_sampling(temperature, top_p)
     models = _loaded(models, labels, chat_template_path, dtype, attn_implementation)
     how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
-    prompts = [Asked([{"role": "user", "content": question}]) for question in questions]
+    prompts = [Asked([{"role": "user", "content": one}] if isinstance(one, str) else one) for one in questions]
     out = {}
     for one in models.specs:
         asked = _encoded_for(models, one, prompts, how.max_new_tokens)

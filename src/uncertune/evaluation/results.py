@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.report import Column, Table, to_markdown
+from uncertune.report.page import Measured
 from uncertune.report.tables import headline, metric_column
 from uncertune.runs.files import write_atomically
+from uncertune.statistics.intervals import LEVEL
 
 SAMPLES = ".samples.jsonl"
+FEW_DOCUMENTS = 30
 
 
 @dataclass(frozen=True)
@@ -138,24 +142,39 @@ def summarise(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = (
 
 
 def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Every model × every task; differences are to the bare base where it is among them."""
+    """Every model × every task, each value with half of its 95 % interval and its number of documents.
+
+    Differences are to the bare base where it is among them.
+    """
     labels = list(dict.fromkeys(one["label"] for one in found))
     rows: dict[str, dict[str, Any]] = {label: {"model": label} for label in labels}
     columns: dict[str, Column] = {}
-    documents: dict[str, Any] = {}
+    few = {}
     for one in found:
-        documents[one["task"]] = one.get("documents")
+        count = one.get("documents")
+        if count is not None and count < FEW_DOCUMENTS:
+            few[one["task"]] = count
         for metric in headline(one):
             column = metric_column(one, metric)
-            columns.setdefault(column.key, column)
-            rows[one["label"]][column.key] = one["metrics"][metric]
+            columns.setdefault(column.key, replace(column, label=f"{column.label}, n = {count}"))
+            rows[one["label"]][column.key] = Measured(one["metrics"][metric], _half(one, metric))
     bases = [one["label"] for one in found if one["weights"].get("adapter") is None]
-    counts = ", ".join(f"{task} {count}" for task, count in documents.items())
-    return Table(
-        "Evaluation",
-        f"Documents: {counts}. Losses, entropies and KL(base ‖ model) in nats per response token.",
-        tuple(columns.values()),
-        tuple(rows.values()),
-        "model",
-        bases[0] if bases and len(labels) > 1 else None,
+    caption = (
+        "n: documents; ±: half of the 95 % interval of a value over documents (Student's t). Losses, entropies and "
+        "KL(base ‖ model) in nats per response token."
     )
+    if few:
+        counts = ", ".join(f"{task} ({count})" for task, count in few.items())
+        caption += f" Fewer than {FEW_DOCUMENTS} documents: {counts}; such intervals are rough."
+    base = bases[0] if bases and len(labels) > 1 else None
+    return Table("Evaluation", caption, tuple(columns.values()), tuple(rows.values()), "model", base)
+
+
+def _half(one: Mapping[str, Any], metric: str) -> float | None:
+    """Student's quantile times the standard error; None where that is unknown or 0."""
+    from scipy.stats import t
+
+    error, count = (one.get("stderr") or {}).get(metric), one.get("documents")
+    if not count or count < 2 or not isinstance(error, int | float) or not 0 < error < math.inf:
+        return None
+    return float(t.ppf((1 + LEVEL) / 2, count - 1)) * error

@@ -29,10 +29,11 @@ from uncertune.report.tokens import Quantity, ScoredDocument, TokenPage
 from uncertune.runs.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# What HTML does not allow in text, in any spelling: controls, lone surrogates, noncharacters.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-# What would turn the rest of a sentence of ours around.
-_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# What HTML does not allow in text, in any spelling (controls, lone surrogates, noncharacters), and what would turn the
+# rest of a sentence around (bidirectional overrides and isolates).
+_NOT_TEXT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
 LEAF = 10  # rows of answers on a page
 _LONGEST = 4  # an interval longer than this many times the longest bar is cut at the edge
 _CONTENTS_FROM = 4  # a page of so many sections has a table of contents
@@ -76,7 +77,7 @@ def render(page: Page) -> str:
 
 def page_templates() -> Environment:
     """Our templates, with everything they print escaped."""
-    templates = Environment(
+    return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -85,8 +86,6 @@ def page_templates() -> Environment:
         keep_trailing_newline=True,
         finalize=_clean,
     )
-    templates.filters["unturned"] = lambda text: _TURNS.sub("\ufffd", text)
-    return templates
 
 
 def policy(style: str, script: str) -> str:

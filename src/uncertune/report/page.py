@@ -19,7 +19,15 @@ class FormattedValue:
     interval: str = ""
 
 
-Value: TypeAlias = float | str | FormattedValue | None
+@dataclass(frozen=True)
+class Measured:
+    """A value and half of the width of its 95 % interval (None: unknown), in the unit of the value."""
+
+    value: float
+    half: float | None = None
+
+
+Value: TypeAlias = float | str | FormattedValue | Measured | None
 
 
 @dataclass(frozen=True)

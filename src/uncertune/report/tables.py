@@ -8,10 +8,10 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from uncertune.report.page import Column, FormattedValue, Table, Value
+from uncertune.report.page import Column, FormattedValue, Measured, Table, Value
 from uncertune.statistics.findings import Finding
 from uncertune.statistics.intervals import Estimate
 
@@ -102,6 +102,11 @@ def cell(value: Value, baseline: Value, column: Column) -> Cell:
     """
     if isinstance(value, FormattedValue):
         return Cell(value.text, value.interval)
+    if isinstance(baseline, Measured):
+        baseline = baseline.value
+    if isinstance(value, Measured):
+        half = "" if value.half is None else f"±{format_value(value.half, column).removesuffix('%')}"
+        return replace(cell(value.value, baseline, column), interval=half)
     text = format_value(value, column)
     if not _finite(value) or not _finite(baseline):
         return Cell(text)

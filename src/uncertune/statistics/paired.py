@@ -17,6 +17,7 @@ from uncertune.statistics.intervals import LEVEL, Estimate
 
 Array = NDArray[np.float64]
 _NAN = float("nan")
+_ROUNDING = 1e-12
 _UNKNOWN = Estimate(_NAN, _NAN, _NAN)
 
 
@@ -50,6 +51,8 @@ def mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
         interval = binomtest(int(x.sum()), len(x)).proportion_ci(LEVEL, method="wilson")
         return Estimate(value, min(value, float(interval.low)), max(value, float(interval.high)))
     half = _t(len(x)) * _error(x - value * w) / w.sum()
+    if not half > _ROUNDING * abs(value):  # one document, or the same ratio in each
+        return Estimate(value, _NAN, _NAN)
     return Estimate(value, value - half, value + half)
 
 
@@ -126,7 +129,7 @@ def _mean_difference(difference: Array, w: Array) -> tuple[Estimate, float]:
 
     count, value = len(difference), float(difference.sum() / w.sum())
     error = _error(difference - value * w) / float(w.sum())
-    if not error > 0:  # one document, or the same difference everywhere
+    if not error > _ROUNDING * abs(value):  # one document, or the same difference everywhere
         return Estimate(value, _NAN, _NAN), 1.0 if not difference.any() else _NAN
     half = _t(count) * error
     return Estimate(value, value - half, value + half), float(2 * t.sf(abs(value) / error, count - 1))

@@ -83,7 +83,7 @@ def _inside(sweep: Sweep, arm: str) -> dict[int, float]:
 
 
 def _more(gains: Mapping[int, float], found: Estimate) -> str | None:
-    if math.isnan(found.low):
+    if math.isnan(found.low) or found.low == found.high:  # equal values say nothing of their spread
         return None
     if found.low > 0 or found.high < 0:
         return "clear"
