@@ -62,7 +62,7 @@ class Options:
     epochs: int = 2
     batch_size: int = 32
     learning_rate: float = 3e-4
-    beta: float = 0.0
+    anchor_weight: float = 0.0
     max_new_tokens: int = 40
     test_problems: int = 64
     test_samples: int = 4
@@ -149,8 +149,8 @@ def learn(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     del model
     fields: dict[str, Any] = {"objective": "policy_gradient", "num_train_epochs": options.epochs}
-    if options.beta:
-        fields |= {"beta": options.beta, "teacher": reference}
+    if options.anchor_weight:
+        fields |= {"anchor": reference, "anchor_weight": options.anchor_weight}
     return train(policy, str(data), folder, options, **fields), found
 
 

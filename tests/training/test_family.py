@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
 from helpers.tiny import save_tiny, tiny_model
 from helpers.two_processes import two_processes
+from training.test_resume import kill_at
 from training.test_stage2 import adapter, plain_logits
 from training.test_trl_parity import losses
 from uncertune import UncertuneConfig, UncertuneTrainer
+from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, anchored, token_weighting, weighted_nll
 from uncertune.selection import select
@@ -336,3 +339,50 @@ def test_an_anchor_may_be_another_model(tmp_path):
     step = run(tmp_path / "run", data=rows(), lora=False, anchor=str(tmp_path / "other"), anchor_weight=0.3, **ONE_CUT)
     start = tiny_model("llama", VOCABULARY, torch.float64)
     assert step.loss == pytest.approx(by_hand(start, rows(), base=other, anchor_weight=0.3), rel=1e-9)
+
+
+# ---- members trained first
+
+
+def command(model, out):
+    fields = {
+        "model_name_or_path": model,
+        "dataset_name": "word_problems",
+        "max_train_samples": 16,
+        "output_dir": out,
+        "objective": "masked_mle_distill",
+        "teacher": "auto",
+        "teacher_members": 2,
+        "anchor": "base",
+        "token_weighting": "eaft",
+        "use_peft": True,
+        "lora_target_modules": "all-linear",
+        "lora_dropout": 0.1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "probe_steps": 0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+
+
+def test_members_are_trained_first_and_a_killed_run_ends_with_the_same_bytes(tmp_path, capsys):
+    model = save_tiny(tmp_path / "model", marked=True)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(model, whole)) == 0
+    kill_at(command(model, killed), killed / "stage1-2" / "metrics.jsonl", 2)
+    kill_at(command(model, killed), killed / "metrics.jsonl", 2)
+    assert main(command(model, killed)) == 0
+    files = [f"{stage}adapter_model.safetensors" for stage in ("", "stage1/", "stage1-2/")]
+    for name in (*files, "selection.parquet"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert len({(whole / name).read_bytes() for name in files}) == 3
+    seeds = [yaml.safe_load((whole / stage / "config.yaml").read_text())["seed"] for stage in ("stage1", "stage1-2")]
+    assert seeds == [42, 43]
+    capsys.readouterr()
+    again = ["train", "--config", str(whole / "config.yaml"), "--teacher", "auto", "--output_dir", str(whole)]
+    assert main(again) == 0
+    assert "complete" in capsys.readouterr().err
