@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig
 from transformers.utils import logging as transformers_logging
 
 from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
@@ -17,7 +16,7 @@ from uncertune.data.rows import Labelling, Row, labelling_of, tokenise
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
 from uncertune.evaluation.measures import generate, kl_from_base, token_loss
-from uncertune.models import active_adapter, attach_head, resolve_model
+from uncertune.models import active_adapter, attach_head, load_adapter, load_model, load_tokenizer, resolve_model
 from uncertune.report import (
     AnswerRow,
     Answers,
@@ -154,11 +153,10 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     if set(measures) >= set(NAMES):
         return measures
     _say("measuring the base model and the three fine-tuned ones")
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    base = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
-    model = PeftModel.from_pretrained(base, str(output / "mle"), adapter_name="mle")
-    for arm in list(ARMS)[1:]:
-        model.load_adapter(str(output / arm), adapter_name=arm)
+    tokenizer = load_tokenizer(model_path)
+    model = load_model(model_path, dtype="float32")
+    for arm in ARMS:
+        model = load_adapter(model, output / arm, name=arm)
     if not _no_accelerator():
         import torch
 

@@ -194,8 +194,11 @@ def empty(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "verdicts.json").write_text("{"), "verdicts.json' is no JSON"),
-        (lambda f: write_lines(f / "answers" / "mle.jsonl", [{"id": 1}]), "mle.jsonl', line 1 has no 'messages'"),
+        (lambda f: (f / "verdicts.json").write_text("{"), "verdicts.json' is damaged"),
+        (
+            lambda f: write_lines(f / "answers" / "mle.jsonl", [{"id": 1}]),
+            "mle.jsonl' is damaged in line 1 .without 'messages'.",
+        ),
         (
             lambda f: [shutil.rmtree(f / n) for n in ("evaluation", "answers")] + [(f / "verdicts.json").unlink()],
             "noth",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uncertune.data.files import first_line
 from uncertune.errors import UserError
 
 Record = dict[str, Any]
@@ -79,10 +80,12 @@ def read_object(path: Path) -> Record:
     """A file of one JSON object. Raises UserError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is no JSON ({error}): make it anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({first_line(error)}): delete it and run the command again"
+        ) from error
     if not isinstance(found, dict):
-        raise UserError(f"{str(path)!r} is no JSON object: make it anew")
+        raise UserError(f"{str(path)!r} is damaged (not a JSON object): delete it and run the command again")
     return found
 
 
@@ -93,9 +96,9 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[Record]:
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{str(path)!r}, line {number} is no JSON ({error}): make it anew") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{str(path)!r} is damaged in line {number} ({first_line(error)}): delete it") from error
         lacking = [name for name in needed if not isinstance(found, dict) or name not in found]
         if lacking:
-            raise UserError(f"{str(path)!r}, line {number} has no {lacking[0]!r}: make it anew")
+            raise UserError(f"{str(path)!r} is damaged in line {number} (without {lacking[0]!r}): delete it")
         yield found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.evaluation.tokenizers import load_tokenizers
 from uncertune.models import active_adapter, fingerprint, load_adapter, load_model, resolve_model
-from uncertune.models.loading import check_adapter
+from uncertune.models.loading import base_model_of, check_adapter
 from uncertune.models.vocabulary import added_tokens
-from uncertune.runs.folder import read
+from uncertune.runs.folder import RUN
+from uncertune.runs.records import read_json, read_settings
 from uncertune.teachers.adapter import is_adapter
 
 _ROUNDINGS = (None, torch.bfloat16, torch.float16)
@@ -147,8 +146,8 @@ def _with_adapter(model: Any, one: ModelSpec, base: str) -> Any:
 def _check_base(one: ModelSpec, base: str, path: str) -> None:
     """Refuse a damaged adapter, and one that names another model of the hub as its base."""
     check_adapter(str(one.folder))
-    theirs = _adapter_config(Path(str(one.folder))).get("base_model_name_or_path")
-    if not isinstance(theirs, str) or not theirs or theirs.count("/") > 1 or theirs == path:
+    theirs = base_model_of(str(one.folder))
+    if theirs is None or theirs.count("/") > 1 or theirs == path:
         return
     if not Path(theirs).exists() and not Path(path).exists():
         raise UserError(f"adapter {one.source!r} is of the base {theirs!r}, not of {base!r}")
@@ -160,7 +159,7 @@ def _check_fingerprint(one: ModelSpec, base: str, path: str, model: Any) -> None
     A run may have rounded the weights first (bfloat16), so the roundings are tried too; a base of the same name that
     was quantised for training counts as the same.
     """
-    identity = read(Path(str(one.folder))).get("identity")
+    identity = _run_record(Path(str(one.folder))).get("identity")
     theirs = identity.get("model") if isinstance(identity, dict) else None
     if theirs is None or theirs in {fingerprint(model, as_dtype=dtype) for dtype in _ROUNDINGS}:
         return
@@ -203,11 +202,11 @@ def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[M
 def base_of(folder: str | Path) -> str:
     """The model that an adapter was trained on: by its configuration, or the run's where that is a path elsewhere."""
     folder = Path(folder).expanduser()
-    named = _adapter_config(folder).get("base_model_name_or_path")
-    if isinstance(named, str) and Path(named).is_dir():
+    named = base_model_of(folder)
+    if named is not None and Path(named).is_dir():
         return named
     base = run_base(folder) or named
-    if not isinstance(base, str) or not base:
+    if base is None:
         raise UserError(f"adapter {str(folder)!r} does not name its base model: give the base first")
     try:
         resolve_model(base)
@@ -218,27 +217,14 @@ def base_of(folder: str | Path) -> str:
     return base
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{str(path)!r} is damaged: it does not hold a JSON object")
-    return found
+def _run_record(folder: Path) -> dict[str, Any]:
+    """``run.json`` of the run that left the folder; empty where none did. Raises UserError for a damaged one."""
+    return read_json(folder / RUN) if (folder / RUN).is_file() else {}
 
 
 def run_base(folder: Path) -> str | None:
     """``model_name_or_path`` of the run that left the folder. Raises UserError for a damaged config.yaml."""
-    path = folder / "config.yaml"
-    if not read(folder) or not path.is_file():
-        return None
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
-    named = settings.get("model_name_or_path") if isinstance(settings, dict) else None
+    named = read_settings(folder).get("model_name_or_path") if _run_record(folder) else None
     return named if isinstance(named, str) else None
 
 
