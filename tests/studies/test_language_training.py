@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.objectives import OBJECTIVES, token_weighting, weighted_nll
+from uncertune.studies.language import family as family_module
 from uncertune.studies.language.arms import BOTH, MASKED, MLE, ORACLE, REWARDED, Arm, table
+from uncertune.studies.language.family import FAMILY
 from uncertune.studies.language.grammar import LENGTH, VOCABULARY, WORDS, Language
 from uncertune.studies.language.losses import (
     noise_weights,
@@ -74,7 +76,7 @@ def test_the_loss_of_an_arm_is_that_of_each_model_alone(world, arm):
             else:
                 assert sorted(mask[model].sum(-1).tolist()) == [0, 0, 0, LENGTH]
         if "distill" in arm.objective:
-            given["teacher"] = world.teacher(texts[..., :-1])[model].detach().softmax(-1).flatten(0, 1)
+            given["teacher"] = world.members[0](texts[..., :-1])[model].detach().softmax(-1).flatten(0, 1)
         if arm.objective == "oracle":
             given["oracle"] = world.shifted.oracle(texts)[model].float().flatten(0, 1)
         if arm.reward:
@@ -189,10 +191,10 @@ def test_post_training_learns_and_leaves_the_pretrained_models_alone(world):
 
 def test_the_reference_is_mle_and_a_copy_of_it_is_given(world):
     mle = trained(world, MLE)
-    assert torch.equal(mle.parameters["embed"], world.teacher.parameters["embed"])
-    assert mle.parameters["embed"] is not world.teacher.parameters["embed"]
+    assert torch.equal(mle.parameters["embed"], world.members[0].parameters["embed"])
+    assert mle.parameters["embed"] is not world.members[0].parameters["embed"]
     longer = world.changed(epochs=2)
-    assert longer.teacher is None
+    assert longer.members == []
     assert torch.equal(longer.data, world.data)
 
 
@@ -231,3 +233,47 @@ def test_masks_differ_from_model_to_model(world):
     texts = world.data[:, :4]
     mask = selected(world, world.base, MASKED, texts, world.base(texts[..., :-1]).detach(), 0)
     assert not torch.equal(mask[0], mask[1])
+
+
+# ---- the family
+
+
+@pytest.mark.parametrize("arm", FAMILY, ids=lambda arm: arm.name)
+def test_the_loss_of_a_family_arm_is_its_definition(world, arm):
+    teacher(world, arm.members)
+    texts = world.data[:, :4]
+    inputs, labels = texts[..., :-1], texts[..., 1:].flatten()
+    logits = world.base(inputs).detach()
+    given = {"token_weighting": token_weighting(arm.weighting), "label_smoothing": arm.smoothing or None}
+    given = given if "token_weighting" in OBJECTIVES[arm.objective].uses else {}
+    if "masked" in arm.objective:
+        given["selected"] = selected(world, world.base, arm, texts, logits, 0).flatten()
+    if "distill" in arm.objective:
+        given["teacher"] = torch.stack(
+            [one(inputs).detach().softmax(-1).flatten(0, 2) for one in world.members[: arm.members]]
+        ).mean(0)
+    z = logits.flatten(0, 2)
+    loss = weighted_nll(z, OBJECTIVES[arm.objective](labels, **given))
+    if arm.anchor:
+        loss = loss - arm.anchor * (z.softmax(-1) * z.log_softmax(-1)).sum(-1)  # the model has not moved from its base
+    expected = float(loss.view(len(texts), -1).mean(1).sum())
+    assert objective_loss(world, world.base, arm, texts, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_members_differ(world):
+    teacher(world, 2)
+    first, second = world.members[:2]
+    assert not torch.equal(first.parameters["embed"], second.parameters["embed"])
+
+
+def test_the_family_in_both_settings(world, monkeypatch):
+    arms = (MLE, Arm("mle", weighting="eaft", anchor=0.1), Arm("distill", members=2))
+    monkeypatch.setattr(family_module, "FAMILY", arms)
+    monkeypatch.setattr(family_module, "SETTINGS", {"base": {}, "overfitted": {"epochs": 2, "rate": 3e-3}})
+    answer = family_module.family(world, lambda *_: None)
+    assert [len(table.rows) for table in answer.tables] == [3, 3]
+    assert {row["setting"] for row in answer.rows} == {"base", "overfitted"}
+    assert all(row["kl_in"] > 0 for row in answer.rows)
+    mle, other = answer.tables[0].rows[0][1], answer.tables[0].rows[1][1]
+    assert mle[2].value == 0
+    assert other[2].value == pytest.approx(mle[0].value - other[0].value)

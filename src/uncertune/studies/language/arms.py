@@ -27,7 +27,8 @@ class Arm:
 
     ``reward`` is policy gradient's: ``aligned`` is A = p_oracle (App. B.1); ``right`` pays 1 for the most probable
     word and ``probability`` pays p_oracle, both as the expected policy gradient; ``sampled`` is ``right`` with one
-    word drawn from the model.
+    word drawn from the model. ``weighting`` is a token weighting, ``anchor`` the weight of KL to the pretrained model,
+    ``members`` how many teachers are averaged, ``smoothing`` that of the labels.
     """
 
     objective: str
@@ -38,6 +39,10 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     reward: str | None = None
+    weighting: str = "none"
+    anchor: float = 0.0
+    members: int = 1
+    smoothing: float = 0.0
 
     @property
     def name(self) -> str:
@@ -48,6 +53,10 @@ class Arm:
         parts += [str(self.options["truncation"])] if "truncation" in self.options else []
         parts += [f"weights {self.weights}"] if self.weights else []
         parts += [str(self.reward)] if self.reward else []
+        parts += [self.weighting] if self.weighting != "none" else []
+        parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
+        parts += [f"anchor {self.anchor:g}"] if self.anchor else []
+        parts += [f"{self.members} members"] if self.members > 1 else []
         return ", ".join(parts)
 
 

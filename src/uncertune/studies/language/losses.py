@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncertune.objectives import OBJECTIVES, Head, weighted_nll
+from uncertune.objectives import OBJECTIVES, Head, anchored, token_weighting, weighted_nll
 from uncertune.selection import METRICS, random_scores, scores_of, select
 from uncertune.studies.language.arms import Arm
 from uncertune.studies.language.grammar import LENGTH, TASKS, VOCABULARY, WORDS, divergence, entropy
@@ -36,15 +36,21 @@ def objective_loss(world: World, models: Stacked, arm: Arm, texts: Tensor, step:
     if "masked" in arm.objective:
         given["selected"] = selected(world, models, arm, texts, logits.detach(), step).flatten()
     if "distill" in arm.objective:
-        assert world.teacher is not None
         with torch.no_grad():
-            given["teacher"] = world.teacher(inputs).softmax(-1).flatten(0, 2)
+            members = [member(inputs).softmax(-1).flatten(0, 2) for member in world.members[: arm.members]]
+        given["teacher"] = members if arm.members > 1 else members[0]
     if arm.objective == "oracle":
         given["oracle"] = world.shifted.oracle(texts).float().flatten(0, 2)
     if arm.reward is not None:
         labels, advantages = rewarded(world, texts, logits.detach(), arm.reward, step)
         given["advantages"] = advantages.flatten(0, 2)
+    if "token_weighting" in OBJECTIVES[arm.objective].uses:
+        given |= {"token_weighting": token_weighting(arm.weighting), "label_smoothing": arm.smoothing or None}
     targets = OBJECTIVES[arm.objective](labels.flatten(), **given)
+    if arm.anchor:
+        with torch.no_grad():
+            base = world.base(inputs).softmax(-1).flatten(0, 2)
+        targets = anchored(targets, labels.flatten(), base, arm.anchor)
     if arm.weights is not None:
         targets = targets.scaled(noise_weights(world, texts, arm.weights).flatten())
     return weighted_nll(logits.flatten(0, 2), targets).view(len(labels), -1).mean(1).sum()

@@ -51,7 +51,7 @@ def _grid(results: Results) -> Grid:
             name,
             (
                 *(over_seeds(found[f"kl_{where}"]) for where in ("in", "out")),
-                *(_paired(gain(results, name, where)) for where in ("in", "out")),
+                *(paired(gain(results, name, where)) for where in ("in", "out")),
                 over_seeds(found["right_in"]),
             ),
         )
@@ -62,7 +62,7 @@ def _grid(results: Results) -> Grid:
     )
 
 
-def _paired(difference: Array) -> Estimate:
+def paired(difference: Array) -> Estimate:
     """Of an arm with itself there is no interval."""
     return over_seeds(difference) if difference.any() else Estimate(0.0, float("nan"), float("nan"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from uncertune.studies.language.family import family
 from uncertune.studies.language.mechanism import mechanism
 from uncertune.studies.language.objectives import objectives
 from uncertune.studies.language.path import path
@@ -29,6 +30,7 @@ def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress
             when(world, small, progress),
             path(world, progress),
             why(world, progress),
+            family(world, progress),
         ]
     )
     return Study(

@@ -40,11 +40,15 @@ def pretrained(setting: Setting, progress: Progress) -> World:
     return World(setting, language, models)
 
 
-def teacher(world: World) -> Stacked:
-    """Stage 1: the pretrained models trained with plain MLE on the same data."""
-    if world.teacher is None:
-        world.teacher = post_train(world, MLE, world.data)
-    return world.teacher
+def teacher(world: World, members: int = 1) -> Stacked:
+    """Stage 1: the pretrained models trained with plain MLE on the same data; the first of so many members.
+
+    The others see the data in an order of their own.
+    """
+    while len(world.members) < members:
+        order = world.order_of(len(world.members))
+        world.members.append(post_train(world, MLE, world.data, order=order))
+    return world.members[0]
 
 
 def trained(world: World, arm: Arm, after: Callable[[Stacked], None] | None = None) -> Stacked:
@@ -52,20 +56,26 @@ def trained(world: World, arm: Arm, after: Callable[[Stacked], None] | None = No
     if arm == MLE and after is None:
         return teacher(world).copy()
     if "distill" in arm.objective:
-        teacher(world)
+        teacher(world, arm.members)
     if arm.metric == "rho" and world.rho_reference is None:  # on data that neither stage trains on
         world.rho_reference = post_train(world, MLE, world.holdout)
     return post_train(world, arm, world.data, after)
 
 
-def post_train(world: World, arm: Arm, data: Tensor, after: Callable[[Stacked], None] | None = None) -> Stacked:
+def post_train(
+    world: World,
+    arm: Arm,
+    data: Tensor,
+    after: Callable[[Stacked], None] | None = None,
+    order: list[Tensor] | None = None,
+) -> Stacked:
     """AdamW at a constant rate, dropout off, every arm over the same batches in the same order."""
     setting = world.setting
     models = world.base.copy()
     optimizer = torch.optim.AdamW(models.parameters.values(), setting.rate, weight_decay=0.0)
     step = 0
-    for order in world.order:
-        mine = order[order < data.shape[1]]
+    for epoch in world.order if order is None else order:
+        mine = epoch[epoch < data.shape[1]]
         for start in range(0, len(mine), setting.batch):
             optimizer.zero_grad()
             objective_loss(world, models, arm, data[:, mine[start : start + setting.batch]], step).backward()

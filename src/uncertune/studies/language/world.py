@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {"pretraining_steps": 1000, "texts": 64, "epochs": 8, "s
 class World:
     """``data`` (M, B, 1 + T) are texts of the shifted tasks, with noise; ``test_in`` and ``test_out`` have none.
 
-    ``teacher`` and ``rho_reference`` stay None until ``training`` makes them.
+    ``members`` are the teachers of stage 1; ``training`` makes them, and ``rho_reference``, where they are needed.
     """
 
     def __init__(self, setting: Setting, language: Language, base: Stacked) -> None:
@@ -55,8 +55,15 @@ class World:
         self.test_in = self.shifted.sample(IN_TASKS, setting.test_texts, generator)
         self.test_out = language.sample(OUT_TASKS, setting.test_texts, generator)
         self.order = [torch.randperm(setting.texts, generator=generator) for _ in range(setting.epochs)]
-        self.teacher: Stacked | None = None
+        self.members: list[Stacked] = []
         self.rho_reference: Stacked | None = None
+
+    def order_of(self, member: int) -> list[torch.Tensor]:
+        """The order of the texts in each epoch, of a member of the teacher; that of the first is every arm's."""
+        if member == 0:
+            return self.order
+        generator = torch.Generator().manual_seed(self.setting.seed + 1000 + member)
+        return [torch.randperm(self.setting.texts, generator=generator) for _ in self.order]
 
     def changed(self, **fields: Any) -> World:
         """The same languages and pretrained models in another set-up."""
