@@ -22,6 +22,7 @@ from uncertune.training.runlog import read_metrics
 
 FOLDER = Path(uncertune.__file__).parent / "recipes"
 RUNS = sorted(FOLDER.glob("*.yaml"))
+RELATIVES = sorted((FOLDER / "family").glob("*.yaml"))
 SWEEPS = sorted((FOLDER / "sweeps").glob("*.yaml"))
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TINY = {"gemma-2b": ("gemma", "gemma"), "gemma-2-2b": ("gemma2", "gemma"), "llama-3.2-1b": ("llama", "llama3_2")}
@@ -34,11 +35,21 @@ def test_the_files_are_what_the_tool_makes():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: run python -m tools.recipes"
 
 
-@pytest.mark.parametrize("recipe", RUNS + SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RUNS + RELATIVES + SWEEPS, ids=lambda path: path.stem)
 def test_its_command_is_the_one_that_runs_it(recipe):
     command = re.search(r"^# Run: +(.*)$", recipe.read_text(), re.MULTILINE).group(1).split()
-    assert command[:2] == ["uncertune", "train" if recipe.parent == FOLDER else "sweep"]
+    assert command[:2] == ["uncertune", "sweep" if recipe.parent.name == "sweeps" else "train"]
     assert (Path(uncertune.__file__).parents[2] / command[command.index("--config") + 1]).samefile(recipe)
+
+
+@pytest.mark.parametrize("recipe", RELATIVES, ids=lambda path: path.stem)
+def test_a_later_objective_resolves(recipe, tmp_path):
+    given = parse(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    training, name = given.training, recipe.stem.split("_")[-1]
+    assert training.token_weighting == {"dft": "dft", "asft": "dft", "eaft": "eaft"}.get(name, "none")
+    assert training.uses_anchor == (name in ("asft", "sft-kl"))
+    assert training.teacher_members == (4 if name == "members" else 1)
+    _check_settings(given)
 
 
 @pytest.mark.parametrize("recipe", RUNS, ids=lambda path: path.stem)

@@ -1,7 +1,8 @@
 """The paper's results as recipes, from one place: ``python -m tools.recipes`` writes ``src/uncertune/recipes``.
 
 ``MODEL_DATA_OBJECTIVE.yaml`` is one run of ``uncertune train``; ``sweeps/fig3_…`` and ``sweeps/fig5-6_…`` are all the
-runs of a figure's panel, for ``uncertune sweep``. A test compares the files with what is written here.
+runs of a figure's panel, for ``uncertune sweep``; ``family/…`` are objectives published since. A test compares the
+files with what is written here.
 """
 
 from __future__ import annotations
@@ -58,6 +59,39 @@ OBJECTIVES = {
     "distill": "distillation from the model fine-tuned with MLE",
     "masked_mle_distill": "masked MLE + distillation, the paper's method",
 }
+FAMILY: dict[str, tuple[str, float, str, list[str]]] = {
+    "dft": (
+        "DFT: the label weighs its own probability (arXiv 2508.05629)",
+        2,
+        "forward, backward",
+        ["token_weighting: dft"],
+    ),
+    "eaft": (
+        "EAFT: the label weighs the entropy of the 20 most probable tokens (arXiv 2601.02151)",
+        2,
+        "forward, backward",
+        ["token_weighting: eaft"],
+    ),
+    "asft": (
+        "ASFT: DFT with an anchor at the base (arXiv 2509.23753)",
+        3,
+        "forward, backward, anchor",
+        ["token_weighting: dft", "anchor: base", "anchor_weight: 0.1"],
+    ),
+    "sft-kl": (
+        "MLE with an anchor at the base",
+        3,
+        "forward, backward, anchor",
+        ["anchor: base", "anchor_weight: 0.1"],
+    ),
+    "members": (
+        "masked MLE + distillation from the mean of four teachers",
+        3 + 4 + 4 * 2,
+        "forward, backward, selection, four teachers, and the two of each in stage 1",
+        ["objective: masked_mle_distill", "teacher: auto", "teacher_members: 4"],
+    ),
+}
+"""Of the later objectives: what it is, its passes, what they are, and its fields."""
 # Passes over every token in units of 2 · parameters FLOP: forward 1, backward 1 (the base is frozen), one more without
 # gradient to select over the whole step, one for the teacher; its own training is stage 1.
 PASSES = {"mle": 2, "masked_mle": 3, "distill": 2 + 1 + 2, "masked_mle_distill": 3 + 1 + 2}
@@ -155,6 +189,22 @@ def run(model: Model, data: Data, objective: str) -> tuple[str, str]:
     return name, "\n".join(lines) + "\n"
 
 
+def relative(model: Model, data: Data, name: str) -> tuple[str, str]:
+    """One of the later objectives on the settings of the paper."""
+    title, passes, parts, fields = FAMILY[name]
+    path = f"family/{model.name}_{data.name}_{name}.yaml"
+    output = f"runs/{model.name}_{data.name}_{name}"
+    lines = [
+        *wrapped("Result:", f"no figure of the paper: {model.hub} on {data.title}, {title}."),
+        *one_line("Run:", f"uncertune train --config {HERE}/{path} --output_dir {output}"),
+        *wrapped("Cost:", cost(model, data, passes, parts)),
+        *settings(model, data),
+        "",
+        *fields,
+    ]
+    return path, "\n".join(lines) + "\n"
+
+
 def panel(model: Model, data: Data) -> tuple[str, str]:
     """Fig. 5 and 6: the four objectives, three seeds, in and out of distribution."""
     name = f"sweeps/fig5-6_{model.name}_{data.name}.yaml"
@@ -212,6 +262,7 @@ def _sweep(
 def recipes() -> dict[str, str]:
     """Every file, by its path under the recipes' folder."""
     made = [run(model, data, objective) for model in MODELS for data in DATA for objective in OBJECTIVES]
+    made += [relative(MODELS[-1], DATA[-1], name) for name in FAMILY]
     made += [panel(model, data) for model in MODELS for data in DATA]
     made += [figure_3(model, data) for model in MODELS for data in DATA if data.name != "sharegpt"]
     return dict(made)
@@ -220,6 +271,7 @@ def recipes() -> dict[str, str]:
 def main() -> None:
     """Write them all."""
     for name, text in recipes().items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(text, encoding="utf-8")
 
 
