@@ -57,7 +57,7 @@ def rows(folder, shown):
         ("results/README.md", "alpaca", loss),
         ("results/README.md", "alpaca", accuracy),
         ("results/README.md", "gsm8k-gemma", loss),
-        ("README.md", "gsm8k", loss),
+        ("docs/results/fine_tuning.md", "gsm8k", loss),
     ],
 )
 def test_the_pages_quote_the_runs(page, name, shown):
@@ -134,5 +134,16 @@ def test_the_page_quotes_what_the_judge_is_worth():
     assert said in (RESULTS / "README.md").read_text()
 
 
-def test_the_readme_quotes_the_demo():
-    assert (RESULTS / "demo" / "table.md").read_text().strip() in (RESULTS.parent / "README.md").read_text()
+def test_the_page_quotes_the_demo():
+    page = RESULTS.parent / "docs" / "results" / "fine_tuning.md"
+    assert (RESULTS / "demo" / "table.md").read_text().strip() in page.read_text()
+
+
+def test_the_readme_quotes_the_sweep():
+    """In whole percent of MLE's loss on GSM8K."""
+    sweep = read_sweep(RESULTS / "gsm8k")
+    lost = [
+        -100 * mean(sweep.gains(f"{arm}-loss-0.25", sweep.inside)).value for arm in ("masked_mle", "masked_mle_distill")
+    ]
+    said = "cost {:.0f} % of the loss on GSM8K, with distillation {:.0f} %".format(*lost)
+    assert said in " ".join((RESULTS.parent / "README.md").read_text().split())
