@@ -21,6 +21,8 @@ from uncertune.report.page import (
     Token,
     TokenDocument,
     Tokens,
+    Trail,
+    Trails,
     Value,
 )
 from uncertune.report.tables import to_markdown, to_text
@@ -49,6 +51,8 @@ __all__ = [
     "TokenDocument",
     "TokenPage",
     "Tokens",
+    "Trail",
+    "Trails",
     "Value",
     "draw_tokens",
     "paper_figure",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from uncertune.report.page import Bars, Curves, Points, Section, Series
+from uncertune.report.page import Bars, Curves, Points, Section, Series, Trails
 from uncertune.report.tables import signed_percent
 from uncertune.runs.files import write_atomically
 from uncertune.statistics.intervals import Estimate
 
-Plot: TypeAlias = Curves | Points
-Drawn: TypeAlias = Bars | Curves | Points
+Plot: TypeAlias = Curves | Points | Trails
+Drawn: TypeAlias = Bars | Curves | Points | Trails
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.6, 1, 1.6), (1.2, 1.4))  # in line widths
 MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
@@ -103,6 +103,8 @@ def _names(section: Section) -> list[str]:
             return [series.name for series in section.series]
         case Points():
             return [point.name for point in section.points]
+        case Trails():
+            return [trail.name for trail in section.trails]
         case Bars():
             return [bar.name for _, bars in section.groups for bar in bars]
     return []
@@ -144,7 +146,7 @@ def draw_sections(stem: Path, sections: Sequence[Drawn]) -> None:
     styles = line_styles(sections)
     rows = [sum(1 + len(bars) for _, bars in one.groups) for one in sections if isinstance(one, Bars)]
     height = max([3.2 if len(rows) < len(sections) else 1.2, *(0.9 + _ROW_INCHES * count for count in rows)])
-    width = sum(_PANEL_INCHES * (1.5 if isinstance(one, Points) else 1.0) for one in sections)
+    width = sum(_PANEL_INCHES * (1.5 if isinstance(one, Points | Trails) else 1.0) for one in sections)
     with paper_figure(stem, len(sections), (width, height)) as (_, panels):
         for axes, section in zip(panels, sections, strict=True):
             draw(axes, section, styles, PAPER)
@@ -166,6 +168,8 @@ def draw(axes: Any, section: Drawn, styles: Mapping[str, LineStyle], palette: Pa
             _draw_curves(axes, section, styles, palette)
         case Points():
             _draw_points(axes, section, styles, palette)
+        case Trails():
+            _draw_trails(axes, section, styles, palette)
     if palette.names:
         axes.set_title(section.title, loc="left")
 
@@ -251,7 +255,26 @@ def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle], palet
     _plane(axes, plot, palette)
 
 
-def _plane(axes: Any, plot: Points, palette: Palette) -> None:
+def _draw_trails(axes: Any, plot: Trails, styles: Mapping[str, LineStyle], palette: Palette) -> None:
+    for line in (axes.axhline, axes.axvline):
+        line(0, color=palette.ink, linewidth=1.0)
+    for trail in plot.trails:
+        style, points = styles[trail.name], trail.known
+        colour = palette.series[style.colour]
+        x, y = [one.x.value for one in points], [one.y.value for one in points]
+        for one in points:
+            whiskers = {"xerr": _whiskers(one.x), "yerr": _whiskers(one.y)}
+            axes.errorbar(one.x.value, one.y.value, **whiskers, color=colour, linewidth=0.8, alpha=0.45)
+        (line,) = axes.plot(x, y, color=colour, linewidth=0.8 * palette.line_width)
+        if style.dashes:
+            line.set_dashes(style.dashes)
+        dots = {"color": colour, "marker": style.marker, "linestyle": "none"}
+        axes.plot(x[:-1], y[:-1], markersize=0.5 * palette.marker_size, **dots)
+        axes.plot(x[-1:], y[-1:], markersize=palette.marker_size, label=trail.name, **dots)
+    _plane(axes, plot, palette)
+
+
+def _plane(axes: Any, plot: Points | Trails, palette: Palette) -> None:
     """Grid, ticks and names of a plot of one quantity against another."""
     from matplotlib.ticker import MaxNLocator
 

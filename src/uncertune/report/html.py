@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from uncertune.report import tables, tokens
 from uncertune.report.drawing import COLOURS, LineStyle, last_value, line_styles
-from uncertune.report.page import Answers, Bars, Column, Curves, Facts, Page, Points, Section, Table, Tokens
+from uncertune.report.page import Answers, Bars, Column, Curves, Facts, Page, Points, Section, Table, Tokens, Trails
 from uncertune.report.svg import svg
 from uncertune.report.tables import format_estimate, signed_percent
 from uncertune.report.tokens import Quantity, ScoredDocument, TokenPage
@@ -120,7 +120,7 @@ def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
 def _view(section: Section, name: str, styles: Mapping[str, LineStyle]) -> Mapping[str, Any]:
     """What a section's template is given."""
     view: dict[str, Any] = {"kind": type(section).__name__.lower(), "name": name, "section": section}
-    view["figure"] = isinstance(section, Curves | Points)
+    view["figure"] = isinstance(section, Curves | Points | Trails)
     match section:
         case Facts():
             pass
@@ -137,6 +137,9 @@ def _view(section: Section, name: str, styles: Mapping[str, LineStyle]) -> Mappi
         case Points():
             view["svg"] = svg(section, styles, name + "-")
             view["named"] = [(point, styles[point.name]) for point in section.points]
+        case Trails():
+            view["svg"] = svg(section, styles, name + "-")
+            view["named"] = [(trail, styles[trail.name]) for trail in section.trails]
         case Bars():
             view["drawing"] = bar_drawing(section, styles)
         case Tokens():

@@ -150,6 +150,31 @@ class Points:
 
 
 @dataclass(frozen=True)
+class Trail:
+    """One name at several moments in order; each point's name is the moment, a NaN end of an interval is not drawn."""
+
+    name: str
+    points: tuple[Point, ...]
+
+    @property
+    def known(self) -> list[Point]:
+        """The points that have a place."""
+        return [point for point in self.points if point.known]
+
+
+@dataclass(frozen=True)
+class Trails:
+    """A plot of one quantity against another over time: a line a name, a dot a moment, a larger one at the last."""
+
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    trails: tuple[Trail, ...]
+    percent: bool = True
+
+
+@dataclass(frozen=True)
 class Bar:
     """One value from zero, with its interval; ``note`` is said beside it."""
 
@@ -231,7 +256,7 @@ class Answers:
     rows: tuple[AnswerRow, ...]
 
 
-Section: TypeAlias = Facts | Table | Curves | Points | Bars | Tokens | Answers
+Section: TypeAlias = Facts | Table | Curves | Points | Trails | Bars | Tokens | Answers
 
 
 @dataclass(frozen=True)

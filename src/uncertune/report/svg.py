@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from uncertune.report.drawing import PAGE, RC, LineStyle, Plot, draw, last_value
-from uncertune.report.page import Curves
+from uncertune.report.page import Curves, Points, Trails
 
 _MARK_COLOURS = {PAGE.ink: "ink", PAGE.rule: "rule"} | {mark: f"series-{i}" for i, mark in enumerate(PAGE.series)}
 _SIZE_INCHES = (5.0, 3.1)  # 360 × 223 units: about one unit a pixel on a phone
+_LARGE_INCHES = (7.0, 5.0)
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
@@ -34,7 +35,7 @@ def svg(plot: Plot, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC | {"font.size": 12.0})
-        figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+        figure = Figure(figsize=_LARGE_INCHES if isinstance(plot, Trails) else _SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
         draw(figure.add_subplot(), plot, styles, PAGE)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -60,7 +61,9 @@ def _summary(plot: Plot) -> str:
     if isinstance(plot, Curves):
         parts = [f"{series.name}: last {last_value(series, plot.percent)}" for series in plot.series]
     else:
-        parts = [f"{point.name}: {point.x.value:.3g}, {point.y.value:.3g}" for point in plot.points]
+        ends = plot.points if isinstance(plot, Points) else [t.known[-1] for t in plot.trails if t.known]
+        names = [one.name for one in (plot.points if isinstance(plot, Points) else [t for t in plot.trails if t.known])]
+        parts = [f"{name}: {point.x.value:.3g}, {point.y.value:.3g}" for name, point in zip(names, ends, strict=True)]
     return f"{plot.y_label} against {plot.x_label}. {'; '.join(parts)}".strip()
 
 
