@@ -66,6 +66,7 @@ def sweep_folder(folder: Path, *, seeds: int = 5, fail: bool = True) -> Path:
     content = {
         "model": "smollm2-135m",
         "data": "alpaca",
+        "paper": True,
         "in_data": "alpaca, held out",
         "arms": ARMS,
         "base": {"in": measures(1.9, 0.5, kl=0.0), "out": {name: measures(2.4, 0.42, kl=0.0) for name in OUT}},

@@ -316,6 +316,8 @@ def test_a_refused_arm_is_one_line_and_the_others_stay(write, capsys):
         ({"seeds": "one"}, {}, "seeds: 'one' must be numbers"),
         ({"held_out": 20}, {}, "held_out: 20 rows are as many as the data has"),
         ({"speed": 1}, {}, "unknown option 'speed'"),
+        ({"measure_every": "often"}, {}, "measure_every must be epoch, end or a number of steps"),
+        ({"measure_every": 0}, {}, "measure_every must be epoch"),
         ({}, {"seed": 3}, "seed is set by the sweep: give sweep.seeds"),
         ({}, {"lerning_rate": 3}, "unknown field 'lerning_rate'"),
         ({}, {"dataset_name": "no/such/file.jsonl"}, "no such file"),
@@ -358,3 +360,58 @@ def test_answers_to_the_datas_own_task_are_in_distribution(write, tmp_path):
     assert {"loss", "kl", "exact_match,strict-match"} <= set(found["runs"][0]["in"])
     assert found["runs"][0]["out"] == {}
     assert not (out / "data" / "held_out.jsonl").exists()
+
+
+def test_every_epoch_is_measured_and_the_best_checkpoint_stays(write, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = write({"arms": {"objective": "distill"}, "seeds": [0]}, num_train_epochs=3, learning_rate=0.05)
+    assert run(path, out) == 0
+    found = json.loads((out / "sweep.json").read_text())
+    for one in found["runs"]:
+        assert [(point["step"], point["epoch"]) for point in one["curve"]] == [(2, 1.0), (4, 2.0), (6, 3.0)]
+        assert all(set(point["in"]) == {"loss", "accuracy", "ece", "kl"} for point in one["curve"])
+        assert one["curve"][-1]["in"] == one["in"]
+        assert len({point["in"]["loss"] for point in one["curve"]}) == 3
+        assert one["measuring_minutes"] > 0
+        losses = [point["in"]["loss"] for point in one["curve"]]
+        best = 2 * (1 + losses.index(min(losses)))
+        kept = [folder.name for folder in (out / f"runs/{one['arm']}-s0").glob("checkpoint-*")]
+        assert kept == ([f"checkpoint-{best}"] if best < 6 else [])
+    assert not list(out.glob("runs/*/checkpoint-*/optimizer.pt"))
+    assert (out / "trajectories.svg").is_file()
+    assert "Kept at its best epoch" in (out / "sweep.md").read_text()
+    _check_measured_once(path, out, capsys)
+
+
+def _check_measured_once(path, out, capsys):
+    """Nothing is trained or measured again, although checkpoints are gone."""
+    before = (out / "sweep.json").read_text()
+    capsys.readouterr()
+    assert run(path, out) == 0
+    assert "==" not in capsys.readouterr().err
+    assert (out / "sweep.json").read_text() == before
+
+
+def test_the_last_step_of_a_run_measured_every_n_steps_is_its_end(write, tmp_path):
+    out = tmp_path / "out"
+    sweep = {"arms": {"objective": "mle"}, "seeds": [0], "measure_every": 3}
+    assert run(write(sweep, num_train_epochs=2), out) == 0
+    (only,) = json.loads((out / "sweep.json").read_text())["runs"]
+    assert [point["step"] for point in only["curve"]] == [3, 4]
+
+
+def test_the_family_is_multiplied_too(write):
+    grids = [
+        {"objective": "mle", "token_weighting": ["none", "dft"], "anchor": ["none", "base"]},
+        {"objective": "masked_mle", "selection_order": "lowest", "selection_fraction": 0.75},
+    ]
+    found = arms(write({"arms": grids}))
+    assert [arm.name for arm in found] == [
+        "mle",
+        "mle-anchor_base",
+        "mle-dft",
+        "mle-dft-anchor_base",
+        "masked_mle-loss-0.75-lowest",
+    ]
+    assert found[1].axes["anchor"] == "base"
+    assert "token_weighting" not in found[1].axes

@@ -35,7 +35,10 @@ def svg(plot: Plot, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC | {"font.size": 12.0})
-        figure = Figure(figsize=_LARGE_INCHES if isinstance(plot, Trails) else _SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+        figure = Figure(
+            figsize=_LARGE_INCHES if isinstance(plot, Trails) else _SIZE_INCHES,
+            layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02),
+        )
         draw(figure.add_subplot(), plot, styles, PAGE)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

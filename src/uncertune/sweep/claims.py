@@ -1,6 +1,6 @@
 """What a sweep's runs say about the paper's claims C3 (§4.2) and C5 (§4.3).
 
-Effects are relative gains over MLE, (arm − MLE) / MLE of each seed turned so that more is better; the gain out of
+Effects are relative gains over MLE, (arm − MLE) / MLE of each seed signed so that higher is better; the gain out of
 distribution is the mean over its data sets. Two arms are compared within each seed.
 """
 

@@ -60,9 +60,16 @@ def _groups(found: Plan, jobs: int) -> list[list[Run]]:
 
 
 def _do(found: Plan, runs: Sequence[Run], jobs: int) -> Path:
-    """Train and measure runs, and bring table and page up to date; return the page's path."""
+    """Train and measure runs, and bring table and page up to date; return the page's path.
+
+    In one process each run is measured as soon as it is trained, so that an arm may start from MLE's best point.
+    """
     for run in train_all(found, runs, jobs):
         print(f"{run.label} is {'done' if is_done(found, run) else 'failed'}", file=sys.stderr, flush=True)
+        if jobs == 1 and found.measures_often and is_done(found, run):
+            measure_runs(found, [run])
+            table.write(found)
+            write_sweep(found.folder)
     measure_runs(found, [run for run in runs if is_done(found, run)])
     table.write(found)
     return write_sweep(found.folder)

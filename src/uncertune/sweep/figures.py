@@ -1,4 +1,4 @@
-"""The paper's figures redrawn from the runs of a sweep, and what the selected share q does."""
+"""Figures of a sweep: trajectories, gains by metric and data set (the paper's Fig. 3, 5 and 6), and gains against q."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from uncertune.report.drawing import Drawn
 from uncertune.report.page import Bar, Bars, Curves, Point, Points, Series
 from uncertune.statistics.intervals import Estimate
 from uncertune.statistics.pareto import pareto_front
-from uncertune.sweep.measures import MLE, Record, Sweep, families, mean
+from uncertune.sweep.curves import trails
+from uncertune.sweep.measures import HOW, MLE, Record, Sweep, families, mean
 
-HOW = (
-    "(arm − MLE) / MLE of each seed, turned so that more is better: of the loss where there is one. Lines are 95 % "
-    "intervals over seeds."
-)
 _GAIN = "gain over MLE"
 _AXES = ("objective", "metric", "level")
 
@@ -24,6 +21,8 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
     if not sweep.others or MLE not in [arm["name"] for arm in sweep.arms]:
         return
     inside, outside = sweep.inside, sweep.outside
+    if (plane := trails(sweep)) is not None:
+        yield "trajectories", [plane]
     if inside in sweep.relative:
         selecting = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
         by_metric = dict.fromkeys(str(arm["metric"]) for arm in selecting)
@@ -32,18 +31,29 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
             for metric in by_metric
         ]
         if groups:
-            caption = f"Masked MLE on {inside}, by what tokens or documents are ranked by. {HOW} The paper's Fig. 3."
-            yield "figure-3", [Bars("Gain in distribution", caption, _GAIN, tuple(groups))]
+            caption = f"Masked MLE on {inside}, by the metric of the selection. {HOW}{_paper(sweep, '3')}"
+            yield _stem(sweep, "figure-3"), [Bars("Gain in distribution", caption, _GAIN, tuple(groups))]
     groups = [(name, tuple(_bar(sweep, arm, name) for arm in sweep.others)) for name in sweep.main]
-    caption = f"{inside} is in distribution. {HOW} The paper's Fig. 5."
+    caption = f"{inside} is in distribution. {HOW}{_paper(sweep, '5')}"
     if zero := [name for name in sweep.main if name not in sweep.relative]:
         caption += f" There is no such gain on {', '.join(zero)}, where MLE has 0 with some seed."
-    yield "figure-5", [Bars("Gain on each data set", caption, _GAIN, tuple(groups))]
+    yield _stem(sweep, "figure-5"), [Bars("Gain on each data set", caption, _GAIN, tuple(groups))]
     if inside in sweep.relative and outside:
-        yield "figure-6a", [_pareto(sweep, outside)]
-    yield "figure-6b", [_won(sweep)]
+        yield _stem(sweep, "figure-6a"), [_pareto(sweep, outside)]
+    yield _stem(sweep, "figure-6b"), [_won(sweep)]
     if curves := list(_by_q(sweep, bool(outside))):
         yield "q", curves
+
+
+_STEMS = {"figure-3": "metrics", "figure-5": "data-sets", "figure-6a": "in-against-out", "figure-6b": "data-sets-won"}
+
+
+def _stem(sweep: Sweep, paper: str) -> str:
+    return paper if sweep.paper else _STEMS[paper]
+
+
+def _paper(sweep: Sweep, number: str) -> str:
+    return f" The paper's Fig. {number}." if sweep.paper else ""
 
 
 def _bar(sweep: Sweep, arm: str, name: str) -> Bar:
@@ -58,7 +68,8 @@ def _pareto(sweep: Sweep, outside: list[str]) -> Points:
     best = pareto_front([(-one.x.value, -one.y.value) for one in known])
     caption = (
         f"Mean gains and 95 % intervals over seeds; out of distribution is the mean over {', '.join(outside)}. Up and "
-        "to the right is better; the line joins the arms that no other beats on both sides. The paper's Fig. 6 (A)."
+        "to the right is better; the line joins the arms that no other beats on both sides."
+        f"{_paper(sweep, '6 (A)')}"
     )
     return Points(
         "In against out of distribution",
@@ -78,7 +89,7 @@ def _won(sweep: Sweep) -> Bars:
         share = better / len(gains) if gains else math.nan
         note = f"{better} of {len(gains)}, {sure} with an interval above 0"
         bars.append(Bar(arm, Estimate(share, math.nan, math.nan), note))
-    caption = "Share of data sets on which an arm's mean over seeds is better than MLE's. The paper's Fig. 6 (B)."
+    caption = "Share of data sets on which an arm's mean over seeds is better than MLE's." + _paper(sweep, "6 (B)")
     return Bars("Data sets won", caption, "share of data sets", (("", tuple(bars)),), end=1.0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,34 +12,75 @@ from uncertune.evaluation.checks import TOKENS
 from uncertune.evaluation.evaluate import measure
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run
+from uncertune.sweep.points import EVALUATION, Point, Points, folder_of, keep_points, points_of, prune
 from uncertune.sweep.rows import in_data, shown
 
-EVALUATION = "evaluation"
 BASE = "base"
 TOKEN_MEASURES = ("loss", "accuracy", "ece", "kl")
 
 
 def measure_base(plan: Plan) -> None:
     """Measure the model that every run starts from."""
-    _measure(plan, [str(plan.common.model.model_name_or_path)], [BASE])
+    _measure(plan, {BASE: str(plan.common.model.model_name_or_path)}, [BASE])
 
 
 def measure_runs(plan: Plan, runs: Sequence[Run]) -> None:
-    """Measure finished runs; what is there already is not measured again."""
-    todo = [run for run in runs if run.arm is not None and measures_of(plan, run.label) is None]
-    if not todo:
-        return
-    if plan.common.model.use_peft:
-        _measure(plan, [str(plan.run_folder(run)) for run in todo], [run.label for run in todo])
-        return
-    for run in todo:  # whole models: one at a time, and without KL from the base
-        _measure(plan, [str(plan.run_folder(run))], [run.label])
+    """Measure finished runs at every point that is not measured yet, and delete the checkpoints no longer needed.
+
+    Adapters measured at their end alone share one base in memory, whose answers are computed once; a run with
+    checkpoints is measured by itself, so that few adapters are in memory.
+    """
+    todo = [(run, points_of(plan, run)) for run in runs if run.arm is not None]
+    todo = [(run, found) for run, found in todo if _missing(plan, run, found)]
+    whole = not plan.common.model.use_peft
+    alone = [one for one in todo if whole or len(one[1].points) > 1]
+    together = [one for one in todo if one not in alone]
+    for group in [[one] for one in alone] + ([together] if together else []):
+        start = time.monotonic()
+        for run, found in group:
+            keep_points(plan, run, found)
+        missing = [(run, point) for run, found in group for point in _missing(plan, run, found)]
+        for batch in [[one] for one in missing] if whole else [missing]:
+            ends = [point.label for run, point in batch if point.label == run.label]
+            _measure(plan, {point.label: str(folder_of(plan, run, point)) for run, point in batch}, ends)
+        minutes = (time.monotonic() - start) / 60 / len(group)
+        for run, found in group:
+            keep_points(plan, run, Points(found.points, found.minutes + minutes))
+    for run in runs:
+        if run.arm is not None:
+            prune(plan, run, best_point(plan, run))
 
 
-def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
+def curve_of(plan: Plan, run: Run) -> list[dict[str, Any]]:
+    """Every measured point of a run, ``step``, ``epoch``, ``in`` and ``out``; nothing for one measured at its end."""
+    points = points_of(plan, run).points
+    if len(points) < 2:
+        return []
+    found = [(point, _measures(plan, run, point)) for point in points]
+    return [{"step": point.step, "epoch": point.epoch, **one} for point, one in found if one is not None]
+
+
+def best_point(plan: Plan, run: Run) -> Point:
+    """The point of the lowest loss in distribution, the earlier of equals: the one that early stopping would keep."""
+    points = points_of(plan, run).points
+    found = [_measures(plan, run, one) for one in points]
+    losses = [math.inf if one is None else float(one["in"]["loss"]) for one in found]
+    return points[losses.index(min(losses))]
+
+
+def _missing(plan: Plan, run: Run, found: Points) -> list[Point]:
+    """The points that are not measured and whose models are still there."""
+    return [one for one in found.points if _measures(plan, run, one) is None and folder_of(plan, run, one).is_dir()]
+
+
+def _measures(plan: Plan, run: Run, point: Point) -> dict[str, dict[str, Any]] | None:
+    return measures_of(plan, point.label, answers=point.label == run.label)
+
+
+def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
+    """Measure models by label; tasks of lm-eval for those at the ``ends`` of runs alone."""
     options = plan.request.options
     common: dict[str, Any] = {
-        "labels": labels,
         "output_dir": plan.folder / EVALUATION,
         "batch_size": options.batch_size,
         "dtype": options.measure_dtype,
@@ -48,15 +91,17 @@ def _measure(plan: Plan, models: list[str], labels: list[str]) -> None:
     length = plan.common.training.max_length
     tokens = [TOKENS + name for name in (in_data(plan), *options.out_sets)]
     cut = {"max_length": length} if length else {}
-    measure(models, **common, **cut, tasks=tokens, limit=options.documents)
-    if options.harness_tasks:
-        measure(models, **common, tasks=options.harness_tasks, limit=options.limit)
+    measure(list(models.values()), labels=list(models), **common, **cut, tasks=tokens, limit=options.documents)
+    if options.harness_tasks and ends:
+        trained = [models[one] for one in ends]
+        measure(trained, labels=ends, **common, tasks=options.harness_tasks, limit=options.limit)
 
 
-def measures_of(plan: Plan, label: str) -> dict[str, dict[str, Any]] | None:
+def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, dict[str, Any]] | None:
     """``in``: measure → value, ``out``: data set → measure → value; None where some are not there yet.
 
-    A task of lm-eval counts as in distribution where it is named as the training data.
+    A task of lm-eval counts as in distribution if it is named as the training data; without ``answers`` tasks are not
+    looked for.
     """
     own = str(plan.common.data.dataset_name)
     inside = _result(plan, label, TOKENS + in_data(plan))
@@ -68,7 +113,7 @@ def measures_of(plan: Plan, label: str) -> dict[str, dict[str, Any]] | None:
         if found is None:
             return None
         out["out"][shown(name)] = _tokens(found)
-    for task in plan.request.options.harness_tasks:
+    for task in plan.request.options.harness_tasks if answers else ():
         found = _result(plan, label, task)
         if found is None:
             return None

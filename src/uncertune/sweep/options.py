@@ -24,10 +24,12 @@ class SweepOptions:
     held_out: int = 64
     out: str = ""
     documents: int = 64
+    measure_every: str = "epoch"
     tasks: str = ""
     limit: int | None = None
     batch_size: int = 16
     measure_dtype: str = "auto"
+    paper: bool = False
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
@@ -50,10 +52,13 @@ HELP = {
     "held_out": "training rows kept apart to measure on, where the data has no test split",
     "out": "data sets out of distribution, with commas: DATA or DATA@SPLIT, as tokens:DATA of `uncertune evaluate`",
     "documents": "documents measured of each data set, the first ones",
+    "measure_every": "when each run is measured: every epoch, a number of steps, or only at its end (end); "
+    "sets save_strategy",
     "tasks": "tasks of lm-eval besides, with commas",
     "limit": "documents of each task of lm-eval; all",
     "batch_size": "documents measured together",
     "measure_dtype": "of the model while it is measured: auto (as stored), float32, bfloat16 or float16",
+    "paper": "also test the paper's claims C3 and C5, and number the figures as the paper does",
 }
 DESCRIPTION = (
     "Train every arm with every seed, measure each run in and out of distribution, and write one table "
@@ -132,6 +137,9 @@ def _check(out: SweepOptions) -> None:
     if len(set(seeds)) < len(seeds) or any(seed < 0 or seed != int(seed) for seed in seeds):
         raise UserError(f"seeds: {out.seeds!r} must be different whole numbers from 0")
     options.check_counts(out, "jobs", "held_out", "documents", "limit", "batch_size")
+    every = out.measure_every
+    if every not in ("epoch", "end") and not (every.isdecimal() and int(every) > 0):
+        raise UserError(f"measure_every must be epoch, end or a number of steps from 1, got {every!r}")
     called = [Path(name).name for name in out.out_sets]
     twice = [name for name in called if called.count(name) > 1]
     if twice:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 from uncertune.report.drawing import draw_sections
 from uncertune.report.html import render, write_whole
 from uncertune.report.page import Column, Facts, FormattedValue, Page, Section, Table, Value
 from uncertune.report.tables import counted, findings_table, format_estimate, markdown_text, to_markdown
-from uncertune.statistics.intervals import MOST_SEEDS, Estimate, over_seeds, seeds_needed
+from uncertune.statistics.intervals import Estimate, over_seeds
 from uncertune.sweep.claims import claims
-from uncertune.sweep.figures import HOW, figures
+from uncertune.sweep.curves import curve_tables
+from uncertune.sweep.figures import figures
+from uncertune.sweep.gains import gains_table
 from uncertune.sweep.measures import MLE, Sweep, column, difference, mean, read_sweep
 
+FEW = 30
+_MINUTES = ("minutes", "measuring_minutes")
 PAGE, MARKDOWN = "sweep.html", "sweep.md"
 
 
@@ -32,13 +35,13 @@ def write_sweep(folder: Path, into: Path | None = None) -> Path:
     output_dir = into or folder
     output_dir.mkdir(parents=True, exist_ok=True)
     drawings = dict(figures(sweep))
-    found = tuple(claims(sweep))
-    numbers = [*([findings_table(found)] if found else []), gains_table(sweep), *_measures(sweep)]
+    found = tuple(claims(sweep)) if sweep.paper else ()
+    numbers = [*([findings_table(found)] if found else []), gains_table(sweep), *curve_tables(sweep), *_measures(sweep)]
     failed = _failed(sweep)
     seeds = sorted({run["seed"] for run in sweep.content["runs"]})
     lead = (
         f"{sweep.content['model']} trained on {sweep.content['data']}: {counted(len(sweep.arms), 'arm')}, "
-        f"{counted(len(seeds), 'seed')}, measured on {counted(len(sweep.sets), 'data set')}."
+        f"{counted(len(seeds), 'seed')}, measured on {counted(len(sweep.sets), 'data set')}{_documents(sweep)}."
     )
     drawn = [section for sections in drawings.values() for section in sections]
     sections: list[Section] = [*drawn, *numbers, *failed, _facts(sweep, seeds)]
@@ -51,44 +54,6 @@ def write_sweep(folder: Path, into: Path | None = None) -> Path:
 
 
 # ---- tables
-
-
-def gains_table(sweep: Sweep) -> Table:
-    """Every arm's gains over MLE, and how many seeds more a doubtful one would need."""
-    columns = [Column("seeds", "Seeds", None, 0)]
-    share = Column("", "", None, 2, percent=True, sign=True)
-    rows: list[dict[str, Value]] = []
-    sides = {"in": sweep.inside in sweep.relative, "out": any(name != sweep.inside for name in sweep.relative)}
-    labels = {"in": "In distribution", "out": "Out of distribution"}
-    for side in (side for side, there in sides.items() if there):
-        columns.append(replace(share, key=side, label=labels[side]))
-        columns.append(Column(f"{side}_more", "Seeds more", None, 0))
-    for arm in sweep.others:
-        row: dict[str, Value] = {"arm": arm}
-        for side, gains in (("in", _inside(sweep, arm)), ("out", sweep.mean_gains(arm))):
-            found = mean(gains)
-            row["seeds"] = max(int(str(row.get("seeds", 0))), len(gains))
-            row[side] = format_estimate(found, share)
-            row[f"{side}_more"] = _more(gains, found)
-        rows.append(row)
-    caption = (
-        f"{HOW} “Seeds more”: how many further seeds would bring the interval clear of 0, were mean and spread to "
-        "stay as they are; “clear” where it is already."
-    )
-    return Table("Gains over MLE", caption, tuple(columns), tuple(rows), "arm", None)
-
-
-def _inside(sweep: Sweep, arm: str) -> dict[int, float]:
-    return sweep.gains(arm, sweep.inside) if sweep.inside in sweep.main else {}
-
-
-def _more(gains: Mapping[int, float], found: Estimate) -> str | None:
-    if math.isnan(found.low) or found.low == found.high:  # equal values say nothing of their spread
-        return None
-    if found.low > 0 or found.high < 0:
-        return "clear"
-    needed = seeds_needed(list(gains.values()))
-    return f"over {MOST_SEEDS:,}" if needed is None else str(needed - len(gains))
 
 
 def _measures(sweep: Sweep) -> Iterator[Table]:
@@ -104,7 +69,7 @@ def _measures(sweep: Sweep) -> Iterator[Table]:
         points = " in points" if columns[0].percent else ""
         caption = (
             f"Means over seeds{unit.get(measure, '')}; Δ is the difference to MLE with the same seed{points} and its "
-            "95 % interval, with * where that is clear of 0."
+            "95 % interval, with * if that is clear of 0."
         )
         yield Table(f"Measured: {measure}", caption, tuple(columns), tuple(rows), "arm", None)
 
@@ -126,6 +91,15 @@ def _cell(sweep: Sweep, arm: str, shown: Column, measure: str) -> FormattedValue
 # ---- the rest
 
 
+def _documents(sweep: Sweep) -> str:
+    """How many documents were measured, with a warning if they are few."""
+    count = sweep.content.get("documents")
+    if count is None:
+        return ""
+    few = f"; fewer than {FEW} say little about other documents" if count < FEW else ""
+    return f", at most {counted(count, 'document')} each{few}"
+
+
 def _failed(sweep: Sweep) -> list[Facts]:
     if not sweep.failed:
         return []
@@ -145,6 +119,9 @@ def _facts(sweep: Sweep, seeds: list[int]) -> Facts:
     ]
     if not math.isnan(minutes.value):
         items.append(("minutes a run", f"{minutes.value:.1f}"))
+    trained, measured = (math.fsum(run.get(name) or 0 for run in sweep.content["runs"]) for name in _MINUTES)
+    if trained and measured:
+        items.append(("measuring", f"{measured:.1f} minutes in all, {measured / trained:.0%} of the training"))
     return Facts("What was run", tuple(items))
 
 

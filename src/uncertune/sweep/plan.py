@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,21 @@ from uncertune.sweep.options import Arms, Request
 from uncertune.training import arguments as train_fields
 from uncertune.training.arguments import Arguments
 from uncertune.training.config import CACHE_FIELDS, OBJECTIVE_FIELDS, SELECTION_FIELDS, UncertuneConfig
+from uncertune.training.family import ANCHOR_FIELDS, WEIGHTING_FIELDS
 
 MLE = "mle"
 ARM_FIELDS = (
     "objective",
     *(name for name in SELECTION_FIELDS if name != "rho_reference"),
     *(name for name in OBJECTIVE_FIELDS if name.startswith("teacher_")),
+    "token_weighting",
+    *WEIGHTING_FIELDS,
+    *ANCHOR_FIELDS,
 )
 _SHORT = {"selection_metric": "metric", "selection_level": "level", "selection_fraction": "q"}
 _DEFAULTS = {name: getattr(UncertuneConfig, name) for name in ARM_FIELDS}
+END, EPOCH = "end", "epoch"
+"""Values of ``measure_every``, beside a number of steps."""
 RUNS, DATA, CACHE = "runs", "data", "teacher_cache"
 
 
@@ -64,9 +71,10 @@ class Arm:
         for one, value in self.values.items():
             if one in ("objective", "selection_metric", "selection_fraction") or value == _DEFAULTS[one]:
                 continue
-            said = one.startswith("selection_") or one == "teacher_truncation"
-            said = said and one != "selection_threshold"
-            parts.append(str(value) if said else f"{one.removeprefix('teacher_').removeprefix('selection_')}_{value}")
+            plain = one.startswith("selection_") or one in ("teacher_truncation", "token_weighting")
+            plain = plain and one != "selection_threshold"
+            word = Path(str(value)).name
+            parts.append(word if plain else f"{one.removeprefix('teacher_').removeprefix('selection_')}_{word}")
         return "-".join(parts)
 
     @property
@@ -110,16 +118,21 @@ class Plan:
         uses = any(arm.extra == "reference_loss" for arm in self.arms)
         return uses and self.request.settings.get("rho_reference") in (None, "auto")
 
+    @property
+    def measures_often(self) -> bool:
+        """Whether runs are measured at more points than their end."""
+        return bool(checkpointing(self.request.options.measure_every, self.request.settings))
+
     def first(self) -> list[Run]:
         """The runs that others need: MLE, and the reference of rho."""
         seeds = self.request.options.chosen_seeds
         rho = [Run(None, seed) for seed in seeds] if self.own_rho else []
-        return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.objective == MLE]
+        return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name == MLE]
 
     def rest(self) -> list[Run]:
         """All others, seed by seed."""
         seeds = self.request.options.chosen_seeds
-        return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.objective != MLE]
+        return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name != MLE]
 
     def run_folder(self, run: Run) -> Path:
         return self.folder / RUNS / run.label
@@ -142,6 +155,8 @@ class Plan:
         if "teacher_cache" in out or scored:
             out["teacher_cache_dir"] = str(self.folder / CACHE / f"s{run.seed}")
         out.setdefault("use_cpu", not torch.accelerator.is_available())
+        if run.arm is not None:
+            out |= checkpointing(self.request.options.measure_every, out)
         return {**out, "seed": run.seed, "output_dir": str(self.run_folder(run))}
 
     def _teacher(self, seed: int) -> str:
@@ -175,6 +190,16 @@ def plan(request: Request) -> Plan:
         else:
             kept.append(arm)
     return Plan(request, folder, tuple(kept), common)
+
+
+def checkpointing(measure_every: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a run that leave a checkpoint at each point; none for a run that is measured at its end alone."""
+    if measure_every == END:
+        return {}
+    if measure_every == EPOCH:
+        epochs, steps = float(settings.get("num_train_epochs", 3)), int(settings.get("max_steps", -1))
+        return {"save_strategy": "epoch", "save_total_limit": None} if epochs > 1 or steps > 0 else {}
+    return {"save_strategy": "steps", "save_steps": int(measure_every), "save_total_limit": None}
 
 
 def _check(request: Request) -> None:
@@ -211,6 +236,12 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
     if name == "objective":
         return True
     objective = OBJECTIVES[values["objective"]]
+    if name == "token_weighting":
+        return name in objective.uses
+    if name in WEIGHTING_FIELDS:
+        return "token_weighting" in objective.uses and name.startswith(f"{values['token_weighting']}_")
+    if name in ANCHOR_FIELDS:
+        return name == "anchor" or values["anchor"] != "none"
     if name in OBJECTIVE_FIELDS or name == "normalize_by":
         return name in objective.fields
     if "selected" not in objective.uses:
@@ -224,7 +255,7 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
 def resolved(plan: Plan) -> dict[str, Any]:
     """What the runs and their measures have in common, for ``config.yaml``; arms, seeds and jobs may change."""
     options = plan.request.options
-    kept = ("fresh_rows", "held_out", "documents", "limit", "measure_dtype")
+    kept = ("fresh_rows", "held_out", "documents", "limit", "measure_every", "measure_dtype")
     settings = plan.common.resolved()
     for name in ("output_dir", "seed", "objective", "logging_dir", "run_name"):
         settings.pop(name, None)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from uncertune.runs.files import write_atomically
-from uncertune.sweep.measuring import BASE, measures_of
+from uncertune.sweep.measuring import BASE, curve_of, measures_of
 from uncertune.sweep.plan import Plan
+from uncertune.sweep.points import points_of
 from uncertune.sweep.rows import HELD_OUT, in_data, shown
 from uncertune.sweep.runs import outcome_of
 
@@ -42,6 +43,8 @@ def collect(plan: Plan) -> dict[str, Any]:
                 "error": known.error,
                 **(measures if measures and not known.error else {"in": {}, "out": {}}),
                 "minutes": known.minutes,
+                "measuring_minutes": 0.0 if known.error else points_of(plan, run).minutes,
+                "curve": [] if known.error else curve_of(plan, run),
             }
         )
     base = measures_of(plan, BASE) or {"in": {}, "out": {}}
@@ -50,6 +53,8 @@ def collect(plan: Plan) -> dict[str, Any]:
         "model": shown(str(plan.common.model.model_name_or_path)),
         "data": name,
         "in_data": f"{name}, held out" if inside.endswith(HELD_OUT) else inside,
+        "documents": plan.request.options.documents,
+        "paper": plan.request.options.paper,
         "arms": [{"name": arm.name, **arm.axes} for arm in plan.arms],
         "base": base,
         "runs": runs,
@@ -64,7 +69,7 @@ def _csv(found: Mapping[str, Any]) -> str:
         row.pop("name", None)
         row |= {f"in {name}": value for name, value in run["in"].items()}
         row |= {f"{data} {name}": value for data, named in run["out"].items() for name, value in named.items()}
-        rows.append(row | {name: run[name] for name in ("minutes", "error") if name in run})
+        rows.append(row | {name: run[name] for name in ("minutes", "measuring_minutes", "error") if name in run})
     first = ("arm", "seed", "status")
     names = [*first, *(name for name in dict.fromkeys(name for row in rows for name in row) if name not in first)]
     text = io.StringIO()
