@@ -255,6 +255,7 @@ def _sweep(
         f"  out: [{', '.join(data.other)}]",
         "  documents: 256",
         f"  tasks: [{tasks}]   # answers, by lm-eval",
+        "  paper: true   # claims and figures of the paper",
     ]
     return "\n".join(lines) + "\n"
 
