@@ -194,9 +194,16 @@ def empty(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda f: (f / "verdicts.json").write_text('{"models": "x"}'), "verdicts.json' is damaged"),
+        (lambda f: (f / "verdicts.json").write_text("[" * 100_000), "verdicts.json' is damaged"),
+        (lambda f: (f / "evaluation" / "results.json").write_text('{"results": "x"}'), "results.json' is damaged"),
+        (
+            lambda f: write_lines(f / "answers" / "mle.jsonl", [{"id": "1", "messages": ["x"], "answer": "y"}]),
+            "'messages' are not turns",
+        ),
         (lambda f: (f / "verdicts.json").write_text("{"), "verdicts.json' is damaged"),
         (
-            lambda f: write_lines(f / "answers" / "mle.jsonl", [{"id": 1}]),
+            lambda f: write_lines(f / "answers" / "mle.jsonl", [{"id": "1"}]),
             "mle.jsonl' is damaged in line 1 .without 'messages'.",
         ),
         (

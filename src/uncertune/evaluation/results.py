@@ -102,13 +102,15 @@ def _check_equal(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A result, or None for any other JSON file."""
+    """A result, or None for any other file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    needed = ("task", "model", "label", "metrics", "settings", "weights")
-    return found if isinstance(found, dict) and all(name in found for name in needed) else None
+    needed = {"task": str, "model": str, "label": str, "metrics": dict, "settings": dict, "weights": dict}
+    if not isinstance(found, dict) or not isinstance(found.get("preparation", {}), dict):
+        return None
+    return found if all(isinstance(found.get(name), kind) for name, kind in needed.items()) else None
 
 
 def write(place: Place, result: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> None:
