@@ -37,6 +37,8 @@ CASES = {
         2,
         2,
     ),
+    "ragged, checkpointed": ({**BOTH, "gradient_checkpointing": True}, 7, None, 2, 2),
+    "ragged, checkpointed, full": ({**MASKED, "gradient_checkpointing": True, "lora": False}, 7, None, 2, 2),
     "one document kept": ({**MASKED, **DOCUMENT, "selection_fraction": 0.1}, 8, "token_weight", 1, 4),
     "running": ({**BOTH, "selection_scope": "running", "max_steps": 3, "num_train_epochs": 3}, 7, None, 2, 2),
     "running documents": (

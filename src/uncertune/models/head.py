@@ -165,7 +165,8 @@ def attach_head(model: nn.Module) -> None:
                    multiplied by ``router_aux_loss_coef``; None otherwise
 
     ``fn`` runs inside the forward of the wrapped model, so that the hooks of DDP, FSDP and DeepSpeed see one ordinary
-    call. ``labels`` and other arguments of the head are dropped. Without ``head_fn`` the forward is the one that was
+    call. With ``kept``, hidden states and auxiliary loss of an earlier call, the backbone does not run: ``fn`` gets
+    these. ``labels`` and other arguments of the head are dropped. Without ``head_fn`` the forward is the one that was
     there, under its own signature. Attaching twice does nothing.
     """
     lm = causal_lm(model)
@@ -176,10 +177,17 @@ def attach_head(model: nn.Module) -> None:
 
     @functools.wraps(type(lm).forward)  # `generate` and `Trainer` read the signature
     def forward(
-        self: Any, *args: Any, head_fn: Callable | None = None, response_mask: torch.Tensor | None = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        head_fn: Callable | None = None,
+        response_mask: torch.Tensor | None = None,
+        kept: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        **kwargs: Any,
     ) -> Any:
         if head_fn is None:
             return self._uncertune_forward(*args, **kwargs)
+        if kept is not None:
+            return _apply_head(self, head_fn, *kept)
         if response_mask is None:
             raise ValueError("head_fn needs response_mask, (B, L-1) bool")
         return _forward_backbone(self, head_fn, response_mask, args, kwargs)
@@ -215,12 +223,16 @@ def _forward_backbone(lm: Any, head_fn: Callable, response_mask: torch.Tensor, a
     batch, length, width = hidden_BLD.shape
     if response_mask.shape != (batch, length - 1):
         raise ValueError(f"response_mask is {tuple(response_mask.shape)}, the hidden states want {(batch, length - 1)}")
-    head = _head_of(lm)
     predicts = nn.functional.pad(response_mask.to(hidden_BLD.device), (0, 1), value=False)
     # index_select, whose backward adds rows in place; a boolean index sorts them first
     hidden_TD = hidden_BLD.reshape(-1, width).index_select(0, predicts.flatten().nonzero().squeeze(1))
+    return _apply_head(lm, head_fn, hidden_TD, _aux_loss(lm, outputs, args, kwargs))
+
+
+def _apply_head(lm: Any, head_fn: Callable, hidden_TD: torch.Tensor, aux_loss: torch.Tensor | None) -> Any:
+    head = _head_of(lm)
     with gathered(head.weight, head.bias):
-        return head_fn(hidden_TD.to(head.weight.device), head, _aux_loss(lm, outputs, args, kwargs))
+        return head_fn(hidden_TD.to(head.weight.device), head, aux_loss)
 
 
 def _backbone(lm: Any) -> nn.Module:

@@ -54,6 +54,7 @@ SILENT = frozenset(
         "project",
         "push_to_hub",
         "report_to",
+        "selection_memory_gb",
         "resume_from_checkpoint",
         "rho_reference",
         "run_name",

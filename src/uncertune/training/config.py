@@ -20,6 +20,7 @@ SELECTION_FIELDS = (
     "selection_threshold",
     "selection_level",
     "selection_scope",
+    "selection_memory_gb",
     "normalize_by",
     *(name for metric in METRICS.values() for name in metric.fields),
 )
@@ -52,6 +53,9 @@ class UncertuneConfig(FamilyConfig):
         selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``;
             ``running`` compares with a threshold carried over from earlier steps, without a pass over the micro-batches
             first.
+        selection_memory_gb: with gradient checkpointing, a step's forwards run before its selection where the layer
+            inputs of its micro-batches fit into this many gigabytes a rank; otherwise, or with 0, tokens are scored in
+            a forward pass of their own. The masks are the same.
         teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
             model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``). A list (in
             text, separated by commas): the mean of their distributions.
@@ -104,6 +108,9 @@ class UncertuneConfig(FamilyConfig):
     )
     selection_level: str = choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
     selection_scope: str = choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
+    selection_memory_gb: float = field(
+        default=2.0, metadata={"help": "Memory for running a step's forwards before its selection; 0: never."}
+    )
     teacher: list[str] | str | None = field(
         default=None,
         metadata={
@@ -248,6 +255,8 @@ class UncertuneConfig(FamilyConfig):
                 "pass: use 'batch'"
             )
         self._check_order(metric.drawn)
+        if not self.selection_memory_gb >= 0:
+            raise UserError(f"selection_memory_gb must be at least 0, got {self.selection_memory_gb}")
         if self.selection_scope == "running" and self.normalize_by == "selected":
             raise UserError(
                 "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "

@@ -2,9 +2,10 @@
 
 A mask comes from one of these places:
 
-* ``Selector.select_for_step``, before the training forwards of a step, from a pass of its own: where the whole step is
-  ranked but runs in several micro-batches, where dropout is active, where dropped documents are not run, or where the
-  loss is divided by the selected tokens. The mask is stored in the batch and never computed again.
+* ``Selector.select_for_step``, before the losses of a step: where the whole step is ranked but runs in several
+  micro-batches, where dropout is active, where dropped documents are not run, or where the loss is divided by the
+  selected tokens. It scores in a forward pass of its own or, with gradient checkpointing, from the training forwards
+  themselves (``kept_forward``). The mask is stored in the batch and never computed again.
 * ``Selector.select_in_forward``, inside the training forward, from its hidden states: where one micro-batch a rank is
   the whole scope, or (scope ``running``, a fixed threshold) where no other micro-batch matters.
 * ``Evaluation.finish``, for the value of the objective on evaluation data.
@@ -30,6 +31,7 @@ from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import SELECTED, Documents, Tokens, document_rows
 from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import keep_selected, skipped
+from uncertune.training.kept_forward import KEPT, ForwardKeeper
 from uncertune.training.references import stats_of
 from uncertune.training.step import Chosen, Rule, StepRecord, choose, first_documents, has_noise
 from uncertune.uncertainty import mc_dropout, token_uncertainty
@@ -89,6 +91,7 @@ class Selector:
         self.running = RunningSelection(rule, RunningThreshold(rule.fraction, rule.level, rule.order))
         self._metric = METRICS[args.selection_metric]
         self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
+        self._keeper = ForwardKeeper(trainer, noisy=self._dropout)
         self._verify_dropout = True  # at the first batch, which has tokens to try it on
         if args.selection_extra == "epistemic" and not args.scores_by_members:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -108,10 +111,18 @@ class Selector:
             return batches
         scores: list[Tensor | None] = []
         places: list[Documents] = []
+        keeps = self._metric.needs_stats and not self._drops(record) and self._keeper.fits(batches)
         for batch in batches:
             tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
             places.append(tokens.documents)
-            scores.append(None if self._metric.drawn else self.score(tokens, record))
+            if keeps:
+                extra_T = self.extra_scores(self._trainer.model_wrapped, tokens)
+                batch[KEPT] = kept = self._keeper.run(tokens)
+                stats = score_tokens(kept.hidden, kept.head, tokens.labels).stats
+                record.add_stats(stats)
+                scores.append(scores_of(self.rule.metric, stats, extra_T))
+            else:
+                scores.append(None if self._metric.drawn else self.score(tokens, record))
         record.has_stats = self._metric.needs_stats
         if self._everywhere:
             chosen = [choose(self.rule, record.step, scores, places)]

@@ -40,6 +40,7 @@ from uncertune.training.config import UncertuneConfig
 from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import skipped
 from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best_metric
+from uncertune.training.kept_forward import KEPT
 from uncertune.training.references import References
 from uncertune.training.refusals import check_arguments, check_kind, teachers_of
 from uncertune.training.runlog import METRICS, RunLog, read_metrics
@@ -49,7 +50,7 @@ from uncertune.training.side_columns import check_vocabulary
 from uncertune.training.step import StepRecord
 from uncertune.training.step_loss import StepLoss
 
-_NOT_THE_MODELS = ("labels", SELECTED, ROW_LENGTHS, *SIDE_COLUMNS)
+_NOT_THE_MODELS = ("labels", SELECTED, KEPT, ROW_LENGTHS, *SIDE_COLUMNS)
 
 
 class UncertuneTrainer(SFTTrainer):
@@ -284,7 +285,8 @@ class UncertuneTrainer(SFTTrainer):
         rows = self.references.rows(model, tokens)
         extra_T = None if SELECTED in batch else self.selector.extra_scores(model, tokens)
         step_loss = StepLoss(self, record, batch, tokens, rows, extra_T)
-        loss = model(**tokens.inputs, head_fn=step_loss, response_mask=tokens.mask)["loss"]
+        kept = {"kept": batch[KEPT].take()} if KEPT in batch else {}
+        loss = model(**tokens.inputs, **kept, head_fn=step_loss, response_mask=tokens.mask)["loss"]
         result = step_loss.result
         assert result is not None
         if result.stats is not None:

@@ -1,0 +1,96 @@
+"""Training forwards of all micro-batches before the selection, instead of a scoring pass of its own.
+
+With gradient checkpointing a forward keeps the inputs of the layers alone, and the backward computes the rest again. So
+the forwards of a step's micro-batches run first, up to the last hidden states; the tokens are scored and selected from
+these; then each micro-batch's loss is computed and its backward run. A step costs what plain checkpointed fine-tuning
+costs: one forward, one recomputation, one backward. The price is memory: the layers' inputs of all micro-batches at
+once, about ``layers × positions × hidden size`` numbers a rank.
+
+Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from uncertune.models import causal_lm
+from uncertune.objectives import Head
+from uncertune.training.batch import Tokens
+from uncertune.training.devices import all_ranks
+
+KEPT = "uncertune_kept_forward"
+"""Key under which a micro-batch's ``KeptForward`` is stored in it."""
+
+
+@dataclass
+class KeptForward:
+    """Hidden states (T, D) and auxiliary loss of a training forward, with their graph, for one use."""
+
+    hidden: Tensor
+    head: Head
+    aux_loss: Tensor | None
+    _used: bool = False
+
+    def take(self) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and auxiliary loss; nothing here keeps their graph alive afterwards."""
+        assert not self._used, "the graph of a forward serves one backward"
+        taken = self.hidden, self.aux_loss
+        self.hidden, self.aux_loss, self._used = self.hidden.detach(), None, True
+        return taken
+
+
+class ForwardKeeper:
+    """Whether the training forwards of a step can run before its selection, and those forwards."""
+
+    def __init__(self, trainer: Any, *, noisy: bool) -> None:
+        args = trainer.args
+        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self._trainer, self._limit = trainer, args.selection_memory_gb
+        self._possible = bool(
+            args.gradient_checkpointing and not (reentrant or noisy or sharded or args.activation_offloading)
+        )
+        self._said: set[bool] = set()
+
+    def fits(self, batches: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether they may run first: the memory of the rank that needs most is within ``selection_memory_gb``."""
+        if not (self._possible and self._limit):
+            return False
+        positions = sum(batch["input_ids"].numel() for batch in batches)
+        need = max(all_ranks(positions * self._bytes_of_position)) / 1e9
+        kept = need <= self._limit
+        if kept not in self._said and self._trainer.accelerator.is_main_process:
+            does = "runs a step's forwards before its selection" if kept else "scores in a forward pass of its own"
+            print(
+                f"selection: {does}; the layer inputs of {len(batches)} micro-batches take about {need:.3g} GB "
+                f"(selection_memory_gb={self._limit:g})",
+                file=sys.stderr,
+            )
+        self._said.add(kept)
+        return kept
+
+    @property
+    def _bytes_of_position(self) -> int:
+        lm = causal_lm(self._trainer.model)
+        config = lm.config.get_text_config()
+        return int(config.num_hidden_layers * config.hidden_size * next(lm.parameters()).element_size())
+
+    def run(self, tokens: Tokens) -> KeptForward:
+        """The training forward of a micro-batch up to its hidden states, of the model without DDP around it, which
+        counts the forwards of its own."""
+        kept: list[KeptForward] = []
+
+        def keep(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
+            kept.append(KeptForward(hidden, head, aux_loss))
+            return {}
+
+        model = self._trainer.model
+        model.train()
+        with self._trainer.compute_loss_context_manager():
+            model(**tokens.inputs, head_fn=keep, response_mask=tokens.mask)
+        return kept[0]
