@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from uncertune.fused import linear_weighted_nll, score_tokens
-from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
+from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, anchored, token_weighting
 from uncertune.selection import select
 
 FRACTION = 0.25
@@ -121,11 +122,16 @@ def compiled_logits(p: Problem) -> Tensor:
 
 def trl_head(p: Problem) -> Tensor:
     """With the outputs that SFTTrainer asks for."""
+    return trl_losses(p).mean()
+
+
+def trl_losses(p: Problem) -> Tensor:
+    """The loss of each token, (T,), by TRL's fused head."""
     from trl.kernels import ChunkedLogProbFunction
 
     outputs = ("log_probs", "entropy", "is_top1")
     log_probs, *_ = ChunkedLogProbFunction.apply(p.hidden, p.head, None, p.labels, 1.0, 32768, p.softcap, 1.0, outputs)
-    return -log_probs.mean()
+    return -log_probs
 
 
 def torch_lce(p: Problem, rows: int | None = None) -> Tensor:
@@ -274,4 +280,78 @@ DISTILLATION = [
     Contestant("chunks, checkpointed, CE + KL", checkpointed_distillation),
     Contestant("Liger CE and JSD", liger_distillation, _no_cap),
     Contestant("uncertune masked_mle_distill 25 %", ours_distillation),
+]
+
+
+# ---- the family: token weightings, an anchor, a teacher of several members
+
+FAMILY_MEMBERS = 4
+ANCHOR_WEIGHT = 0.1
+
+
+def _family(p: Problem, objective: str, weighting: str = "none", anchor: bool = False, members: int = 1) -> Tensor:
+    scored, given = None, {"token_weighting": token_weighting(weighting)}
+    teacher = FactoredTeacher(p.teacher, Head(p.head, softcap=p.softcap))
+    if objective == "masked_mle_distill":
+        scored = score_tokens(p.hidden, p.head, p.labels, keep=True, softcap=p.softcap)
+        given |= {"selected": select(scored.stats.loss, FRACTION), "teacher": [teacher] * members}
+    targets = OBJECTIVES[objective](p.labels, **given)
+    targets = anchored(targets, p.labels, teacher, ANCHOR_WEIGHT) if anchor else targets
+    factor = 1 / len(p.labels)
+    return linear_weighted_nll(p.hidden, p.head, targets, scored=scored, factor=factor, softcap=p.softcap).mean()
+
+
+def trl_dft(p: Problem) -> Tensor:
+    """TRL's ``loss_type: dft``: its fused head, and the label's own probability as weight."""
+    loss_T = trl_losses(p)
+    return (loss_T * (-loss_T).exp().detach()).mean()
+
+
+def dense_asft(p: Problem) -> Tensor:
+    """ASFT as LLaMA-Factory computes it: whole logits of the model and of its base."""
+    with torch.no_grad():
+        base_log_p = functional.log_softmax(p.logits(p.teacher).float(), -1)
+    log_p = functional.log_softmax(p.logits(p.hidden).float(), -1)
+    label_T = log_p.gather(-1, p.labels[:, None])[:, 0]
+    divergence_T = functional.kl_div(log_p, base_log_p, log_target=True, reduction="none").sum(-1)
+    return (-label_T * label_T.exp().detach() + ANCHOR_WEIGHT * divergence_T).mean()
+
+
+def family_by_hand(contestant: Contestant, p: Problem) -> Tensor:
+    """What a contestant of ``FAMILY`` computes, from plain logits."""
+    objective, weighting, anchor = FAMILY_LOSSES[contestant.name]
+    z = p.logits(p.hidden)
+    log_p, q = functional.log_softmax(z, -1), functional.softmax(p.logits(p.teacher), -1).detach()
+    label_T, soft_T = log_p.gather(-1, p.labels[:, None])[:, 0], (q * log_p).sum(-1)
+    weight_T = label_T.detach().exp() if weighting == "dft" else torch.ones_like(label_T)
+    if weighting == "eaft":
+        top_log_p = z.detach().topk(20, -1).values.log_softmax(-1)
+        weight_T = -(top_log_p.exp() * top_log_p).sum(-1) / math.log(20)
+    loss_T = -weight_T * label_T
+    if objective == "masked_mle_distill":
+        loss_T = torch.where(p.selected, loss_T, -soft_T)
+    return (loss_T - ANCHOR_WEIGHT * soft_T * anchor).mean()
+
+
+FAMILY_LOSSES = {
+    "TRL dft": ("mle", "dft", False),
+    "dense ASFT": ("mle", "dft", True),
+    "uncertune dft": ("mle", "dft", False),
+    "uncertune eaft": ("mle", "eaft", False),
+    "uncertune mle + anchor": ("mle", "none", True),
+    "uncertune asft": ("mle", "dft", True),
+    "uncertune masked_mle_distill 25 % + anchor": ("masked_mle_distill", "none", True),
+    f"uncertune masked_mle_distill 25 %, {FAMILY_MEMBERS} members": ("masked_mle_distill", "none", False),
+}
+FAMILY = [
+    Contestant("TRL dft", trl_dft),
+    Contestant("dense ASFT", dense_asft, dense=True),
+    *(
+        Contestant(
+            name, functools.partial(_family, objective=loss[0], weighting=loss[1], anchor=loss[2], members=members)
+        )
+        for name, loss in FAMILY_LOSSES.items()
+        if name.startswith("uncertune")
+        for members in [FAMILY_MEMBERS if "members" in name else 1]
+    ),
 ]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import measure, tables
-from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, MASKED, Contestant, Problem
+from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, FAMILY, MASKED, Contestant, Problem, family_by_hand
 from uncertune.fused import linear_weighted_nll_with_stats
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
 
@@ -23,7 +23,7 @@ SHAPES = {
     "gemma-2-2b": (2304, 256000, 30.0),
     "tiny": (16, 64, None),
 }
-RACES = {"cross-entropy": CROSS_ENTROPY + MASKED, "distillation": DISTILLATION}
+RACES = {"cross-entropy": CROSS_ENTROPY + MASKED, "distillation": DISTILLATION, "family": FAMILY}
 TOLERANCE = 0.03
 """Error of a gradient in bfloat16, relative in norm, beyond which a contestant is wrong and not timed."""
 
@@ -95,7 +95,11 @@ def _too_large(problem: Problem, contestant: Contestant, device: str) -> str | N
     """Whether dense logits would not fit: ten bytes a logit for plain cross-entropy, twice that with a teacher."""
     if not contestant.dense:
         return None
-    need = len(problem.labels) * problem.head.shape[0] * (24 if "KL" in contestant.name else 12)
+    need = (
+        len(problem.labels)
+        * problem.head.shape[0]
+        * (24 if "KL" in contestant.name or "ASFT" in contestant.name else 12)
+    )
     free = measure.available_bytes(device)
     return f"needs about {need / 2**30:.0f} GiB of {free / 2**30:.0f} GiB" if need > 0.8 * free else None
 
@@ -108,6 +112,9 @@ def wrong(contestant: Contestant, problem: Problem) -> str | None:
     for name in ("hidden", "head", "teacher"):
         tensor = getattr(exact, name)
         setattr(exact, name, tensor.detach().double().requires_grad_(tensor.requires_grad))
+    if contestant in FAMILY:
+        family_by_hand(contestant, exact).backward()
+        return _difference(contestant, small, exact)
     selected = {"uncertune masked_mle 25 %": exact.selected}.get(contestant.name)
     log_p = exact.logits(exact.hidden).log_softmax(-1)
     hard = -log_p.gather(-1, exact.labels[:, None])[:, 0]
@@ -115,6 +122,11 @@ def wrong(contestant: Contestant, problem: Problem) -> str | None:
         soft = -(exact.logits(exact.teacher).softmax(-1).detach() * log_p).sum(-1)
         hard = torch.where(exact.selected, hard, soft)
     (hard if selected is None else hard * selected).mean().backward()
+    return _difference(contestant, small, exact)
+
+
+def _difference(contestant: Contestant, small: Problem, exact: Problem) -> str | None:
+    """What is wrong with the gradients on ``small``, by those that ``exact`` holds already."""
     contestant.run(small).backward()
     for name in ("hidden", "head"):
         got, want = getattr(small, name).grad, getattr(exact, name).grad

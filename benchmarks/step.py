@@ -31,18 +31,26 @@ from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.data.sources import load
 from uncertune.models import resolve_model
 
-# name → our configuration; the first is TRL's own trainer
+# name → our configuration; sft and sft_dft are TRL's own trainer
 ARMS: dict[str, dict[str, Any]] = {
     "sft": {},
+    "sft_dft": {"loss_type": "dft"},
     "mle": {"objective": "mle"},
     "masked_mle": {"objective": "masked_mle"},
     "masked_mle_running": {"objective": "masked_mle", "selection_scope": "running"},
     "masked_mle_document": {"objective": "masked_mle", "selection_level": "document"},
     "masked_mle_distill": {"objective": "masked_mle_distill"},
     "masked_mle_distill+hidden": {"objective": "masked_mle_distill", "teacher_cache": "hidden"},
+    "dft": {"token_weighting": "dft"},
+    "eaft": {"token_weighting": "eaft"},
+    "anchor": {"anchor": "base"},
+    "anchor+hidden": {"anchor": "base", "teacher_cache": "hidden"},
+    "masked_mle_distill_anchor": {"objective": "masked_mle_distill", "anchor": "base"},
+    "masked_mle_distill_members": {"objective": "masked_mle_distill"},
     "truncated_distill+topk": {"objective": "truncated_distill", "teacher_cache": "topk"},
 }
 SEED_OF_TEACHER = 7
+MEMBERS = 4
 STEPS_OF_MEMORY = 3
 
 
@@ -98,12 +106,14 @@ def trainer_of(arm: str, setting: Setting, steps: int) -> tuple[Any, Steps]:
     data = load(name, max_samples=rows)
     common = {"train_dataset": data, "peft_config": None if setting.full else _lora(setting)}
     fields = setting.fields | {"max_steps": steps, "output_dir": str(Path(setting.folder) / arm)}
-    if arm == "sft":
-        trainer = SFTTrainer(_model(setting), SFTConfig(**fields), processing_class=_tokenizer(setting), **common)
+    if arm.startswith("sft"):
+        args = SFTConfig(**ARMS[arm], **fields)
+        trainer = SFTTrainer(_model(setting), args, processing_class=_tokenizer(setting), **common)
     else:
         cache = {"teacher_cache_dir": f"{setting.folder}/cache-{rows}"} if "teacher_cache" in ARMS[arm] else {}
         args = UncertuneConfig(save_selection=False, **ARMS[arm], **cache, **fields)
         teacher = _teacher(setting) if "distill" in arm else None
+        teacher = [teacher] * MEMBERS if arm.endswith("members") else teacher
         trainer = UncertuneTrainer(
             _model(setting), args, processing_class=_tokenizer(setting), teacher=teacher, **common
         )
@@ -175,7 +185,7 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
     rows = []
     for arm in arms:
         taken, base = measure.timing(seconds[arm]), measure.timing(seconds[arms[0]])
-        name = "TRL sft" if arm == "sft" else f"uncertune {arm}"
+        name = {"sft": "TRL sft", "sft_dft": "TRL sft, dft"}.get(arm, f"uncertune {arm}")
         rows.append(
             {
                 "contestant": name,

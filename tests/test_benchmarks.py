@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import head, measure, step
-from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, MASKED, Contestant, Problem
+from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, FAMILY, MASKED, Contestant, Problem
 
 
 def read(path):
@@ -21,10 +21,10 @@ def test_head_measures_every_contestant_that_can_run(tmp_path, capsys):
     rows = read(tmp_path / "head-tiny-cpu-bfloat16.csv")
     printed = capsys.readouterr().out
     skipped = {line.split(": ")[1] for line in printed.splitlines() if line.startswith("skipped: ")}
-    everyone = {contestant.name for contestant in CROSS_ENTROPY + MASKED + DISTILLATION}
+    everyone = {contestant.name for contestant in CROSS_ENTROPY + MASKED + DISTILLATION + FAMILY}
     assert {row["contestant"] for row in rows} | skipped == everyone
     assert {"uncertune mle", "uncertune masked_mle 25 %", "uncertune masked_mle_distill 25 %"} <= everyone - skipped
-    for race in ("cross-entropy", "distillation"):
+    for race in ("cross-entropy", "distillation", "family"):
         best = min(float(r["ms"]) for r in rows if r["race"] == race and not r["contestant"].startswith("uncertune"))
         for row in rows:
             if row["race"] == race:
@@ -52,7 +52,7 @@ def test_a_wrong_gradient_is_not_timed(capsys):
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_ours_are_right(softcap, train_head):
     problem = Problem.make(8, 16, 64, softcap, torch.bfloat16, "cpu", train_head)
-    for contestant in CROSS_ENTROPY + MASKED + DISTILLATION:
+    for contestant in CROSS_ENTROPY + MASKED + DISTILLATION + FAMILY:
         if contestant.ours:
             assert head.wrong(contestant, problem) is None
 
