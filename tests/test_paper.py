@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from uncertune.cli import sweep, train
 from uncertune.cli.main import command_of
 from uncertune.comparison import options as compare_options
 from uncertune.evaluation import options
 from uncertune.scoring import options as scoring
-from uncertune.sweep import options as sweep
 from uncertune.sweep.plan import plan
-from uncertune.training import arguments
+from uncertune.training.arguments import arguments_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 PARSERS = {
     "demo": command_of("demo").parse,
-    "train": arguments.parse,
+    "train": lambda words: arguments_of(*train.parse(words)),
     "score": scoring.parse,
     "evaluate": options.parse_evaluate,
     "compare": compare_options.parse_compare,

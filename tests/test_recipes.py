@@ -14,10 +14,9 @@ import yaml
 import uncertune
 from helpers.tiny import save_tiny
 from tools.recipes import DATA, MODELS, OBJECTIVES, recipes
-from uncertune.cli import main
-from uncertune.sweep import options
+from uncertune.cli import main, sweep, train
 from uncertune.sweep.plan import plan
-from uncertune.training.arguments import parse
+from uncertune.training.arguments import arguments_of
 from uncertune.training.runlog import read_metrics
 
 FOLDER = Path(uncertune.__file__).parent / "recipes"
@@ -44,7 +43,7 @@ def test_its_command_is_the_one_that_runs_it(recipe):
 
 @pytest.mark.parametrize("recipe", RELATIVES, ids=lambda path: path.stem)
 def test_a_later_objective_resolves(recipe, tmp_path):
-    given = parse(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    given = arguments_of(*train.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
     training, name = given.training, recipe.stem.split("_")[-1]
     assert training.token_weighting == {"dft": "dft", "asft": "dft", "eaft": "eaft"}.get(name, "none")
     assert training.uses_anchor == (name in ("asft", "sft-kl"))
@@ -54,7 +53,7 @@ def test_a_later_objective_resolves(recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", RUNS, ids=lambda path: path.stem)
 def test_a_run_resolves_to_the_papers_settings(recipe, tmp_path):
-    given = parse(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    given = arguments_of(*train.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
     model_name, data, objective = recipe.stem.split("_")
     training, model = given.training, given.model
     assert model.model_name_or_path.lower().endswith("/" + model_name)
@@ -67,7 +66,7 @@ def test_a_run_resolves_to_the_papers_settings(recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_resolves_and_none_of_its_arms_is_refused(recipe, tmp_path, capsys):
-    found = plan(options.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
+    found = plan(sweep.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
     assert "refused" not in capsys.readouterr().err
     names = [arm.name for arm in found.arms]
     assert names[0] == "mle"

@@ -22,8 +22,9 @@ def _train(words: Sequence[str], log: str, pause: float, environment: Mapping[st
         os.dup2(file.fileno(), 2)
     import torch
 
+    from uncertune.cli.train import parse
     from uncertune.teachers import cache
-    from uncertune.training.arguments import parse
+    from uncertune.training.arguments import arguments_of
     from uncertune.training.command import job_of
     from uncertune.training.pipeline import fill_caches, run
 
@@ -36,7 +37,7 @@ def _train(words: Sequence[str], log: str, pause: float, environment: Mapping[st
         return compute(*args)
 
     cache.columns_of = slowly
-    given = parse(list(words))
+    given = arguments_of(*parse(words))
     (fill_caches if given.data.fill_teacher_cache_only else run)(job_of(given))
     sys.stdout.flush()
     os._exit(0)  # spares the shutdown of the interpreter

@@ -14,7 +14,7 @@ import yaml
 
 from helpers.tiny import save_tiny
 from uncertune.cli import main
-from uncertune.sweep.options import parse
+from uncertune.cli.sweep import parse
 from uncertune.sweep.plan import plan
 
 ADAPTER = "adapter_model.safetensors"

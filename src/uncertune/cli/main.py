@@ -14,40 +14,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from uncertune.cli.failures import report_failure
-from uncertune.cli.options import Command
 from uncertune.errors import InterruptedRun, UserError
 
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
-
-
-def train(arguments: list[str]) -> int:
-    """fine-tune a model: TRL's `trl sft` fields, and objective, selection_*, teacher"""
-    from uncertune.training import arguments as fields
-
-    if {"-h", "--help"} & set(arguments):
-        fields.parser("uncertune train").print_help()
-        return 0
-    given = fields.parse(arguments)
-
-    from uncertune.runs.folder import RHO, STAGE_1
-    from uncertune.training.command import job_of
-    from uncertune.training.page import write_run_page
-    from uncertune.training.pipeline import fill_caches, run
-
-    if given.data.fill_teacher_cache_only:
-        print(f"cache:  {fill_caches(job_of(given), overwrite=given.data.overwrite)}")
-        return 0
-    folder = run(job_of(given), overwrite=given.data.overwrite)
-    for stage in (STAGE_1, RHO):
-        if (folder / stage).is_dir():
-            write_run_page(folder / stage)
-    page = write_run_page(folder)
-    print(f"run:    {folder}\npage:   {page}")
-    if (tokens := folder / "tokens.html").is_file():
-        print(f"tokens: {tokens}")
-    return 0
 
 
 def score(arguments: list[str]) -> int:
@@ -62,33 +34,16 @@ def score(arguments: list[str]) -> int:
     return 0
 
 
-def sweep(arguments: list[str]) -> int:
-    """train and measure objectives × metrics × levels × q × seeds from one file: one table, and the Pareto front"""
-    from uncertune.sweep.options import parse, parser
-
-    if {"-h", "--help"} & set(arguments):
-        parser().print_help()
-        return 0
-    request = parse(arguments)
-
-    from uncertune.sweep.command import sweep as run_sweep
-
-    return 0 if run_sweep(request) else 1
-
-
 COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep", "report", "study")
 _UNCONVERTED: dict[str, Callable[[list[str]], int]] = {
-    "train": train,
     "score": score,
-    "sweep": sweep,
 }
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
 
 
-def command_of(name: str) -> Command:
+def command_of(name: str) -> Any:
     """The command of that name."""
-    found: Command = import_module(f"uncertune.cli.{name}").COMMAND
-    return found
+    return import_module(f"uncertune.cli.{name}").COMMAND
 
 
 def main(argv: Sequence[str] | None = None) -> int:

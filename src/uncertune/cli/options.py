@@ -197,6 +197,7 @@ def help_text(program: str, description: str, specs: Mapping[str, Spec], more: s
         lines += [f"{group}:"]
         for spec in members:
             head = spec.name.upper() if spec.positional else f"--{spec.name}{_value(spec)}"
+            head += f", --no_{spec.name}" if spec.types == ("bool",) and spec.default is True else ""
             lines += _entry(head, described(spec), width)
         lines += [""]
     lines += ["in every command:"]

@@ -57,12 +57,19 @@ class Spec:
 
     @property
     def range(self) -> str:
-        """The range in words, such as ``at least 1``; empty where there is none."""
-        lower = f"at least {self.least:g}" if self.least is not None else ""
-        lower = f"above {self.above:g}" if self.above is not None else lower
-        upper = f"at most {self.most:g}" if self.most is not None else ""
-        upper = f"below {self.below:g}" if self.below is not None else upper
-        return " and ".join(part for part in (lower, upper) if part)
+        """The range in words, such as ``at least 1`` or ``in (0, 1]``; empty where there is none."""
+        low = self.least if self.above is None else self.above
+        high = self.most if self.below is None else self.below
+        if low is not None and high is not None:
+            left, right = "[" if self.above is None else "(", "]" if self.below is None else ")"
+            return f"in {left}{_plain(low)}, {_plain(high)}{right}"
+        if low is not None:
+            return f"{'at least' if self.above is None else 'above'} {_plain(low)}"
+        return "" if high is None else f"{'at most' if self.below is None else 'below'} {_plain(high)}"
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def option(default: Any = REQUIRED, help: str = "", **described: Any) -> Any:
@@ -153,11 +160,13 @@ def convert(spec: Spec, value: Any, name: str | None = None) -> Any:
         if "null" in spec.types or spec.default is None:
             return None
         raise _refused(name, spec, value)
+    if value is False and "no" in spec.choices:  # what YAML makes of an unquoted no
+        value = "no"
     if spec.choices and "list" not in spec.types:
         if not any(type(value) is type(choice) and value == choice for choice in spec.choices):
             raise UserError(f"{name} must be one of {', '.join(map(str, spec.choices))}; got {shown(value)}")
         return value
-    checker = _CHECKERS.get(type(value))
+    checker = next((check for kind, check in _CHECKERS.items() if isinstance(value, kind)), None)
     if checker is None:
         raise UserError(f"{name} must be {_wanted(spec)}, got {shown(value)}: put it in quotes if it is text")
     return checker(name, spec, value)
@@ -195,7 +204,7 @@ def _refused(name: str, spec: Spec, value: Any) -> UserError:
 def _from_text(spec: Spec, text: str) -> Any:
     """What a text means for the field; the text itself where nothing else fits."""
     lowered = text.strip().lower()
-    if lowered in ("none", "null") and lowered not in spec.choices and "null" in spec.types:
+    if lowered in ("none", "null") and lowered not in (*spec.choices, spec.default) and "null" in spec.types:
         return None
     if spec.choices:
         return next((choice for choice in spec.choices if str(choice) == text), text)
@@ -205,16 +214,21 @@ def _from_text(spec: Spec, text: str) -> Any:
         return int(lowered)
     if set(spec.types) & set(_NUMBERS) and (number := _number(lowered)) is not None:
         return number
+    if {"dict", "list"} & set(spec.types) and text.lstrip()[:1] in ("{", "["):
+        return _from_json(spec, text)
     if "list" in spec.types and "str" not in spec.types:
         return [part.strip() for part in text.split(",") if part.strip()]
-    if "dict" in spec.types and "str" not in spec.types and text.lstrip().startswith("{"):
-        import json
-
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
     return text
+
+
+def _from_json(spec: Spec, text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply"
+        raise UserError(f"{spec.name}: {shown(text)} is not JSON: {reason}") from None
 
 
 def _number(text: str) -> float | None:

@@ -16,9 +16,9 @@ from uncertune.runs.folder import lock_folder
 from uncertune.sweep import table
 from uncertune.sweep.measures import read_sweep
 from uncertune.sweep.measuring import measure_base, measure_runs
-from uncertune.sweep.options import Request
 from uncertune.sweep.page import gains_table, write_sweep
 from uncertune.sweep.plan import RUNS, Plan, Run, check_same, plan, resolved
+from uncertune.sweep.request import Request
 from uncertune.sweep.rows import write_rows
 from uncertune.sweep.runs import is_done, processes, train_all
 
@@ -28,7 +28,7 @@ CONFIG = "config.yaml"
 def sweep(request: Request) -> bool:
     """Do what is not done yet, write table and page, print the gains; return whether every run succeeded."""
     found = plan(request)
-    if request.options.harness_tasks:
+    if request.options.tasks:
         harness.require()
     check_same(found, found.folder / CONFIG)
     try:
@@ -55,7 +55,7 @@ def _groups(found: Plan, jobs: int) -> list[list[Run]]:
     first, rest = found.first(), found.rest()
     if jobs > 1:
         return [first, rest]
-    seeds = found.request.options.chosen_seeds
+    seeds = found.request.options.seeds
     return [[run for run in [*first, *rest] if run.seed == seed] for seed in seeds]
 
 

@@ -89,12 +89,12 @@ def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
         "chat_template_path": plan.common.training.chat_template_path,
     }
     length = plan.common.training.max_length
-    tokens = [TOKENS + name for name in (in_data(plan), *options.out_sets)]
+    tokens = [TOKENS + name for name in (in_data(plan), *options.out)]
     cut = {"max_length": length} if length else {}
     measure(list(models.values()), labels=list(models), **common, **cut, tasks=tokens, limit=options.documents)
-    if options.harness_tasks and ends:
+    if options.tasks and ends:
         trained = [models[one] for one in ends]
-        measure(trained, labels=ends, **common, tasks=options.harness_tasks, limit=options.limit)
+        measure(trained, labels=ends, **common, tasks=options.tasks, limit=options.limit)
 
 
 def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, dict[str, Any]] | None:
@@ -108,12 +108,12 @@ def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, di
     if inside is None:
         return None
     out: dict[str, dict[str, Any]] = {"in": _tokens(inside), "out": {}}
-    for name in plan.request.options.out_sets:
+    for name in plan.request.options.out:
         found = _result(plan, label, TOKENS + name)
         if found is None:
             return None
         out["out"][shown(name)] = _tokens(found)
-    for task in plan.request.options.harness_tasks if answers else ():
+    for task in plan.request.options.tasks if answers else ():
         found = _result(plan, label, task)
         if found is None:
             return None

@@ -16,9 +16,8 @@ from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.runs.folder import SILENT, SILENT_PREFIXES
 from uncertune.selection import METRICS
-from uncertune.sweep.options import Arms, Request
-from uncertune.training import arguments as train_fields
-from uncertune.training.arguments import Arguments
+from uncertune.sweep.request import Arms, Request
+from uncertune.training.arguments import Arguments, arguments_of
 from uncertune.training.config import CACHE_FIELDS, OBJECTIVE_FIELDS, SELECTION_FIELDS, UncertuneConfig
 from uncertune.training.family import ANCHOR_FIELDS, WEIGHTING_FIELDS
 
@@ -125,13 +124,13 @@ class Plan:
 
     def first(self) -> list[Run]:
         """The runs that others need: MLE, and the reference of rho."""
-        seeds = self.request.options.chosen_seeds
+        seeds = self.request.options.seeds
         rho = [Run(None, seed) for seed in seeds] if self.own_rho else []
         return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name == MLE]
 
     def rest(self) -> list[Run]:
         """All others, seed by seed."""
-        seeds = self.request.options.chosen_seeds
+        seeds = self.request.options.seeds
         return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name != MLE]
 
     def run_folder(self, run: Run) -> Path:
@@ -175,16 +174,15 @@ def plan(request: Request) -> Plan:
     arms = list({one.name: one for one in given}.values())
     folder = Path(str(request.options.output_dir)).expanduser()
     first = Plan(request, folder, tuple(arms), None)  # type: ignore[arg-type]
-    common = train_fields.parse(list(request.flags), first.settings(Run(arms[0], 0)))
-    flags = {name: common.resolved()[name] for name in train_fields.flag_names(request.flags)}
-    request = replace(request, settings=request.settings | flags, flags=())
+    common = arguments_of(first.settings(Run(arms[0], 0)), request.over)
+    request = replace(request, settings=request.settings | request.over, over={})
     first = replace(first, request=request)
     if common.mixture.datasets or common.data.dataset_streaming:
         raise UserError("datasets and dataset_streaming cannot be used in a sweep: give one dataset_name")
     kept = [arms[0]]
     for arm in arms[1:]:
         try:
-            train_fields.parse([], first.settings(Run(arm, 0)))
+            arguments_of(first.settings(Run(arm, 0)))
         except UserError as error:
             print(f"refused: {arm.name}: {error}", file=sys.stderr)
         else:
@@ -216,7 +214,7 @@ def _check(request: Request) -> None:
         if name in request.settings:
             mend = {"seed": "give sweep.seeds", "objective": "give it in sweep.arms"}.get(name, "remove it")
             raise UserError(f"{name} is set by the sweep: {mend}")
-    ours = sorted(train_fields.flag_names(request.flags) & {*_SET_BY_US, "hub_token", "push_to_hub_token"})
+    ours = sorted(request.over.keys() & {*_SET_BY_US, "hub_token", "push_to_hub_token"})
     if ours:
         raise UserError(f"{ours[0]} cannot be a flag of a sweep: set it in the file")
 

@@ -26,7 +26,7 @@ def write_rows(plan: Plan) -> None:
     """Write every file that is not there yet. Raises UserError where the data is too small."""
     folder = plan.folder / DATA
     folder.mkdir(parents=True, exist_ok=True)
-    files = {seed: folder / f"train-s{seed}.jsonl" for seed in plan.request.options.chosen_seeds}
+    files = {seed: folder / f"train-s{seed}.jsonl" for seed in plan.request.options.seeds}
     apart = in_data(plan) == str(folder / HELD_OUT)
     references = [folder / f"rho_reference-s{seed}.jsonl" for seed in files] if plan.own_rho else []
     wanted = [*files.values(), *references, *([folder / HELD_OUT] if apart else [])]

@@ -26,7 +26,7 @@ from uncertune.errors import InterruptedRun, UserError
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
-from uncertune.training.arguments import parse
+from uncertune.training.arguments import arguments_of
 from uncertune.training.command import job_of
 from uncertune.training.page import write_run_page
 from uncertune.training.pipeline import run as run_training
@@ -85,7 +85,7 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
     print(f"== {run.label}", file=sys.stderr, flush=True)
     start, error = time.monotonic(), None
     try:
-        job = job_of(parse([], _settings(plan, run)))
+        job = job_of(arguments_of(_settings(plan, run)))
         write_run_page(run_training(job))
     except InterruptedRun as stopped:
         if multiprocessing.parent_process() is None:

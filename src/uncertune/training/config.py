@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
-from uncertune.selection import LEVELS, METRICS, ORDERS, SCOPES, exact_count
-from uncertune.training.family import FamilyConfig, choice, one_or_several
+from uncertune.selection import METRICS, exact_count
+from uncertune.settings import convert, specs_of
+from uncertune.training.family import FamilyConfig, one_or_several
+from uncertune.training.fields import ObjectiveFields
 
-NORMALIZERS = ("all", "selected")
-TRUNCATIONS = ("plain", "renormalized", "tail")
 SELECTION_FIELDS = (
     "selection_metric",
     "selection_fraction",
@@ -25,8 +25,6 @@ SELECTION_FIELDS = (
     *(name for metric in METRICS.values() for name in metric.fields),
 )
 TEACHER_FIELDS = ("teacher",)
-CACHES = ("none", "hidden", "topk")
-FILLS = ("ahead", "first_epoch")
 CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
 OBJECTIVE_FIELDS = tuple(
     name for objective in OBJECTIVES.values() for name in objective.fields if name not in SELECTION_FIELDS
@@ -97,71 +95,11 @@ class UncertuneConfig(FamilyConfig):
         UserError: (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
     """
 
-    objective: str = choice("mle", tuple(OBJECTIVES), "What each token is asked for.")
-    selection_metric: str = choice("loss", tuple(METRICS), "Score by which tokens are selected.")
-    selection_fraction: float = field(
-        default=0.25, metadata={"help": "Fraction of tokens (or documents) selected, in (0, 1]."}
-    )
-    selection_order: str = choice("highest", ORDERS, "Which end of the scores is selected.")
-    selection_threshold: float | None = field(
-        default=None, metadata={"help": "Select by this value of the metric instead of a fraction."}
-    )
-    selection_level: str = choice("token", LEVELS, "Select tokens, or whole documents by their mean score.")
-    selection_scope: str = choice("batch", SCOPES, "Rank over the whole step, each micro-batch, or by earlier steps.")
-    selection_memory_gb: float = field(
-        default=2.0, metadata={"help": "Memory for running a step's forwards before its selection; 0: never."}
-    )
-    teacher: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Reference model: folder or hub id of an adapter or model, or 'auto' (trained first); several, "
-            "separated by commas, are averaged."
-        },
-    )
-    teacher_top_k: int = field(default=64, metadata={"help": "Tokens kept by truncated_distill."})
-    teacher_truncation: str = choice("plain", TRUNCATIONS, "What truncated_distill does with the rest.")
-    epsilon: float = field(default=0.2, metadata={"help": "Clip of policy_gradient's importance ratio, below 1."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "Clip above 1; unset: epsilon."})
-    teacher_cache: str = choice("none", CACHES, "Keep what the teacher says on disk, so that it runs once.")
-    teacher_cache_fill: str = choice("ahead", FILLS, "Fill the cache before the first step, or as documents come.")
-    teacher_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the cache, which runs may share; default: in output_dir."}
-    )
-    rho_reference: str | None = field(
-        default=None,
-        metadata={"help": "Holdout reference of the rho metric: folder or hub id, 'teacher', or 'auto'."},
-    )
-    bald_samples: int = field(default=10, metadata={"help": "Dropout passes of the bald metric, at least 2."})
-    bald_rate: float = field(default=0.1, metadata={"help": "Dropout rate of the bald metric, in (0, 1)."})
-    normalize_by: str = choice("all", NORMALIZERS, "Divide by all response tokens, or the selected ones.")
-    probe_steps: int | None = field(
-        default=None,
-        metadata={"help": "Score a few texts every so many steps, 0: never; unset: at start, middle and end."},
-    )
-    probe_samples: int = field(
-        default=0,
-        metadata={"help": "Dropout passes over those texts, for their uncertainty; 0: loss and entropy only."},
-    )
-    save_selection: bool = field(
-        default=True, metadata={"help": "Write which tokens were selected at each step to selection.parquet."}
-    )
-    allow_pickle: bool = field(
-        default=False,
-        metadata={"help": "Load weights stored as a pickle (.bin), which can run code. Only as a flag."},
-    )
-    assistant_only_loss: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Loss on the assistant's turns only. With `messages` data and an objective other than mle it must "
-            "be set, true or false."
-        },
-    )
-
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_values()
         self.teacher = one_or_several(self.teacher)
         self._map_loss_type()
-        self._check_choices()
         self._check_family(self.objective)
         self._check_objective()
         self._check_selection()
@@ -204,11 +142,10 @@ class UncertuneConfig(FamilyConfig):
         """Whether the objective or the metric needs the teacher."""
         return self.distils or self.scores_by_members
 
-    def _check_choices(self) -> None:
-        for one in fields(self):
-            choices = one.metadata.get("choices", ())
-            if one.name in _OWN_CHOICES and getattr(self, one.name) not in choices:
-                raise UserError(f"{one.name} must be one of {', '.join(choices)}; got {getattr(self, one.name)!r}")
+    def _check_values(self) -> None:
+        """The type and range of each field of ours; those of TRL are its own to check."""
+        for name, spec in specs_of(ObjectiveFields).items():
+            setattr(self, name, convert(spec, getattr(self, name)))
 
     def _check_objective(self) -> None:
         """Refuse the fields of other objectives, and of other metrics."""
@@ -381,18 +318,3 @@ class UncertuneConfig(FamilyConfig):
         for size in ("cp_size", "sp_size", "tp_size"):
             if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
                 raise UserError(f"parallelism_config.{size} > 1 is not supported: use data parallelism (DDP or FSDP)")
-
-
-_OWN_CHOICES = (
-    "objective",
-    "selection_metric",
-    "selection_order",
-    "selection_level",
-    "selection_scope",
-    "teacher_truncation",
-    "teacher_cache",
-    "teacher_cache_fill",
-    "normalize_by",
-    "token_weighting",
-    "bald_members",
-)

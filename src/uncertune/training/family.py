@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from trl import SFTConfig
@@ -10,42 +10,16 @@ from trl import SFTConfig
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, TOKEN_WEIGHTINGS, Weighting, token_weighting
 from uncertune.objectives.weighting import parameters
+from uncertune.training.fields import ObjectiveFields
 
-BALD_MEMBERS = ("dropout", "teacher")
 WEIGHTING_FIELDS = tuple(f"{name}_{one}" for name in TOKEN_WEIGHTINGS for one in parameters(name))
 ANCHOR_FIELDS = ("anchor", "anchor_weight")
 FAMILY_FIELDS = ("token_weighting", *WEIGHTING_FIELDS, *ANCHOR_FIELDS, "teacher_members", "label_smoothing_factor")
 
 
-def choice(default: str, choices: tuple[str, ...], text: str) -> str:
-    """A field of a few values."""
-    return field(default=default, metadata={"help": text, "choices": list(choices)})
-
-
 @dataclass
-class FamilyConfig(SFTConfig):
-    """TRL's ``SFTConfig`` and the fields of SPEC §8; ``UncertuneConfig`` documents them."""
-
-    token_weighting: str = choice("none", tuple(TOKEN_WEIGHTINGS), "Weight of the label's term, by the model itself.")
-    eaft_top_k: int = field(default=20, metadata={"help": "Most probable tokens whose entropy eaft takes, at least 2."})
-    eaft_alpha: float = field(default=1.0, metadata={"help": "Exponent of eaft."})
-    infosft_cutoff: float = field(
-        default=0.93, metadata={"help": "Probability of the label from which infosft's weight is 0, in (0, 1)."}
-    )
-    focal_gamma: float = field(default=2.0, metadata={"help": "Exponent of focal."})
-    anchor: str = field(
-        default="none",
-        metadata={
-            "help": "Fixed model that all tokens are held close to: none, base (the model before training), a folder "
-            "or a hub id."
-        },
-    )
-    anchor_weight: float = field(default=0.1, metadata={"help": "Weight of KL(anchor || model), at least 0."})
-    teacher_members: int = field(
-        default=1,
-        metadata={"help": "How many teachers 'auto' trains, each with its own seed; their mean is p_ref."},
-    )
-    bald_members: str = choice("dropout", BALD_MEMBERS, "Ensemble of bald: dropout, or the teacher's members.")
+class FamilyConfig(ObjectiveFields, SFTConfig):
+    """What the fields of token weighting, anchor and several teachers mean; ``UncertuneConfig`` documents them."""
 
     @property
     def uses_anchor(self) -> bool:
