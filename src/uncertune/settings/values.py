@@ -247,6 +247,8 @@ def _check_bool(name: str, spec: Spec, value: bool) -> Any:
 def _check_number(name: str, spec: Spec, value: float) -> Any:
     if "any" in spec.types:
         return value
+    if "list" in spec.types and spec.item in _NUMBERS:
+        return _check_list(name, spec, [value])
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"{name} must be {_wanted(spec)} of at most 64 bits, got {shown(value)}")
     if not set(spec.types) & set(_NUMBERS):
