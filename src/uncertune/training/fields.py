@@ -65,7 +65,7 @@ class ObjectiveFields:
         None,
         "loss on the assistant's turns only, for data with messages",
         group="objective",
-        unset="true for built-in data; required for other messages with an objective other than mle",
+        unset="true for built-in data, and for messages with an objective other than mle",
     )
     selection_metric: str = option("loss", "score by which tokens are selected", choices=METRICS, group="selection")
     selection_fraction: float = option(
