@@ -46,8 +46,13 @@ check: $(INSTALLED)  ## style, types and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check .venv/.triton  ## check, then every test that takes seconds
+ifdef ROOM
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/$(ROOM)
+else
+test: check .venv/.triton  ## check, then every test that takes seconds; ROOM=selection: tests/selection alone
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+endif
 
 # Only the tests of the Triton kernels need it, in its interpreter; a torch built for CUDA brings its own.
 .venv/.triton: $(INSTALLED)

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks.tables import markdown
 from uncertune.data.sources import BUILTIN, FORMATS
+from uncertune.objectives import OBJECTIVES, TOKEN_WEIGHTINGS
+from uncertune.selection.metrics import METRICS
 from uncertune.studies.writing import markdown as markdown_of_findings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,6 +46,22 @@ def test_the_page_of_data_names_every_format_and_every_data_set():
         files = ", ".join(f"`{file}`" for file in one.files.values())
         assert f"| `{name}` | {files}" in page
         assert one.hub_id in (None, "json") or f"| {one.hub_id} |" in page
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("objectives", OBJECTIVES),
+        ("objectives", [f"token_weighting: {name}" for name in TOKEN_WEIGHTINGS if name != "none"]),
+        ("selection", METRICS),
+    ],
+    ids=["objectives", "weightings", "metrics"],
+)
+def test_a_reference_names_every_entry(page, names):
+    """Each in a row of a table."""
+    rows = [row for row in (DOCS / "reference" / f"{page}.md").read_text().splitlines() if row.startswith("|")]
+    for name in names:
+        assert any(f"`{name}`" in row for row in rows), name
 
 
 @pytest.mark.parametrize("step", [0, 5, 15, 25])

@@ -14,6 +14,7 @@ from uncertune import UncertuneConfig
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCORE = (ROOT / "docs" / "how-to" / "score.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs" / "tutorial" / "first_run.md").read_text(encoding="utf-8")
 METHOD = ("objective", "teacher")  # of the README's first file, which the other snippets replace
 
@@ -51,6 +52,18 @@ def test_a_file_names_fields_that_work_together(fields, tmp_path):
     assert set(fields) <= set.union(*names.values()) | {"config"}
     ours = {name: value for name, value in fields.items() if name in names[UncertuneConfig]}
     UncertuneConfig(**ours | {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True})
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:src|tests|docs|examples|benchmarks)/[\w./-]+)`", CONTRIBUTING)))
+)
+def test_contributing_names_what_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_contributing_names_every_room():
+    rooms = [one.name for one in (ROOT / "src" / "uncertune").iterdir() if (one / "__init__.py").is_file()]
+    assert [room for room in rooms if f"`src/uncertune/{room}`" not in CONTRIBUTING] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
