@@ -57,16 +57,15 @@ def detect_format(column_names: Iterable[str], first_row: Record, text_field: st
         turns = first_row.get("conversations")
         first = turns[0] if isinstance(turns, list) and turns else {}
         return "trl" if isinstance(first, Mapping) and "role" in first else "sharegpt"
-    for name in ("alpaca", "responses", "mmlu", "gsm8k"):
-        if CONVERTERS[name].needs <= columns:
+    for name, one in CONVERTERS.items():
+        if one.whole is None and one.needs <= columns:
             return name
     if "text" in columns:
         return "trl"
+    known = [f"{', '.join(sorted(one.needs))} ({name})" for name, one in CONVERTERS.items() if one.needs != {"text"}]
     raise UserError(
         f"format: no known one fits the columns {', '.join(sorted(columns)) or '(none)'}; known are messages; "
-        "prompt, completion; text; input_ids; instruction, input, output (alpaca); prompt, response (responses); "
-        "question, answer (gsm8k); question, choices, answer (mmlu); conversations (sharegpt); columns of other names "
-        "are given by dataset_columns"
+        f"prompt, completion; text; input_ids; {'; '.join(known)}; columns of other names are given by dataset_columns"
     )
 
 
@@ -278,14 +277,14 @@ def _single(question: Callable[[Record, int], str], answer: str, *reads: str) ->
 CONVERTERS: dict[str, Format] = {
     "alpaca": _single(_instruction, "output", "instruction", "input"),
     "responses": _single(_column("prompt"), "response", "prompt"),
-    "gsm8k": _single(_column("question"), "answer", "question"),
-    "sharegpt": Format(frozenset({"conversations"}), frozenset({"conversations"}), whole=_sharegpt),
     "mmlu": Format(
         frozenset({"question", "choices", "answer"}),
         frozenset({"question", "choices", "answer"}),
         _choices,
         lambda row, index: _letter(row["answer"]),
     ),
+    "gsm8k": _single(_column("question"), "answer", "question"),
+    "sharegpt": Format(frozenset({"conversations"}), frozenset({"conversations"}), whole=_sharegpt),
     "wikitext": Format(frozenset({"text"}), frozenset({"text"}), whole=_wikitext),
 }
-"""The formats that are converted, by name."""
+"""The formats that are converted, by name. The first whose columns are there is found by ``detect_format``."""
