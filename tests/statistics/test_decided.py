@@ -51,7 +51,7 @@ def test_each_order_weighs_the_same_and_a_bias_cancels():
 
 def test_letters_without_probabilities_that_follow_the_order_are_a_tie():
     found = win_rate([1, 0, 1, 1, 0, 0], np.zeros(6), [1, -1, 1, -1, 1, -1], [0, 0, 1, 1, 2, 2]).decided
-    assert (found.won, found.lost, found.tied) == (1, 1, 1)
+    assert (found.won, found.lost, found.tied, found.share) == (1, 1, 1, 0.5)
 
 
 def test_length_is_ruled_out_on_decided_prompts():

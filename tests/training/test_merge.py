@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -314,3 +315,15 @@ def test_a_quantised_base_trains_in_two_stages(tmp_path, bits):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
     assert getattr(merged.config, "quantization_config", None) is None
+
+
+def test_names_of_folders_are_text_in_the_card():
+    odd = "runs/<img src=x onerror=alert(1)>`|\u202e\x1b[2J\nevil"
+    settings = {"model_name_or_path": f"./{odd}", "dataset_name": odd, "output_dir": odd, "objective": "mle"}
+    text = model_card(settings, [], adapter=True)
+    body = text.split("---\n")[-1]
+    assert not {"\u202e", "\x1b"} & set(text)
+    (heading,) = [line for line in body.splitlines() if line.startswith("# ")]
+    assert "<img" not in heading
+    outside = re.sub(r"`[^`]*`", "", body)
+    assert "<img" not in outside

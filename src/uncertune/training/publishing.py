@@ -8,12 +8,15 @@ loads it are uploaded. Records, selection masks, probe texts, caches and referen
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers.trainer as transformers_trainer
 from huggingface_hub import ModelCardData
+
+from uncertune.report.tables import markdown_text
 
 CARD = "README.md"
 _TOKENS = {"loss": "training loss", "entropy": "training entropy", "mean_token_accuracy": "training token accuracy"}
@@ -39,7 +42,7 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
         tags=["uncertune", "trl", "sft", str(settings.get("objective", "mle"))],
     )
     name = str(settings.get("hub_model_id") or Path(str(settings.get("output_dir") or "model")).name).split("/")[-1]
-    lines = ["---", meta.to_yaml(), "---", "", f"# {name}", "", _sentence(settings, adapter), ""]
+    lines = ["---", meta.to_yaml(), "---", "", f"# {markdown_text(name)}", "", _sentence(settings, adapter), ""]
     lines += _table("field", "value", _facts(settings))
     results = _results(rows)
     if results:
@@ -48,9 +51,13 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
     return "\n".join(lines) + "\n"
 
 
+# What would end a code span or a table's cell, move a cursor, or turn the line around.
+_NOT_IN_CODE = re.compile("[`|\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def _hub_id(name: Any) -> str | None:
     """A name that the hub may know: ``owner/name``, and no path of this machine."""
-    fits = isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+    fits = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists()
     return name if fits else None
 
 
@@ -63,9 +70,10 @@ def _sentence(settings: Mapping[str, Any], adapter: bool) -> str:
 
 
 def _shown(name: Any) -> str:
-    """A hub id or short name as it is, of a path only its last part."""
-    text = str(name)
-    return Path(text).name if text[:1] in "./~" or text.count("/") > 1 else text
+    """A hub id or short name as it is, of a path only its last part; on one line, as it may stand in a code span."""
+    text = " ".join(str(name).split())
+    text = Path(text).name if text[:1] in "./~" or text.count("/") > 1 else text
+    return _NOT_IN_CODE.sub("\ufffd", text)
 
 
 def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
