@@ -82,7 +82,7 @@ def test_a_live_adapter_as_teacher(tmp_path):
     [
         (
             {"selection_memory_gb": 1e-6},
-            "scores in a forward pass of its own; the layer inputs of 4 micro-batches",
+            "scores in a separate forward pass; the layer inputs of 4 micro-batches",
         ),
         ({"lora": {"lora_dropout": 0.1}}, None),
         ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, None),

@@ -237,7 +237,7 @@ def test_an_adapter_of_the_hub_shares_the_base(tmp_path, teacher, monkeypatch):
 def test_the_teacher_as_reference_of_rho_is_said_to_be_no_holdout(tmp_path, teacher, capsys):
     fields = {"objective": "masked_mle", "selection_metric": "rho", "rho_reference": "teacher"}
     run(tmp_path / "run", data=rows(8), teacher=teacher, per_device_train_batch_size=8, **fields)
-    assert "it is no holdout" in capsys.readouterr().err
+    assert "it is not a holdout" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_with_a_tied_head(tmp_path):

@@ -1,4 +1,4 @@
-"""What a collated batch says of its tokens: which are response, of which document, with which side columns.
+"""The tokens of a collated batch: which are response tokens, of which document, with which side columns.
 
 Shape legend: ``B`` rows, ``L`` positions, ``T`` response tokens of the batch in row-major order. A response token is a
 label that is not −100; position t of the hidden states predicts the label at t + 1.

@@ -53,7 +53,7 @@ class UncertuneConfig(FamilyConfig):
             first.
         selection_memory_gb: with gradient checkpointing, a step's forwards run before its selection where the layer
             inputs of its micro-batches fit into this many gigabytes a rank; otherwise, or with 0, tokens are scored in
-            a forward pass of their own. The masks are the same.
+            a separate forward pass. The masks are the same.
         teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
             model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``). A list (in
             text, separated by commas): the mean of their distributions.
@@ -109,7 +109,7 @@ class UncertuneConfig(FamilyConfig):
         self._check_unsupported()
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers gives it, secrets hidden; the tokenizer's special tokens are none."""
+        """As in transformers, secrets hidden; the tokenizer's special tokens are not secrets."""
         return {**super().to_dict(), "eos_token": self.eos_token, "pad_token": self.pad_token}
 
     @property

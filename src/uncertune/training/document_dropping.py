@@ -1,6 +1,6 @@
 """Document level under masked MLE: dropped documents are not run again (SPEC B2).
 
-After the scoring pass only the selected documents have loss. They are dealt out anew over all ranks and packed into as
+After the scoring pass only the selected documents have loss. They are redistributed over all ranks and packed into as
 few micro-batches as the old ones allow in size, so that every rank runs as many forward and backward passes as the
 others; a rank that is left without a document runs two tokens without loss.
 """
@@ -49,7 +49,7 @@ def keep_selected(
 
 
 def skipped(batch: dict[str, Any]) -> bool:
-    """Whether a micro-batch stands for documents that are not run."""
+    """Whether a micro-batch is a placeholder for documents that are not run."""
     return "labels" not in batch
 
 
@@ -57,7 +57,7 @@ _SKIPPED: dict[str, Any] = {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
 
 
 def _selected(batch: dict[str, Any], mask: Tensor) -> list[Example]:
-    """Each selected document of a batch as an example of its own, in plain lists."""
+    """Each selected document of a batch as a separate example, in plain lists."""
     index = documents(batch).index.cpu()
     chosen = set(index[mask.cpu()].tolist())
     names = ["input_ids", "labels", *(name for name in SIDE_COLUMNS if name in batch)]
@@ -69,7 +69,7 @@ def _selected(batch: dict[str, Any], mask: Tensor) -> list[Example]:
 
 
 def _without_loss(batch: dict[str, Any]) -> Example:
-    """The first two tokens of a batch, none of them a response token."""
+    """The first two tokens of a batch, without response tokens."""
     names = [name for name in SIDE_COLUMNS if name in batch]
     return {
         "input_ids": batch["input_ids"][0, :2].tolist(),

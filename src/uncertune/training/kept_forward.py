@@ -1,4 +1,4 @@
-"""Training forwards of all micro-batches before the selection, instead of a scoring pass of its own.
+"""Training forwards of all micro-batches before the selection, instead of a separate scoring pass.
 
 With gradient checkpointing a forward keeps the inputs of the layers alone, and the backward computes the rest again. So
 the forwards of a step's micro-batches run first, up to the last hidden states; the tokens are scored and selected from
@@ -65,7 +65,7 @@ class ForwardKeeper:
         need = max(all_ranks(positions * self._bytes_of_position)) / 1e9
         kept = need <= self._limit
         if kept not in self._said and self._trainer.accelerator.is_main_process:
-            does = "runs a step's forwards before its selection" if kept else "scores in a forward pass of its own"
+            does = "runs a step's forwards before its selection" if kept else "scores in a separate forward pass"
             print(
                 f"selection: {does}; the layer inputs of {len(batches)} micro-batches take about {need:.3g} GB "
                 f"(selection_memory_gb={self._limit:g})",
@@ -82,7 +82,7 @@ class ForwardKeeper:
 
     def run(self, tokens: Tokens) -> KeptForward:
         """The training forward of a micro-batch up to its hidden states, of the model without DDP around it, which
-        counts the forwards of its own."""
+        counts its own forwards."""
         kept: list[KeptForward] = []
 
         def keep(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:

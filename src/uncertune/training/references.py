@@ -71,7 +71,7 @@ class References:
         return teacher, None if rows.anchor is None else bound(rows.anchor, head)
 
     def member_rows(self, model: nn.Module, tokens: Tokens) -> tuple[Teaching, ...]:
-        """What each member of the teacher says of the response tokens."""
+        """The distributions of each member of the teacher on the response tokens."""
         caches: Sequence[Cached | None] = self.caches.members or [None] * len(self.members)
         return tuple(self._ask(live, cached, model, tokens) for live, cached in zip(self.members, caches, strict=True))
 
@@ -108,7 +108,7 @@ class References:
     # ---- the caches
 
     def ready(self, model: nn.Module) -> None:
-        """Before the first step or evaluation: fill what is to be filled ahead, and let go of models done with."""
+        """Before the first step or evaluation: fill the caches, and release models not needed any more."""
         if self.caches.ready(model):
             self._release()
 
@@ -140,7 +140,7 @@ class References:
         if same:
             self.rho = self.teacher
             if self._trainer.accelerator.is_main_process:
-                print("rho_reference: the teacher saw the data of this run, so it is no holdout", file=sys.stderr)
+                print("rho_reference: the teacher saw the data of this run, so it is not a holdout", file=sys.stderr)
         elif wanted:
             self.rho = self._load(args.rho_reference, "rho_reference", "rho_reference")
         for cached, live in [

@@ -86,7 +86,7 @@ def _answer(number: int, prompt_ids: list[int], row: list[int], ends: set[int], 
 def token_log_probs(
     model: nn.Module, rows: Sequence[dict[str, list[int]]], *, pad: int, batch_size: int = 16
 ) -> list[list[float | None]]:
-    """log p of every label of rows of ``input_ids`` and ``labels``, in nats, None where a label is no response token.
+    """log p of every label of rows of ``input_ids`` and ``labels``, in nats; None outside response tokens.
 
     Dropout is off. Of the model that sampled the rows, this is their column ``old_log_probs``.
     """
@@ -135,7 +135,7 @@ def _by_length(rows: Sequence[dict[str, list[int]]], size: int) -> Iterator[list
 
 
 def _padded(rows: Sequence[list[int]], fill: int, device: Any, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of one length, and the mask of what is no padding, (B, L) each."""
+    """Rows of one length, and the mask of what is not padding, (B, L) each."""
     length = max(len(row) for row in rows)
 
     def laid(row: list[int], fill: int) -> list[int]:

@@ -99,7 +99,7 @@ class RunLog(TrainerCallback):
             self._rows.append((step, name, len(bits), np.packbits(bits).tobytes()))
 
     def flush(self) -> None:
-        """Write the masks held in memory to a part of their own."""
+        """Write the masks kept in memory to a separate part."""
         if not self._rows:
             return
         columns = list(zip(*self._rows, strict=True))

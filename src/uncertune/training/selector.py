@@ -4,7 +4,7 @@ A mask comes from one of these places:
 
 * ``Selector.select_for_step``, before the losses of a step: where the whole step is ranked but runs in several
   micro-batches, where dropout is active, where dropped documents are not run, or where the loss is divided by the
-  selected tokens. It scores in a forward pass of its own or, with gradient checkpointing, from the training forwards
+  selected tokens. It scores in a separate forward pass or, with gradient checkpointing, from the training forwards
   themselves (``kept_forward``). The mask is stored in the batch and never computed again.
 * ``Selector.select_in_forward``, inside the training forward, from its hidden states: where one micro-batch a rank is
   the whole scope, or (scope ``running``, a fixed threshold) where no other micro-batch matters.
@@ -80,7 +80,7 @@ class RunningSelection:
 class Selector:
     """The selection of a run, by the fields ``selection_*`` of its configuration.
 
-    Built before a reference brings dropout of its own. Raises UserError for metric ``bald`` where dropout cannot be
+    Built before a reference adds dropout layers. Raises UserError for metric ``bald`` where dropout cannot be
     sampled.
     """
 
@@ -199,7 +199,7 @@ class Selector:
         record: StepRecord,
         batch: dict[str, Any],
     ) -> tuple[Scored | None, Tensor]:
-        """Select from the hidden states of the training forward itself, without a pass of its own."""
+        """Select from the hidden states of the training forward itself, without a separate pass."""
         scored, scores = None, None
         if not self._metric.drawn:
             most = not self._drops_unselected or self._share > 0.5
@@ -216,7 +216,7 @@ class Selector:
     # ---- scores
 
     def score(self, tokens: Tokens, record: StepRecord) -> Tensor:
-        """Scores (T,) of one micro-batch from a forward pass of its own, without gradient and with dropout off."""
+        """Scores (T,) of one micro-batch from a separate forward pass, without gradient and with dropout off."""
         model = self._trainer.model_wrapped
         extra_T = self.extra_scores(model, tokens)
         if not self._metric.needs_stats:

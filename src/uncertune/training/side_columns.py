@@ -1,4 +1,4 @@
-"""Side columns: what the data says of each token beside its label.
+"""Side columns: values that the data gives each token beside its label.
 
 Checked row by row and laid out along the labels; then, as keywords of the objective, on their way into the weights.
 A value is one number for the whole row, or a list as long as the labels, of numbers or of lists (over the vocabulary).
@@ -246,8 +246,8 @@ def measures(args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: 
         binds_T = clip_binds(tokens.side["advantages"], ratio_T, args.epsilon, args.epsilon_high)
         out = {"importance_ratio": float(ratio_T.sum()), "clipped_fraction": float(binds_T.sum())}
     if isinstance(teacher, FactoredTeacher):
-        theirs = linear_token_stats(teacher.hidden, teacher.head, tokens.labels)
-        difference_T = stats.loss.detach() - theirs.loss
+        reference = linear_token_stats(teacher.hidden, teacher.head, tokens.labels)
+        difference_T = stats.loss.detach() - reference.loss
         out["kl"] = float((difference_T.exp() - difference_T - 1).sum())
     return out
 

@@ -221,7 +221,7 @@ class Caches(TrainerCallback):
         return [one for one in (*self.members, self.anchor, self.rho) if one is not None]
 
     def ready(self, model: nn.Module) -> bool:
-        """Fill what is to be filled ahead, and let go of its models; False where that was done before."""
+        """Fill the caches that are filled ahead, and release their models; False if that was done before."""
         if self._ready:
             return False
         self._ready = True

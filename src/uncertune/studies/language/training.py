@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from uncertune.selection import METRICS
 from uncertune.studies.language.arms import MLE, Arm
 from uncertune.studies.language.grammar import TASKS, Language
 from uncertune.studies.language.losses import objective_loss, token_losses
@@ -57,7 +58,9 @@ def trained(world: World, arm: Arm, after: Callable[[Stacked], None] | None = No
         return teacher(world).copy()
     if "distill" in arm.objective:
         teacher(world, arm.members)
-    if arm.metric == "rho" and world.rho_reference is None:  # on data that neither stage trains on
+    metric = METRICS.get(arm.metric)  # None: a score by the truth
+    if metric is not None and metric.extra == "reference_loss" and world.rho_reference is None:
+        # on data that neither stage trains on
         world.rho_reference = post_train(world, MLE, world.holdout)
     return post_train(world, arm, world.data, after)
 
