@@ -276,8 +276,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _refuse(field: str, value: object, mend: str) -> None:
-    print(f"{field} {value}: {mend}", file=sys.stderr)
+def _refuse(field: str, value: object, fix: str) -> None:
+    print(f"{field} {value}: {fix}", file=sys.stderr)
     raise SystemExit(2)
 
 

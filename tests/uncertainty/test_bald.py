@@ -135,3 +135,19 @@ def test_the_plan_takes_the_fewest_passes_within_memory():
     assert Plan.of(7, 100, memory=1, **sizes).tokens == 1
     plan = Plan("sums", 4, 8)
     assert [(part.start, part.stop) for part in plan.pieces(9)] == [(0, 4), (4, 8), (8, 9)]
+
+
+def test_members_with_heads_of_their_own_equal_their_dense_mixture(monkeypatch):
+    """Chunk by chunk, members of other hidden sizes and heads; no tensor of T × V."""
+    members = [
+        (torch.randn(13, width), Head(torch.randn(37, width), softcap=cap)) for width, cap in ((8, None), (5, 4.0))
+    ]
+    monkeypatch.setattr(bald, "CHUNK_BYTES", {"cpu": 4 * 37 * 12})
+    logits = [Logits.of(head, like=hidden) for hidden, head in members]
+    found = bald.decompose_members([hidden for hidden, _ in members], logits)
+    p = torch.stack([head.logits(hidden).double().softmax(-1) for hidden, head in members])
+    torch.testing.assert_close(found.total, torch.special.entr(p.mean(0)).sum(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.aleatoric, torch.special.entr(p).sum(-1).mean(0), rtol=0, atol=1e-6)
+    assert len(list(logits[0].chunks(13))) > 1
+    nothing = [hidden[:0] for hidden, _ in members]
+    assert bald.decompose_members(nothing, logits).epistemic.shape == (0,)

@@ -70,12 +70,12 @@ def _idx(path: Path) -> Tensor:
     """One file of the IDX format: two zero bytes, the type 8 (unsigned byte), the number of dimensions, each's size."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if content[:3] != b"\x00\x00\x08":
-        raise UserError(f"data: {path} is not an IDX file of bytes: fetch it anew")
+        raise UserError(f"data: {path} is not an IDX file of bytes: download it again")
     dimensions = content[3]
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if len(values) != int(np.prod(shape)):
-        raise UserError(f"data: {path} is cut short: fetch it anew")
+        raise UserError(f"data: {path} is cut short: download it again")
     return torch.from_numpy(values.reshape(shape).copy())
 
 

@@ -29,7 +29,7 @@ class Stacked:
         self.parameters = {name: value.detach().requires_grad_() for name, value in stacked.items()}
 
     def __call__(self, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """``inputs`` (M, ...) of each model → its outputs (M, ...). Dropout draws anew for each model."""
+        """``inputs`` (M, ...) of each model → its outputs (M, ...). Dropout draws separately for each model."""
 
         def one(state: dict[str, Tensor], given: Tensor) -> Tensor:
             return torch.func.functional_call(self.base, state, (given,))

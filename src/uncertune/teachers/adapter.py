@@ -191,20 +191,20 @@ def _load_model(path: str, tokenizer: Any, dtype: Any, allow_pickle: bool, field
     except UserError as error:
         raise UserError(f"{field} {path!r}: {error}") from error
     try:
-        theirs = load_tokenizer(local).get_vocab()
+        vocabulary = load_tokenizer(local).get_vocab()
     except UserError:
-        theirs = None
-    if theirs is not None and tokenizer is not None and theirs != tokenizer.get_vocab():
+        vocabulary = None
+    if vocabulary is not None and tokenizer is not None and vocabulary != tokenizer.get_vocab():
         raise UserError(
-            f"{field} {path!r} has another vocabulary ({len(theirs)} tokens) than the student "
+            f"{field} {path!r} has another vocabulary ({len(vocabulary)} tokens) than the student "
             f"({len(tokenizer.get_vocab())}): both need the same tokenizer"
         )
     return model
 
 
 def _check_vocabulary(name: str, teacher: nn.Module, student: nn.Module, field: str) -> None:
-    theirs, ours = head_shape(teacher)[0], head_shape(student)[0]
-    if theirs != ours:
+    size, wanted = head_shape(teacher)[0], head_shape(student)[0]
+    if size != wanted:
         raise UserError(
-            f"{field} {name!r} has another vocabulary (an output head of {theirs} tokens) than the student ({ours})"
+            f"{field} {name!r} has another vocabulary (an output head of {size} tokens) than the student ({wanted})"
         )

@@ -101,7 +101,7 @@ class Shards:
         return {name: torch.cat([at.columns[name][at.start : at.end] for at in places]) for name in places[0].columns}
 
     def sample(self) -> dict[str, Tensor]:
-        """The columns of any one shard. StopIteration where there is none."""
+        """The columns of any one shard. Raises StopIteration without shards."""
         return next(iter(self._index.values())).columns
 
     def _take_in(self, name: str) -> bool:

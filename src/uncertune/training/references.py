@@ -21,7 +21,7 @@ from uncertune.teachers.adapter import ModelTeacher, Teacher, load_base, load_te
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
 from uncertune.training.teacher_cache import Cached, CachedHidden, open_caches
-from uncertune.uncertainty.bald import Logits, StreamedSums
+from uncertune.uncertainty.bald import Logits, decompose_members
 
 Teaching = FactoredTeacher | SparseTeacher | CachedHidden
 
@@ -92,11 +92,9 @@ class References:
         """The epistemic uncertainty (BALD) of the teacher's members, (T,), in nats."""
         student = output_head(self._trainer.accelerator.unwrap_model(model))
         rows = [bound(one, student) for one in self.member_rows(model, tokens)]
-        sums = StreamedSums()
-        for one in rows:
-            assert isinstance(one, FactoredTeacher)
-            sums.add(one.hidden, Logits.of(one.head, like=one.hidden))
-        return sums.finish().epistemic
+        members = [one for one in rows if isinstance(one, FactoredTeacher)]
+        logits = [Logits.of(one.head, like=one.hidden) for one in members]
+        return decompose_members([one.hidden for one in members], logits).epistemic
 
     def _truncated(self, teacher: Teaching) -> Teaching:
         """The form of p_ref that the objective asks for."""

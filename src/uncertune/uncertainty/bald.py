@@ -178,6 +178,17 @@ def decompose(hidden_STD: Tensor | Sequence[Tensor], logits: Logits) -> Decompos
     return _joined(parts)
 
 
+def decompose_members(hidden_STD: Sequence[Tensor], logits_S: Sequence[Logits]) -> Decomposition:
+    """``decompose`` for members with a head each, one chunk of tokens after the other; hidden sizes may differ."""
+    parts = []
+    for chunk in logits_S[0].chunks(hidden_STD[0].shape[0]):
+        moments = _Moments()
+        for hidden_TD, logits in zip(hidden_STD, logits_S, strict=True):
+            moments.add(logits(hidden_TD[chunk]))
+        parts.append(moments.finish())
+    return _joined(parts)
+
+
 class _Moments:
     """Sums over the samples of one chunk of tokens, in float64."""
 

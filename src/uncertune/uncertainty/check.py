@@ -40,10 +40,10 @@ def verify_dropout(model: nn.Module, input_ids: Tensor, places: str | Iterable[s
         lm = causal_lm(model)
         kind = getattr(getattr(lm, "config", None), "_attn_implementation", None)
         rest = [place for place in wanted if works[place]]
-        mend = f"give places={rest}" if rest else "train a LoRA adapter and give places=['lora']"
+        fix = f"give places={rest}" if rest else "train a LoRA adapter and give places=['lora']"
         raise UserError(
             f"places: dropout at {idle[0]!r} changes nothing in {type(lm).__name__} with attn_implementation "
-            f"{kind!r}: load it with another one, or {mend}"
+            f"{kind!r}: load it with another one, or {fix}"
         )
 
 

@@ -38,7 +38,7 @@ def mc_dropout(
 
     ``places``: any of "attention", "residual" (embeddings included), "mlp" and "lora", or glob patterns of names as
     ``dropout_places`` gives them; None is every place the model has. A module's own rate does not matter. Rate 0 is
-    the plain forward. The context yields ``reseed(seed)``, which starts the random numbers anew.
+    the plain forward. The context yields ``reseed(seed)``, which restarts the random numbers.
 
     On exit, also by an exception, everything is as before: training flags, rates, swapped modules, and the state of
     the global random generators of the CPU and of the model's devices. The same seed on the same device, with inputs

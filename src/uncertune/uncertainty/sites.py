@@ -45,7 +45,7 @@ class Site:
 
     @property
     def backend(self) -> str | None:
-        """The attention implementation (transformers) this attention dropout goes through, None where there is none."""
+        """The attention implementation (transformers) this attention dropout goes through, or None."""
         if self.place != "attention" or not self.by_owner:
             return None
         return getattr(getattr(self.owner, "config", None), "_attn_implementation", None)

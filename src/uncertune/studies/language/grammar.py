@@ -7,7 +7,7 @@ A text is a task's token and then phrases of three words, whose kinds repeat:
 * *fact*: the word that belongs to the content word before, in this task (knowledge; nearly deterministic).
 
 So p(x | context) depends on the task, the kind and the word before, and a table holds it. Half of the facts are the
-same in every task. A *shifted* language has some of its rows drawn anew: what post-training is to teach.
+same in every task. A *shifted* language has some of its rows drawn again: what post-training is to teach.
 
 Shape legend: ``S`` languages (one a seed), ``A`` tasks, ``3`` kinds, ``V`` vocabulary, ``B`` texts,
 ``T`` words of a text.
@@ -45,7 +45,7 @@ class Language:
         return cls(rows)
 
     def shifted(self, tasks: int, share: float, generator: torch.Generator) -> Language:
-        """The first ``tasks`` tasks with ``share`` of their rows of each kind drawn anew, the others as they are."""
+        """The first ``tasks`` tasks with ``share`` of their rows of each kind drawn again, the others as they are."""
         fresh = torch.stack([_rows(len(self.table), TASKS, kind, generator) for kind in range(3)], 2)
         changed = torch.rand(*self.table.shape[:4], 1, generator=generator) < share
         changed[:, :, 0] = torch.rand(*self.table.shape[:2], 1, 1, generator=generator) < share  # a template is one row

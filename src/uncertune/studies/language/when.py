@@ -20,7 +20,7 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 LABELS = {
     "noise": "label noise: share of words replaced",
-    "shift": "shift: share of rows drawn anew",
+    "shift": "shift: share of rows drawn again",
     "texts": "texts to post-train on",
     "epochs": "epochs",
     "certainty": "certainty: share moved to the top word",
