@@ -11,9 +11,6 @@ import pytest
 
 from uncertune.cli import sweep, train
 from uncertune.cli.main import command_of
-from uncertune.comparison import options as compare_options
-from uncertune.evaluation import options
-from uncertune.scoring import options as scoring
 from uncertune.sweep.plan import plan
 from uncertune.training.arguments import arguments_of
 
@@ -22,9 +19,9 @@ PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 PARSERS = {
     "demo": command_of("demo").parse,
     "train": lambda words: arguments_of(*train.parse(words)),
-    "score": scoring.parse,
-    "evaluate": options.parse_evaluate,
-    "compare": compare_options.parse_compare,
+    "score": command_of("score").parse,
+    "evaluate": command_of("evaluate").parse,
+    "compare": command_of("compare").parse,
     "study": command_of("study").parse,
     "sweep": lambda words: plan(sweep.parse(words)),
 }

@@ -18,7 +18,7 @@ from uncertune.scoring import run
 from uncertune.scoring.text import score_text
 from uncertune.uncertainty import token_uncertainty
 
-SCORE = ["score", "word_problems", "--samples", "4", "--max_samples", "6", "--bootstrap", "50"]
+SCORE = ["score", "word_problems", "--samples", "4", "--max_samples", "6", "--bootstrap", "50", "--paper"]
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,16 @@ def test_two_processes_give_the_same_scores(scores, model, tmp_path):
 
 
 MISTAKES = {
-    "no data": ([], "data is missing"),
+    "no data": (["--model", "{model}"], "data is missing"),
     "no model": (["word_problems"], "model is missing"),
     "no folder": (["word_problems", "--model", "{model}"], "output_dir is missing"),
-    "rate": (["word_problems", "--model", "{model}", "--output_dir", "{out}", "--rate", "1.5"], "rate: 1.5 is not in"),
+    "rate": (
+        ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--rate", "1.5"],
+        "rate must be in (0, 1), got 1.5",
+    ),
     "rates": (
         ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--rate", "a,b"],
-        "'a,b' must be numbers",
+        "got 'a'",
     ),
     "twice": (["word_problems", "--model", "{model}", "--output_dir", "{out}", "--rate", "0.1,0.1"], "twice"),
     "samples": (["word_problems", "--model", "{model}", "--output_dir", "{out}", "--samples", "0"], "samples must be"),
@@ -172,6 +175,14 @@ MISTAKES = {
     "too short": (
         ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--max_length", "2"],
         "max_length: none of",
+    ),
+    "data and text": (
+        ["word_problems", "--model", "{model}", "--text", "a b"],
+        "text: there is data to score already (word_problems)",
+    ),
+    "text and data's": (
+        ["--model", "{model}", "--text", "a b", "--max_samples", "3"],
+        "max_samples is for scoring a data set, not --text",
     ),
     "against": (
         ["word_problems", "--model", "{model}", "--output_dir", "{out}", "--against", "{model}"],
@@ -192,6 +203,39 @@ def test_a_mistake_is_one_line(case, model, tmp_path, capsys):
 
 
 # ---- one text
+
+
+def test_the_most_uncertain_tokens_come_last(scores, capsys):
+    """Ten of them, highest first, with n and the words before; the claims of the paper only where asked for."""
+    text = (scores / "summary.md").read_text()
+    table = pq.read_table(scores / "tokens.parquet").to_pylist()
+    main_rate = [row for row in table if row["rate"] == 0.2]
+    assert f"The 10 of n = {len(main_rate)} tokens" in text
+    assert "6 documents are few" in text
+    shown = [line for line in text.splitlines() if line.startswith("|") and ": …" in line]
+    highest = sorted((row["epistemic"] for row in main_rate), reverse=True)[:10]
+    assert [f"{value:.3f}" for value in highest] == [line.split("|")[3].strip() for line in shown]
+
+
+def test_a_text_on_the_command_line(model, tmp_path, capsys):
+    command = ["score", "--text", "One two three.", "--model", model, "--samples", "4", "--rate", "0.2"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    found = score_text(lm, tokenizer, "One two three.", samples=4, rate=0.2)
+    assert f"{float(found.uncertainty.epistemic.max()):.3f}" in printed
+    assert "The 10 of n = 13 tokens" in printed
+    assert main([*command, "--output_dir", str(tmp_path / "t")]) == 0
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["tokens.html"]
+
+
+def test_without_the_papers_claims(model, tmp_path):
+    command = [*SCORE[:-1], "--max_samples", "2", "--model", model, "--output_dir", str(tmp_path / "s")]
+    assert main(command) == 0
+    assert "correlates more with" not in (tmp_path / "s" / "summary.md").read_text()
+
+
+# ---- one text in a notebook
 
 
 def test_a_text_shows_itself_in_a_notebook(model, tmp_path):

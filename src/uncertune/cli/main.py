@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -22,22 +22,7 @@ from uncertune.errors import InterruptedRun, UserError
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
 
-def score(arguments: list[str]) -> int:
-    """uncertainty of every response token of a data set, with figures and a page to read"""
-    from uncertune.scoring.options import parse
-
-    options = parse(arguments)
-
-    from uncertune.scoring.command import score as run_score
-
-    run_score(options)
-    return 0
-
-
 COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep", "report", "study")
-_UNCONVERTED: dict[str, Callable[[list[str]], int]] = {
-    "score": score,
-}
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
 
 
@@ -77,7 +62,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-    return _UNCONVERTED[name](rest) if name in _UNCONVERTED else command_of(name).run(rest)
+    return command_of(name).run(rest)
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -117,8 +102,7 @@ def _sets_overwrite(file: Path) -> bool:
 def _help() -> None:
     print(f"usage: uncertune <command> [options]\n\n{DESCRIPTION}\n\ncommands:")
     for name in COMMANDS:
-        summary = (_UNCONVERTED[name].__doc__ or "").strip() if name in _UNCONVERTED else command_of(name).summary
-        print(f"  {name:<10} {summary}")
+        print(f"  {name:<10} {command_of(name).summary}")
     print("\n`uncertune <command> --help` lists a command's options; they also come from YAML with --config FILE.")
 
 

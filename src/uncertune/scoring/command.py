@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import textwrap
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,86 +35,105 @@ from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
 from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, correlations
-from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared, prepare
+from uncertune.scoring.settings import Settings
+from uncertune.scoring.uncertain import few_documents, uncertain_table
 from uncertune.statistics.bootstrap import mean_of
 from uncertune.statistics.intervals import Estimate
 
 PAGE_DOCUMENTS = 200
 
 
-def score(options: ScoreOptions) -> dict[str, Any]:
-    """Score, or go on where the same command stopped; write everything; return the summary."""
-    before = earlier_scores(options.against) if options.against else None
-    folder = Path(str(options.output_dir))
+def score(data: str, model: str, output_dir: str | Path, **settings: Any) -> dict[str, Any]:
+    """Score the response tokens of a data set, or resume the same scores; write every file; return the summary.
+
+    ``settings`` are the fields of ``Settings``: adapter, samples, rate, max_samples, … The folder gets
+    ``tokens.parquet`` (document, position, token, text, rate, and the five quantities in nats), ``summary.json`` and
+    ``.md``, figures, and ``tokens.html``. Raises UserError, one line, for data or a model that cannot be loaded, and
+    for a folder that holds other scores.
+    """
+    return _score(Settings(data=data, model=model, output_dir=str(output_dir), **settings))
+
+
+def _score(settings: Settings) -> dict[str, Any]:
+    before = earlier_scores(settings.against) if settings.against else None
+    folder = Path(settings.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(options)
+    prepared = prepare(settings)
     first = prepared.accelerator.is_main_process
     with lock_folder(folder) if first else contextlib.nullcontext():
         if first:
-            if options.overwrite:
+            if settings.overwrite:
                 run.clear(folder)
-            run.begin(folder, run.identity(options, prepared))
+            run.begin(folder, run.identity(settings, prepared))
         prepared.accelerator.wait_for_everyone()
         if not run.is_complete(folder):
-            run.score(folder, options, prepared)
+            run.score(folder, settings, prepared)
         if not first:
             return {}
         table = pq.read_table(folder / run.TOKENS) if run.is_complete(folder) else run.finish(folder, prepared)
-        return _write(folder, options, prepared, table, before)
+        return _write(folder, settings, prepared, table, before)
 
 
 def _write(
-    folder: Path, options: ScoreOptions, prepared: Prepared, table: pa.Table, before: pa.Table | None
+    folder: Path, settings: Settings, prepared: Prepared, table: pa.Table, before: pa.Table | None
 ) -> dict[str, Any]:
-    write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(options), sort_keys=False))
+    write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
-    main = _at(table, options.rates[0])
+    main = _at(table, settings.rate[0])
     columns = {name: main[name].to_numpy() for name in run.QUANTITIES}
     document = main["document"].to_numpy()
-    found = correlations(columns, document, draws=options.bootstrap, seed=options.seed)
+    found = correlations(columns, document, draws=settings.bootstrap, seed=settings.seed)
     by_rate = {}
-    for rate in options.rates:
+    for rate in settings.rate:
         part = _at(table, rate)
         by_rate[rate] = mean_of(
-            part["epistemic"].to_numpy(), part["document"].to_numpy(), draws=options.bootstrap, seed=options.seed
+            part["epistemic"].to_numpy(), part["document"].to_numpy(), draws=settings.bootstrap, seed=settings.seed
         )
-    title = f"{Path(str(options.model)).name} on {Path(str(options.data)).name}"
+    title = f"{Path(str(settings.model)).name} on {Path(str(settings.data)).name}"
     figures.correlations(folder / "correlations", found, title)
     figures.losses(folder / "losses", columns["loss"], document, title)
     if len(by_rate) > 1:
         figures.dropout(folder / "dropout", by_rate, title)
-    summary = _summary(options, found, columns, by_rate)
+    summary = _summary(settings, found, columns, by_rate)
     changes: dict[str, Estimate] = {}
     now, earlier = main, None
     if before is not None:
-        now, earlier = aligned(main, _at(before, options.rates[0]))
-        changes = change(now, earlier, draws=options.bootstrap, seed=options.seed)
-        summary["change"] = {"against": options.against} | {name: _plain(one) for name, one in changes.items()}
-    made_of, made_of_changes = _made_of(now, earlier, prepared, options)
+        now, earlier = aligned(main, _at(before, settings.rate[0]))
+        changes = change(now, earlier, draws=settings.bootstrap, seed=settings.seed)
+        summary["change"] = {"against": settings.against} | {name: _plain(one) for name, one in changes.items()}
+    made_of, made_of_changes = _made_of(now, earlier, prepared, settings)
     summary["hardest"] = {by: _plain_shares(shares) for by, shares in made_of.items()}
     if made_of_changes:
         summary["hardest_change"] = {by: _plain_shares(shares) for by, shares in made_of_changes.items()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
-    shown, said = _table(found, title, options), _claim(found) + _changes(options, changes)
-    parts = _made_of_table(made_of, made_of_changes, options)
-    write_atomically(folder / "summary.md", to_markdown(shown) + "\n" + said + "\n" + to_markdown(parts))
-    write_token_page(folder / "tokens.html", _page(options, prepared, columns, main, title))
-    print(
-        f"{to_text(shown)}\n{said}\n{to_text(parts)}\n\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}"
-    )
+    shown = _table(found, title, settings)
+    said = (_claim(found) if settings.paper else "") + _changes(settings, changes)
+    parts = _made_of_table(made_of, made_of_changes, now, settings)
+    places = list(zip(document.tolist(), main["position"].to_pylist(), strict=True))
+    top = uncertain_table(columns, places, {row.number: row.input_ids for row in prepared.rows}, prepared.tokenizer)
+    sections = (_with_caption(shown), said, _with_caption(parts), _with_caption(top))
+    write_atomically(folder / "summary.md", "\n".join(section for section in sections if section))
+    write_token_page(folder / "tokens.html", _page(settings, prepared, columns, main, title))
+    texts = [f"{to_text(one)}\n{textwrap.fill(one.caption, 100)}" for one in (shown, parts, top)]
+    print("\n\n".join(section for section in (texts[0], said.strip("\n"), *texts[1:]) if section))
+    print(f"\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
     return summary
 
 
+def _with_caption(table: Table) -> str:
+    return f"{to_markdown(table)}\n{table.caption}\n"
+
+
 def _summary(
-    options: ScoreOptions, found: Correlations, columns: dict[str, Any], by_rate: dict[float, Estimate]
+    settings: Settings, found: Correlations, columns: dict[str, Any], by_rate: dict[float, Estimate]
 ) -> dict[str, Any]:
     return {
-        "model": options.model,
-        "adapter": options.adapter,
-        "data": options.data,
-        "samples": options.samples,
-        "rate": options.rates[0],
+        "model": settings.model,
+        "adapter": settings.adapter,
+        "data": settings.data,
+        "samples": settings.samples,
+        "rate": settings.rate[0],
         "documents": found.documents,
         "tokens": found.tokens,
         "bootstrap_draws": found.draws,
@@ -136,7 +156,7 @@ def _plain_shares(shares: Shares) -> dict[str, dict[str, float | None]]:
     return {kind: _plain(one) for kind, one in shares.items()}
 
 
-def _table(found: Correlations, title: str, options: ScoreOptions) -> Table:
+def _table(found: Correlations, title: str, settings: Settings) -> Table:
     columns = []
     for proxy in PROXIES:
         columns.append(Column(proxy, f"with {proxy}", None, 3))
@@ -150,14 +170,15 @@ def _table(found: Correlations, title: str, options: ScoreOptions) -> Table:
                 row[proxy], row[f"{proxy} interval"] = one.value, _interval(one)
             rows.append(row)
     caption = (
-        f"{found.tokens} tokens of {found.documents} documents, {options.samples} dropout samples at rate "
-        f"{options.rates[0]:g}; intervals over documents ({found.draws} draws)."
+        f"n = {found.tokens} tokens of {found.documents} documents, {settings.samples} dropout samples at rate "
+        f"{settings.rate[0]:g}. The 95 % intervals cover which documents were drawn ({found.draws} resamplings of "
+        f"whole documents), not the seed of the dropout samples.{few_documents(found.documents)}"
     )
     return Table(f"Correlation over tokens: {title}", caption, tuple(columns), tuple(rows), "quantity", None)
 
 
 def _claim(found: Correlations) -> str:
-    """C1 in words: what the differences of correlations say."""
+    """The paper's first claim (C1) in words: what the differences of correlations say."""
     lines = []
     for name, near, far in (("epistemic", "loss", "entropy"), ("aleatoric", "entropy", "loss")):
         for kind, parts in found.closer.items():
@@ -174,40 +195,44 @@ def _claim(found: Correlations) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def _changes(options: ScoreOptions, changes: dict[str, Estimate]) -> str:
-    """C10 in words, where there is something to compare with."""
+def _changes(settings: Settings, changes: dict[str, Estimate]) -> str:
+    """The mean change of each quantity from the scores compared with."""
     return "".join(
-        f"- {name}, mean change from {options.against}: {one.value:+.4f} nats [{one.low:+.4f}, {one.high:+.4f}]\n"
+        f"- {name}, mean change from {settings.against}: {one.value:+.4f} nats [{one.low:+.4f}, {one.high:+.4f}]\n"
         for name, one in changes.items()
     )
 
 
 def _made_of(
-    now: pa.Table, earlier: pa.Table | None, prepared: Prepared, options: ScoreOptions
+    now: pa.Table, earlier: pa.Table | None, prepared: Prepared, settings: Settings
 ) -> tuple[dict[str, Shares], dict[str, Shares]]:
     """Shares of kinds of tokens, of all and of the hardest by each quantity; how these changed from ``earlier``."""
     kinds, document = kinds_of(now, set(prepared.tokenizer.all_special_ids)), now["document"].to_numpy()
-    shares = partial(composition, kinds, document, draws=options.bootstrap, seed=options.seed)
+    shares = partial(composition, kinds, document, draws=settings.bootstrap, seed=settings.seed)
     found, changes = {"all": shares(np.ones(len(kinds), dtype=bool))}, {}
     for by in BY:
-        chosen = hardest(now, by, options.selection_fraction)
+        chosen = hardest(now, by, settings.selection_fraction)
         found[by] = shares(chosen)
         if earlier is not None:
-            changes[by] = shares(chosen, hardest(earlier, by, options.selection_fraction))
+            changes[by] = shares(chosen, hardest(earlier, by, settings.selection_fraction))
     return found, changes
 
 
-def _made_of_table(made_of: dict[str, Shares], changes: dict[str, Shares], options: ScoreOptions) -> Table:
-    """Fig. 4 in numbers."""
+def _made_of_table(made_of: dict[str, Shares], changes: dict[str, Shares], now: pa.Table, settings: Settings) -> Table:
+    """The shares of kinds of tokens, a row for all tokens and one for the hardest by each quantity."""
     columns = [Column(kind, kind.capitalize(), None, 1, percent=True) for kind in KINDS]
     rows: list[dict[str, Value]] = []
     for by, shares in made_of.items():
-        hard = f"hardest {options.selection_fraction:.0%} by {by}"
+        hard = f"hardest {settings.selection_fraction:.0%} by {by}"
         rows.append({"tokens": "all response tokens" if by == "all" else hard, **_shown(shares, columns)})
         if by in changes:
             signed = [replace(column, sign=True) for column in columns]
-            rows.append({"tokens": f"its change from {options.against}", **_shown(changes[by], signed)})
-    caption = "Shares of the tokens with 95 % intervals over documents; changes in points."
+            rows.append({"tokens": f"its change from {settings.against}", **_shown(changes[by], signed)})
+    documents = len(np.unique(now["document"].to_numpy()))
+    caption = (
+        f"Shares of n = {len(now)} tokens of {documents} documents with 95 % intervals over documents; changes in "
+        f"points.{few_documents(documents)}"
+    )
     return Table("What the hardest tokens are made of", caption, tuple(columns), tuple(rows), "tokens", None)
 
 
@@ -223,8 +248,8 @@ def _interval(one: Estimate) -> str:
     return "–" if math.isnan(one.low) else f"[{one.low:.3f}, {one.high:.3f}]"
 
 
-def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], main: pa.Table, title: str) -> TokenPage:
-    chosen = hardest(main, "loss", options.selection_fraction)
+def _page(settings: Settings, prepared: Prepared, columns: dict[str, Any], main: pa.Table, title: str) -> TokenPage:
+    chosen = hardest(main, "loss", settings.selection_fraction)
     numbers, position = main["document"].to_numpy(), main["position"].to_numpy()
     texts: dict[int, str] = {}
     documents = []
@@ -240,11 +265,11 @@ def _page(options: ScoreOptions, prepared: Prepared, columns: dict[str, Any], ma
                 values[name][place] = float(columns[name][index])
         text = [run.token_text(prepared.tokenizer, token, texts) for token in row.input_ids]
         documents.append(ScoredDocument(f"document {row.number}", text, response, (Moment("", values, selected),)))
-    adapter = f" with {options.adapter}" if options.adapter else ""
+    adapter = f" with {settings.adapter}" if settings.adapter else ""
     left = f", the first {PAGE_DOCUMENTS} here" if len(prepared.rows) > PAGE_DOCUMENTS else ""
     lead = (
-        f"{options.samples} dropout samples at rate {options.rates[0]:g}{adapter}; "
+        f"{settings.samples} dropout samples at rate {settings.rate[0]:g}{adapter}; "
         f"{len(prepared.rows)} documents{left}. "
-        f"Marked are the {options.selection_fraction:.0%} of all response tokens whose loss is highest."
+        f"Marked are the {settings.selection_fraction:.0%} of all response tokens whose loss is highest."
     )
     return TokenPage(f"Token uncertainty: {title}", lead, documents)

@@ -25,8 +25,8 @@ from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
 from uncertune.runs.files import atomic_file, write_atomically
-from uncertune.scoring.options import ScoreOptions
 from uncertune.scoring.rows import Prepared
+from uncertune.scoring.settings import Settings
 from uncertune.uncertainty import token_uncertainty
 
 TOKENS = "tokens.parquet"
@@ -35,25 +35,26 @@ _PARTS, _RUN = "parts", "run.json"
 _OURS = (TOKENS, _RUN, "config.yaml", "environment.json", "summary.json", "summary.md", "tokens.html")
 _FIGURES = ("correlations", "losses", "dropout")
 
-# What changes the numbers; the rest of the options changes figures, speed or where they are written.
+# What changes the numbers; the rest of the settings changes figures, speed or where they are written.
 _NUMBERS = ("samples", "places", "seed", "max_length", "dtype", "attn_implementation", "pass_tokens")
 
 
-def identity(options: ScoreOptions, prepared: Prepared) -> dict[str, Any]:
+def identity(settings: Settings, prepared: Prepared) -> dict[str, Any]:
     """What the scores depend on, to be compared with what a folder holds."""
     digest = hashlib.blake2b(digest_size=8)
     for row in prepared.rows:
         digest.update(json.dumps([row.input_ids, row.labels]).encode())
-    settings = {name: value for name, value in asdict(options).items() if name in _NUMBERS}
-    adapter = options.adapter
+    numbers = {name: value for name, value in asdict(settings).items() if name in _NUMBERS}
+    adapter = settings.adapter
     if adapter is not None and (weights := Path(adapter) / "adapter_model.safetensors").is_file():
         adapter = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
     return {
         "model": fingerprint(prepared.model),
         "adapter": adapter,
         "data": digest.hexdigest(),
-        "rates": list(options.rates),
-        **settings,
+        "rates": list(settings.rate),
+        **numbers,
+        "places": ",".join(settings.places) if settings.places else None,
     }
 
 
@@ -86,18 +87,18 @@ def begin(folder: Path, mine: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(mine, indent=1))
 
 
-def score(folder: Path, options: ScoreOptions, prepared: Prepared) -> None:
+def score(folder: Path, settings: Settings, prepared: Prepared) -> None:
     """Score what is missing of this process's share, and write each document down as it is done."""
     done = {(part["rate"], part["document"]) for part in _parts(folder)}
     rank, processes = prepared.accelerator.process_index, prepared.accelerator.num_processes
     prepared.accelerator.wait_for_everyone()  # all have read before one writes
-    todo = [(rate, row) for rate in options.rates for row in prepared.rows if (rate, row.number) not in done]
+    todo = [(rate, row) for rate in settings.rate for row in prepared.rows if (rate, row.number) not in done]
     mine = todo[rank::processes]
-    bar = tqdm(total=len(mine) * options.samples, unit="sample", disable=rank > 0 or not mine, desc="scoring")
+    bar = tqdm(total=len(mine) * settings.samples, unit="sample", disable=rank > 0 or not mine, desc="scoring")
     checked = False
     with open(folder / _PARTS / f"{rank}.jsonl", "a", encoding="utf-8") as file:
         for rate, row in mine:
-            part = _score_one(prepared, row, rate, options, bar, verify=not checked)
+            part = _score_one(prepared, row, rate, settings, bar, verify=not checked)
             checked = True
             file.write(json.dumps(part) + "\n")
             file.flush()
@@ -107,23 +108,23 @@ def score(folder: Path, options: ScoreOptions, prepared: Prepared) -> None:
 
 
 def _score_one(
-    prepared: Prepared, row: Row, rate: float, options: ScoreOptions, bar: Any, *, verify: bool
+    prepared: Prepared, row: Row, rate: float, settings: Settings, bar: Any, *, verify: bool
 ) -> dict[str, Any]:
     before = bar.n
 
     def progress(done: int, of: int) -> None:
-        bar.update(before + done * options.samples // of - bar.n)
+        bar.update(before + done * settings.samples // of - bar.n)
 
     found = token_uncertainty(
         prepared.model,
         torch.tensor([row.input_ids]),
         torch.tensor([row.labels]),
-        samples=options.samples,
+        samples=settings.samples,
         rate=rate,
-        seed=options.seed,
-        places=options.chosen_places,
-        memory=options.memory_mib * 2**20,
-        pass_tokens=options.pass_tokens,
+        seed=settings.seed,
+        places=settings.places,
+        memory=settings.memory_mib * 2**20,
+        pass_tokens=settings.pass_tokens,
         verify=verify,
         progress=progress,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,19 @@ from uncertune.data.chat import encode
 from uncertune.data.templates import assistant_marks
 from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
-from uncertune.report import Moment, ScoredDocument, TokenPage, draw_tokens, render_token_page, write_token_page
+from uncertune.report import (
+    Moment,
+    ScoredDocument,
+    Table,
+    TokenPage,
+    draw_tokens,
+    render_token_page,
+    to_text,
+    write_token_page,
+)
+from uncertune.runs.folder import check_usable
+from uncertune.scoring.rows import load_model
+from uncertune.scoring.uncertain import uncertain_table
 from uncertune.selection import select
 from uncertune.uncertainty import TokenUncertainty, token_uncertainty
 
@@ -33,6 +46,8 @@ class ScoredText:
     """
 
     tokens: tuple[str, ...]
+    ids: list[int]
+    tokenizer: Any
     response: tuple[bool, ...]
     uncertainty: TokenUncertainty
     selection_fraction: float = 0.25
@@ -40,6 +55,14 @@ class ScoredText:
     def page(self) -> TokenPage:
         """As a token page of one document."""
         return TokenPage("Token uncertainty", "", (self._document(),))
+
+    def table(self) -> Table:
+        """The ten most uncertain response tokens."""
+        places = self.uncertainty.position[:, 1].tolist()
+        counted = [index for index, place in enumerate(places) if self.response[place]]
+        names = ("epistemic", "aleatoric", "loss")
+        quantities = {name: getattr(self.uncertainty, name)[counted].tolist() for name in names}
+        return uncertain_table(quantities, [(0, places[index]) for index in counted], {0: self.ids}, self.tokenizer)
 
     def save(self, path: str | os.PathLike[str], quantity: str = "epistemic") -> None:
         """Write the page (.html), or for a paper the text coloured by ``quantity`` (.png, .svg, .pdf)."""
@@ -98,4 +121,56 @@ def score_text(
     row = torch.tensor([ids])
     found = token_uncertainty(model, row, row, **options)
     tokens = tuple(tokenizer.decode([token]) for token in ids)
-    return ScoredText(tokens, tuple(response), found, selection_fraction)
+    return ScoredText(tokens, list(ids), tokenizer, tuple(response), found, selection_fraction)
+
+
+def score_given_text(
+    text: str,
+    model: str,
+    *,
+    adapter: str | None = None,
+    samples: int = 100,
+    rate: Sequence[float] = (0.1,),
+    places: Sequence[str] | None = None,
+    seed: int = 0,
+    chat_template_path: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    selection_fraction: float = 0.25,
+    memory_mib: int = 1024,
+    pass_tokens: int = 4096,
+    output_dir: str | os.PathLike[str] | None = None,
+) -> ScoredText:
+    """Score a text with a model by name, print its ten most uncertain tokens, and write ``OUT/tokens.html``.
+
+    The arguments are those of ``Settings``; without ``output_dir`` nothing is written. Raises UserError.
+    """
+    folder = None if output_dir is None else Path(output_dir).expanduser()
+    if folder is not None:
+        check_usable(folder)
+    lm, tokenizer = load_model(
+        model,
+        adapter=adapter,
+        chat_template_path=chat_template_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
+    found = score_text(
+        lm,
+        tokenizer,
+        text,
+        selection_fraction=selection_fraction,
+        samples=samples,
+        rate=rate[0],
+        seed=seed,
+        places=places,
+        memory=memory_mib * 2**20,
+        pass_tokens=pass_tokens,
+    )
+    table = found.table()
+    print(f"{to_text(table)}\n{textwrap.fill(table.caption, 100)}")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found.save(folder / "tokens.html")
+        print(f"\npage: {folder / 'tokens.html'}")
+    return found

@@ -116,7 +116,8 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
             seed=given.training.seed,
         )
 
-    if evaluates and mixture.test_split_size is None and is_file(name):
+    apart = data.dataset_test_split != data.dataset_train_split  # the same one is meant so
+    if evaluates and apart and mixture.test_split_size is None and is_file(name):
         raise UserError(
             f"eval_strategy: the file {name!r} has no test split to evaluate on: set test_split_size: 0.1 to keep a "
             "tenth of its rows for evaluation, or give a folder with train.jsonl and test.jsonl as dataset_name"
