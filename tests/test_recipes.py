@@ -15,9 +15,9 @@ import uncertune
 from helpers.tiny import save_tiny
 from tools.recipes import DATA, MODELS, OBJECTIVES, recipes
 from uncertune.cli import main, sweep, train
+from uncertune.runs import read_metrics
 from uncertune.sweep.plan import plan
 from uncertune.training.arguments import arguments_of
-from uncertune.training.runlog import read_metrics
 
 FOLDER = Path(uncertune.__file__).parent / "recipes"
 RUNS = sorted(FOLDER.glob("*.yaml"))

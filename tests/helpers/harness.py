@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.models import whole
-from uncertune.training.runlog import read_metrics
+from uncertune.runs import read_metrics
 
 VOCABULARY = 259
 LENGTHS = (9, 14, 6, 11, 17, 8, 12, 10)  # ragged; a step of 8 rows

@@ -11,8 +11,8 @@ from helpers.two_processes import two_processes
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.runs import read_metrics
 from uncertune.selection import select
-from uncertune.training.runlog import read_metrics
 
 MEASURED = ("eval_loss", "eval_entropy", "eval_mean_token_accuracy", "eval_objective")
 BOTH = {"objective": "masked_mle_distill"}

@@ -1,9 +1,11 @@
 """A signal, a full disk, a loss that is no number: the run ends in one line and goes on from what it kept."""
 
 import errno
+import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 
 import pytest
@@ -127,6 +129,59 @@ def test_the_command_to_go_on_never_overwrites(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("seed: 1\noverwrite: true\n")
     assert _again(["train", "--config", str(file)]) == f"uncertune train --config {file} --overwrite false"
+
+
+def summaries(folder):
+    """Every record, without times and rates."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("runtime", "per_second")
+    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows]
+
+
+def stopped_at(folder, out, step, monkeypatch):
+    """A run that a signal ended after ``step``; its last two checkpoints are kept."""
+    at_step(monkeypatch, step, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(words(folder, out, save_total_limit=2, logging_steps=4)) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+
+
+def test_damage_is_found_and_the_checkpoint_before_is_used(whole, monkeypatch, capfd):
+    """Also the summaries, whose means span the interruption, are those of a run without one."""
+    assert main(words(whole, "calm", save_total_limit=2, logging_steps=4)) == 0
+    stopped_at(whole, "damaged", 5, monkeypatch)
+    out = whole / "damaged"
+    weights = out / "checkpoint-5" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capfd.readouterr()
+    assert main(words(whole, "damaged", save_total_limit=2, logging_steps=4)) == 0
+    said = capfd.readouterr().err
+    assert f"skipping {out / 'checkpoint-5'}: adapter_model.safetensors was changed or cut short" in said
+    assert f"resuming at step 4 from {out / 'checkpoint-4'}" in said
+    for name in ("adapter_model.safetensors", "selection.parquet", "probe.jsonl"):
+        assert (out / name).read_bytes() == (whole / "calm" / name).read_bytes(), name
+    assert summaries(out) == summaries(whole / "calm")
+    assert [row for row in summaries(out) if "train_loss" in row]
+
+
+def test_nothing_resumes_where_all_checkpoints_or_records_are_damaged(whole, monkeypatch, capfd):
+    stopped_at(whole, "lost", 5, monkeypatch)
+    out = whole / "lost"
+    for spoil in (
+        lambda: [(folder / "optimizer.pt").unlink() for folder in out.glob("checkpoint-*")],
+        lambda: (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text().split("\n", 1)[1]),
+        lambda: (out / "selection.parquet").unlink(),
+    ):
+        kept = shutil.copytree(out, whole / "kept")
+        spoil()
+        capfd.readouterr()
+        assert main(words(whole, "lost", save_total_limit=2, logging_steps=4)) == 2
+        said = capfd.readouterr().err.strip().splitlines()[-1]
+        assert "has no undamaged checkpoint to resume from" in said
+        shutil.rmtree(out)
+        kept.rename(out)
+    assert main(words(whole, "lost", save_total_limit=2, logging_steps=4)) == 0
 
 
 # ---- the disk

@@ -13,10 +13,11 @@ from helpers.harness import VOCABULARY, rows, run, settings
 from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.runs import read_metrics
+from uncertune.runs.records import selection_schema
 from uncertune.selection import exact_count, select
 from uncertune.training.batch import document_hash
 from uncertune.training.probe import Probe
-from uncertune.training.runlog import SELECTION_SCHEMA, read_metrics
 
 
 def response(labels):
@@ -34,7 +35,7 @@ def name_of(row):
 def unpacked(folder):
     """step → document → its mask, from selection.parquet."""
     table = pq.read_table(folder / "selection.parquet")
-    assert table.schema == SELECTION_SCHEMA
+    assert table.schema == selection_schema()
     out = {}
     for row in table.to_pylist():
         bits = np.unpackbits(np.frombuffer(row["selected"], np.uint8))[: row["tokens"]].astype(bool)

@@ -12,8 +12,9 @@ import pytest
 
 from helpers.tiny import save_tiny
 from uncertune.cli import main
-from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unfinished
-from uncertune.training.runlog import cut_metrics, read_metrics
+from uncertune.runs import read_metrics
+from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unusable
+from uncertune.training.runlog import cut_metrics
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
@@ -145,7 +146,7 @@ def test_unfinished_checkpoints_and_half_lines_do_not_count(tmp_path):
         for name in files:
             (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
     assert latest_complete(tmp_path).name == "checkpoint-2"
-    remove_unfinished(tmp_path)
+    remove_unusable(tmp_path, None)
     assert not (tmp_path / "checkpoint-4").exists()
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"kind": "step", "step": n}) + "\n" for n in (1, 2, 3)) + '{"kind": "st')

@@ -13,8 +13,8 @@ from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, se
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
+from uncertune.runs import read_metrics
 from uncertune.teachers import cache
-from uncertune.training.runlog import read_metrics
 from uncertune.training.teacher_cache import Caches
 
 BFLOAT16 = 2**-8

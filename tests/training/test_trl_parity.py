@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
-from uncertune.training.runlog import read_metrics
+from uncertune.runs import read_metrics
 
 VOCABULARY = 259
 PRECISION = {"float32": {"bf16": False}, "default": {}}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from uncertune.runs.secrets import hidden_in_command
 
 _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
@@ -31,15 +32,5 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": devices or ["cpu"],
-        "command": _without_secrets([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": hidden_in_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def _without_secrets(command: list[str]) -> list[str]:
-    """The words of a command, the value of every ``--…token`` hidden."""
-    out: list[str] = []
-    for word in command:
-        if out and re.fullmatch(r"--[\w-]*token", out[-1]):
-            word = "***"
-        out.append(re.sub(r"^(--[\w-]*token)=.*", r"\1=***", word))
-    return out

@@ -15,8 +15,8 @@ from uncertune.report.html import write_page, write_token_page, write_whole
 from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
 from uncertune.report.tokens import QUANTITIES, Moment, ScoredDocument, TokenPage
 from uncertune.runs.folder import COMPARISONS, is_complete
+from uncertune.runs.records import METRICS, read_metrics
 from uncertune.training.probe import PROBE
-from uncertune.training.runlog import METRICS, read_metrics
 
 FACTS = (
     "model_name_or_path",

@@ -25,7 +25,7 @@ import yaml
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
-from uncertune.runs.checkpoints import latest_complete, remove_unfinished, step_of
+from uncertune.runs.checkpoints import latest_intact, remove_unusable, step_of
 from uncertune.runs.environment import environment
 from uncertune.runs.files import plain, write_atomically
 from uncertune.runs.folder import (
@@ -43,6 +43,7 @@ from uncertune.runs.folder import (
     lock_folder,
     member_folder,
 )
+from uncertune.runs.secrets import without_secrets
 from uncertune.training import devices
 from uncertune.training.config import (
     CACHE_FIELDS,
@@ -246,7 +247,7 @@ def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
 
 def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
     """Train from the last complete checkpoint on, and save the result."""
-    checkpoint = latest_complete(job.folder)
+    checkpoint = latest_intact(job.folder, quiet=True)
     if checkpoint is not None:
         print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -274,8 +275,9 @@ def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -
     """Clean the folder of what a crash left, and write down which run begins or goes on in it."""
     folder = job.folder
     folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
-    settings = plain({**resolved, "teacher": job.config.teacher, "rho_reference": job.config.rho_reference})
+    remove_unusable(folder, latest_intact(folder))
+    settings = {**resolved, "teacher": job.config.teacher, "rho_reference": job.config.rho_reference}
+    settings = plain(without_secrets(settings))
     write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
@@ -300,7 +302,7 @@ def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
     settings["teacher"] = members[0] if len(set(members)) == 1 else members  # several trained here are "auto" together
     settings["anchor"] = _reference(job.config.anchor, job)
     settings["rho_reference"] = _reference(job.config.rho_reference, job)
-    return json.loads(json.dumps(plain(settings), sort_keys=True))
+    return json.loads(json.dumps(plain(without_secrets(settings)), sort_keys=True))
 
 
 def _reference(name: str | None, job: Job) -> Any:

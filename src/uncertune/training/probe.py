@@ -15,13 +15,13 @@ import torch
 from transformers import TrainerCallback
 
 from uncertune.fused import linear_token_stats
-from uncertune.runs.files import write_atomically
+from uncertune.runs.checkpoints import cut_to_checkpoint
 from uncertune.selection import select
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import IGNORED
+from uncertune.training.runlog import PROBE, cut_metrics
 from uncertune.uncertainty import token_uncertainty
 
-PROBE = "probe.jsonl"
 DOCUMENTS = 4
 TOKENS = 400
 
@@ -38,11 +38,8 @@ class Probe(TrainerCallback):
         if state.global_step == 0:
             self.path.unlink(missing_ok=True)
             self._score(0)
-        elif self.path.is_file():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line + "\n" for line in lines if json.loads(line)["step"] <= state.global_step]
-            if self.trainer.accelerator.is_main_process:
-                write_atomically(self.path, "".join(kept))
+        elif self.trainer.accelerator.is_main_process and not cut_to_checkpoint(self.path, state.global_step):
+            cut_metrics(self.path, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step, last = state.global_step, state.max_steps

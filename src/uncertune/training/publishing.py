@@ -17,6 +17,7 @@ import transformers.trainer as transformers_trainer
 from huggingface_hub import ModelCardData
 
 from uncertune.report.tables import markdown_text
+from uncertune.runs.secrets import without_secrets
 
 CARD = "README.md"
 _TOKENS = {"loss": "training loss", "entropy": "training entropy", "mean_token_accuracy": "training token accuracy"}
@@ -33,6 +34,7 @@ _OPTIMIZER = (
 
 def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, adapter: bool) -> str:
     """The card of a run with these settings (``config.yaml``) and records (``metrics.jsonl``), as Markdown."""
+    settings = without_secrets(settings)
     base, data = settings.get("model_name_or_path"), settings.get("dataset_name")
     meta = ModelCardData(
         base_model=_hub_id(base),

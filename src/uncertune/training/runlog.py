@@ -17,15 +17,12 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from transformers import TrainerCallback
 
+from uncertune.runs.checkpoints import cut_to_checkpoint, record_entry
 from uncertune.runs.files import atomic_file, write_atomically
+from uncertune.runs.records import METRICS, PARTS, SELECTION, read_metrics, selection_schema, selection_table
 from uncertune.training.batch import document_hashes, documents
 
-METRICS = "metrics.jsonl"
-SELECTION = "selection.parquet"
-SELECTION_SCHEMA = pa.schema(
-    [("step", pa.int32()), ("document", pa.string()), ("tokens", pa.int32()), ("selected", pa.binary())]
-)
-"""``selected``: one bit a response token of the document, in order, ``numpy.packbits`` (first token highest bit)."""
+PROBE = "probe.jsonl"
 
 
 class RunLog(TrainerCallback):
@@ -41,6 +38,7 @@ class RunLog(TrainerCallback):
         self.rank = trainer.accelerator.process_index
         self.step: dict[str, float] | None = None
         self._rows: list[tuple[int, str, int, bytes]] = []
+        self._parts: dict[str, int] = {}
 
     # ---- metrics
 
@@ -48,12 +46,11 @@ class RunLog(TrainerCallback):
         self._rows = []
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            cut_metrics(self.folder / METRICS, state.global_step)
+            if not cut_to_checkpoint(self.folder / METRICS, state.global_step):
+                cut_metrics(self.folder / METRICS, state.global_step)
             self._cut_selection(state.global_step)
+        self.trainer.progress.begin()
         self.trainer.accelerator.wait_for_everyone()
-        if state.global_step and (self.folder / METRICS).is_file():  # TRL counts from 0 again
-            seen = [row["num_tokens"] for row in read_metrics(self.folder / METRICS, "step")]
-            self.trainer._total_train_tokens = seen[-1] if seen else 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.step is not None:
@@ -89,6 +86,15 @@ class RunLog(TrainerCallback):
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
 
+    def recorded(self) -> dict[str, Any]:
+        """What the run has recorded so far, for the marker of a checkpoint; of the first rank."""
+        files = [self.folder / name for name in (METRICS, PROBE)]
+        found: dict[str, Any] = {file.name: record_entry(file) for file in files if file.is_file()}
+        for part in self._parts_folder().glob("*.parquet"):
+            if part.name not in self._parts:
+                self._parts[part.name] = pq.read_metadata(part).num_rows
+        return {**found, PARTS: sum(self._parts.values())}
+
     # ---- selection
 
     def add_selection(self, step: int, batch: dict[str, Any], selected: Tensor) -> None:
@@ -103,7 +109,7 @@ class RunLog(TrainerCallback):
         if not self._rows:
             return
         columns = list(zip(*self._rows, strict=True))
-        table = pa.table(dict(zip(SELECTION_SCHEMA.names, columns, strict=True)), schema=SELECTION_SCHEMA)
+        table = pa.table(dict(zip(selection_schema().names, columns, strict=True)), schema=selection_schema())
         self._write_part(table, self._rows[-1][0])
         self._rows = []
 
@@ -112,16 +118,17 @@ class RunLog(TrainerCallback):
         parts.mkdir(parents=True, exist_ok=True)
         path = parts / f"{step:09d}-{self.rank:05d}.parquet"
         with atomic_file(path) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
 
     def _parts_folder(self) -> Path:
-        return self.folder / "selection"
+        return self.folder / PARTS
 
     def _cut_selection(self, step: int) -> None:
         """Parts end with a checkpoint's step, those of later steps go whole; of a joined file, its later rows."""
+        self._parts = {}
         joined = self.folder / SELECTION
         if joined.is_file():
-            table = pq.read_table(joined, schema=SELECTION_SCHEMA)
+            table = selection_table(self.folder)
             table = table.filter(pc.less_equal(table["step"], step))
             shutil.rmtree(self._parts_folder(), ignore_errors=True)  # all of them are in the joined file
             if table.num_rows:
@@ -133,19 +140,15 @@ class RunLog(TrainerCallback):
                 part.unlink()
 
     def _join_selection(self) -> None:
-        parts = sorted(self._parts_folder().glob("*.parquet"))
-        if not parts:
+        if not any(self._parts_folder().glob("*.parquet")):
             return
-        table = pa.concat_tables(pq.read_table(part, schema=SELECTION_SCHEMA) for part in parts)
-        # the same bytes, wherever the parts were cut
-        order = np.argsort(table["step"].to_numpy(), kind="stable")
         with atomic_file(self.folder / SELECTION) as temporary:
-            pq.write_table(table.take(pa.array(order)).combine_chunks(), temporary)
+            pq.write_table(selection_table(self.folder), temporary, write_page_checksum=True)
         shutil.rmtree(self._parts_folder())
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines of ``metrics.jsonl`` up to ``step``; a line that a crash left half-written goes."""
+    """Keep the records up to ``step``, without a line that a crash left half-written."""
     if not path.is_file():
         return
     kept = []
@@ -156,10 +159,3 @@ def cut_metrics(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     write_atomically(path, "".join(kept))
-
-
-def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, of one kind or all."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line]
-    return [row for row in rows if kind is None or row["kind"] == kind]

@@ -1,11 +1,21 @@
-"""Which adapters of a model are saved."""
+"""What is saved of a run: the student's adapter alone, no secrets, and the progress of its summaries."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from uncertune.errors import UserError
+from uncertune.runs.files import write_atomically
+from uncertune.runs.secrets import without_secrets
 
 
 @contextlib.contextmanager
@@ -20,3 +30,74 @@ def student_adapter_only(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.__dict__["save_pretrained"]
+
+
+@contextlib.contextmanager
+def arguments_without_secrets(trainer: Any) -> Iterator[None]:
+    """While ``Trainer`` pickles its arguments (``training_args.bin``), they hold no token, key or password."""
+    args = trainer.args
+    public = copy.copy(args)
+    for name, value in vars(args).items():
+        if isinstance(value, str | dict | list | tuple) and type(value) in (str, dict, list, tuple):
+            vars(public)[name] = without_secrets({name: value}).get(name)
+    trainer.args = public
+    try:
+        yield
+    finally:
+        trainer.args = args
+
+
+# ---- progress
+
+
+class Progress:
+    """What ``Trainer`` sums up over a run and forgets when it resumes: losses since the last log and in all, means of
+    metrics since the last log, tokens, and seconds. With it the summaries are those of an uninterrupted run.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._checkpoint: Path | None = None
+        self.started = time.time()
+        """When training would have started had it run without interruption."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the progress of this rank to a checkpoint."""
+        trainer = self._trainer
+        state = {
+            "loss_since_log": trainer._tr_loss.item(),
+            "loss": trainer._total_loss_scalar,
+            "last_log": trainer._globalstep_last_logged,
+            "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+            "tokens": trainer._total_train_tokens,
+            "seconds": time.time() - self.started,
+        }
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file(checkpoint), json.dumps(state))
+
+    def resume_from(self, checkpoint: str | Path) -> None:
+        """Take the progress of this checkpoint up when training begins. Raises UserError for an incomplete one."""
+        self._checkpoint = Path(checkpoint)
+        names = {path.name for path in self._checkpoint.iterdir()}
+        for what in ("optimizer", "scheduler"):
+            if not any(name.startswith(what) for name in names):
+                raise UserError(
+                    f"checkpoint {str(checkpoint)!r} holds no state of the {what}: resume from another checkpoint"
+                )
+
+    def begin(self) -> None:
+        """At the start of training: restore what the checkpoint to resume from holds."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        self.started = time.time()
+        if checkpoint is None or not self._file(checkpoint).is_file():
+            return
+        trainer, state = self._trainer, json.loads(self._file(checkpoint).read_text(encoding="utf-8"))
+        trainer._tr_loss = torch.tensor(state["loss_since_log"], device=trainer._tr_loss.device)
+        trainer._total_loss_scalar = state["loss"]
+        trainer._globalstep_last_logged = state["last_log"]
+        trainer._metrics["train"].update(state["metrics"])
+        trainer._total_train_tokens = state["tokens"]
+        self.started -= state["seconds"]
+
+    def _file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"progress_{self._trainer.args.process_index}.json"

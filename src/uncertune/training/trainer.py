@@ -24,6 +24,7 @@ from uncertune.errors import NotFiniteError, UserError
 from uncertune.models import attach_head, checked_in_trl, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
 from uncertune.runs import checkpoints
+from uncertune.runs.records import METRICS, read_metrics
 from uncertune.training import dataset, devices, publishing
 from uncertune.training.batch import (
     ROW_LENGTHS,
@@ -43,8 +44,8 @@ from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best
 from uncertune.training.kept_forward import KEPT
 from uncertune.training.references import References
 from uncertune.training.refusals import check_arguments, check_kind, teachers_of
-from uncertune.training.runlog import METRICS, RunLog, read_metrics
-from uncertune.training.saving import student_adapter_only
+from uncertune.training.runlog import RunLog
+from uncertune.training.saving import Progress, arguments_without_secrets, student_adapter_only
 from uncertune.training.selector import Selector
 from uncertune.training.side_columns import check_vocabulary
 from uncertune.training.step import StepRecord
@@ -136,6 +137,7 @@ class UncertuneTrainer(SFTTrainer):
         }
         self._step: StepRecord | None = None
         self._evaluation = Evaluation(self.selector.rule)
+        self.progress = Progress(self)
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
         self.add_callback(self.references.caches)
@@ -162,7 +164,7 @@ class UncertuneTrainer(SFTTrainer):
     # ---- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with student_adapter_only(self.model):
+        with student_adapter_only(self.model), arguments_without_secrets(self):
             super()._save(output_dir, state_dict)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
@@ -180,7 +182,7 @@ class UncertuneTrainer(SFTTrainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with publishing.model_only():
+        with publishing.model_only(), arguments_without_secrets(self):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -193,17 +195,43 @@ class UncertuneTrainer(SFTTrainer):
                 self.run_log.flush()
                 self.references.caches.flush()
                 super()._save_checkpoint(model, trial)
+                folder = checkpoints.folder_of(args.output_dir, step)
+                self.progress.save(folder)
                 if args.should_save and args.selection_scope == "running":
-                    self.selector.running.save(checkpoints.folder_of(args.output_dir, step))
+                    self.selector.running.save(folder)
                 self.accelerator.wait_for_everyone()
                 if args.should_save:
-                    checkpoints.mark_complete(args.output_dir, step)
+                    checkpoints.mark_complete(args.output_dir, step, self.run_log.recorded())
         finally:
             args.save_total_limit = limit
         if args.should_save:
             rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Raises UserError for a checkpoint whose files are not those that were written."""
+        checkpoints.check_intact(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        checkpoints.check_intact(str(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As ``Trainer`` does it; the best checkpoint is found again in a run folder that was moved."""
+        done = super()._init_training_state(*args, **kwargs)
+        checkpoint = kwargs.get("resume_from_checkpoint", args[3] if len(args) > 3 else None)
+        if checkpoint is not None:
+            self.state.best_model_checkpoint = checkpoints.best_of(checkpoint)
+        return done
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """Summaries are of the whole run, also where it was resumed."""
+        self._initial_global_step = 0
+        return super()._finalize_training(trial, num_train_samples, self.progress.started)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.progress.resume_from(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.selection_scope == "running":
             self.selector.running.load(checkpoint)
