@@ -139,7 +139,7 @@ def test_the_page_of_a_run_leads_to_the_comparison(models, data, tmp_path):
 MISTAKES = {
     "base": (["{deeper}"], "is of another base"),
     "judge": (["--judge", "no/such judge"], "no/such judge"),
-    "baseline": (["--baseline", "mle"], "baseline: 'mle' is none of the models: choose from base, a, b"),
+    "baseline": (["--baseline", "mle"], "baseline: 'mle' is not a model of this comparison: choose from base, a, b"),
     "limits": (["--limits", "mmlu=3"], "limits: 'mmlu' is not among"),
     "count": (["--limits", "gsm8k=0"], "limits: 'gsm8k=0' must be a task and a number"),
     "domain": (["--in_distribution", "mmlu"], "in_distribution: 'mmlu' is not among"),

@@ -449,7 +449,7 @@ def test_answers_to_other_prompts_are_refused_before_anything_is_asked(files, tm
         assert "1 of its 6 are lacking, 1 others are there" in capsys.readouterr().err
         for wrong, says in (
             (twice, "row 1 answers a prompt that an earlier row"),
-            (empty, "none of the columns answer"),
+            (empty, "has no column answer"),
         ):
             assert run((files[0], str(wrong)), url, tmp_path / "out") == 2
             assert says in capsys.readouterr().err

@@ -76,7 +76,7 @@ def _prompt(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checked(by_model: Mapping[str, Record]) -> str | None:
-    """The metric that says right or wrong of a generated answer; token-level tasks have none."""
+    """The metric by which a generated answer is right or wrong; None for token-level tasks."""
     for one in by_model.values():
         if "tokens" in one["metrics"]:
             return None

@@ -1,4 +1,4 @@
-"""``uncertune compare``: tasks, answers, judgements and the page, each step kept and none done twice.
+"""``uncertune compare``: tasks, answers, judgements and the page, each step stored and not repeated.
 
 ``OUT/evaluation`` is what ``uncertune evaluate`` writes, ``OUT/answers`` what ``uncertune generate`` writes,
 ``OUT/judgements/LABEL.jsonl`` one line a pair and order, ``OUT/verdicts.json`` the rates. Replies lie by content in
@@ -186,7 +186,9 @@ def _plan(
     named = [stem(name) if name in files else name for name in names]
     labels = dict(zip(names, labels_of(named, given), strict=True))
     if baseline and baseline not in labels.values():
-        raise UserError(f"baseline: {baseline!r} is none of the models: choose from {', '.join(labels.values())}")
+        raise UserError(
+            f"baseline: {baseline!r} is not a model of this comparison: choose from {', '.join(labels.values())}"
+        )
     if tasks:
         check_tasks(tasks, {})
     inside = [name for name in tasks if name in in_distribution]

@@ -87,7 +87,7 @@ def gains(measured: Sequence[Measured], verdicts: Record) -> list[Gain]:
         value = Estimate(one.relative, _NAN, _NAN)
         if one.against is not None:
             value, ahead, error = one.against.relative, one.against.difference, one.against.error
-        out.append(Gain(one.task, one.model, _turned(value, sign), error, _turned(ahead, sign)))
+        out.append(Gain(one.task, one.model, _signed(value, sign), error, _signed(ahead, sign)))
     for model, verdict in verdicts.get("models", {}).items():
         rate = estimate(verdict.get("adjusted"))
         if not math.isnan(rate.value):
@@ -96,7 +96,7 @@ def gains(measured: Sequence[Measured], verdicts: Record) -> list[Gain]:
     return out
 
 
-def _turned(value: Estimate, sign: float) -> Estimate:
+def _signed(value: Estimate, sign: float) -> Estimate:
     low, high = sorted((sign * value.low, sign * value.high))
     return Estimate(sign * value.value, low, high)
 
@@ -140,7 +140,7 @@ def _measured(found: Comparison, task: str, metric: str, main: bool, model: str,
 
 
 def _entries(found: Comparison, task: str, model: str, metric: str) -> dict[Any, tuple[float, float]]:
-    """Sum and weight of each document; empty where they do not give the reported value (or there are none)."""
+    """Sum and weight of each document; empty where they are missing or do not give the reported value."""
     lines = found.samples.get((task, model), [])
     out = {}
     for line in lines:

@@ -101,7 +101,7 @@ def _link(found: Comparison, page: Path) -> None:
 
 def _facts(found: Comparison, tasks: Sequence[str], inside: Sequence[str], baseline: str) -> Facts:
     items = [("baseline", baseline), ("models", ", ".join(found.models)), ("tasks", ", ".join(tasks))]
-    items.append(("in distribution", ", ".join(inside) or "none named"))
+    items.append(("in distribution", ", ".join(inside) or "not named"))
     if found.verdicts.get("judge"):
         items.append(("judge", str(found.verdicts["judge"])))
     return Facts("What was compared", tuple(items))
@@ -115,7 +115,7 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         return
     outside = [task for task in tasks if task not in inside]
     how = (
-        f"(model − {baseline}) / {baseline} on each task's first measure, turned so that more is better; of judged "
+        f"(model − {baseline}) / {baseline} on each task's first measure, signed so that higher is better; of judged "
         f"answers (w − ½) / ½ of the adjusted win rate w. Lines are 95 % intervals."
     )
     if zero := [task for task in tasks if any(one.task == task and math.isnan(one.value.value) for one in gained)]:
@@ -228,7 +228,7 @@ def _head_to_head(found: Comparison, baseline: str) -> Table:
 
 
 def _decided(found: Comparison, baseline: str) -> Table:
-    """The second reading; ``verdicts.json`` of earlier versions has none."""
+    """The second reading; ``verdicts.json`` of earlier versions lacks it."""
     columns = (
         Column("won", "Won", None, 0),
         Column("lost", "Lost", None, 0),

@@ -181,7 +181,7 @@ def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked],
 
 
 def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt]:
-    """Prompts as token ids by the chat template. Raises UserError where there is none, or it refuses one of them."""
+    """Prompts as token ids by the chat template. Raises UserError where it is missing, or refuses a prompt."""
     if not tokenizer.chat_template:
         raise UserError(f"model {model!r} has no chat template: give one with --chat_template_path")
     out = []

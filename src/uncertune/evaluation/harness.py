@@ -65,7 +65,7 @@ class HarnessTask:
 
 
 def require() -> str:
-    """lm-eval's version, with everything it needs to score made ready. Raises UserError where it is not installed."""
+    """lm-eval's version, with what it needs to score prepared. Raises UserError where it is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"tasks: tasks of lm-eval need the package lm-eval, which is not installed; run: {INSTALL}")
     logger = logging.getLogger("lm_eval")
@@ -100,7 +100,7 @@ def load_task(name: str, data_dir: str | None = None) -> HarnessTask:
     except UserError:
         raise
     except Exception as error:  # whatever datasets, the hub or a task's own code raises
-        raise UserError(f"task {name!r}: its data cannot be had ({first_line(error)}){_mend(name)}") from error
+        raise UserError(f"task {name!r}: its data cannot be loaded ({first_line(error)}){_fix(name)}") from error
 
 
 def _from_index(name: str) -> Mapping[str, Any]:
@@ -109,7 +109,7 @@ def _from_index(name: str) -> Mapping[str, Any]:
         import difflib
 
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        hint = f"; near it are {', '.join(near)}" if near else "; `lm-eval ls tasks` lists them"
+        hint = f"; similar names: {', '.join(near)}" if near else "; `lm-eval ls tasks` lists them"
         raise UserError(f"tasks: lm-eval has no task {name!r}{hint}; token-level measures are tokens:DATA")
     return manager.load([name])
 
@@ -138,7 +138,7 @@ def _load_local(name: str, data_dir: str | None) -> HarnessTask:
         return HarnessTask(name, _manager(False).load([str(path)]))
 
 
-def _mend(name: str) -> str:
+def _fix(name: str) -> str:
     if name not in LOCAL:
         return ""
     return f"; put {' and '.join(BUILTIN[name].files.values())} in a folder and name it with --data_dir"
@@ -166,14 +166,14 @@ def _prepare_ifeval(data_dir: str | None) -> None:
 
 
 def hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's wrapper around a transformers or PEFT model in memory; whatever adapter is on answers."""
+    """lm-eval's wrapper around a transformers or PEFT model in memory; the active adapter answers."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 class VLLMModels:
-    """One vLLM engine with the base, and LoRA adapters that it is asked for by request."""
+    """One vLLM engine with the base, and LoRA adapters named in each request."""
 
     def __init__(self, path: str, *, dtype: str, seed: int, folders: list[str], template: str | None) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -224,7 +224,7 @@ def run(
 ) -> Outcome:
     """lm-eval's ``simple_evaluate`` of one task; ``generation`` overrides the task's settings of answers.
 
-    ``kept`` names a file in which answers are kept as they come: a run that was cut off goes on in the middle.
+    ``kept`` names a file that stores answers as they come, so that an interrupted run resumes in the middle.
     """
     import lm_eval
     from lm_eval.api.model import CacheHook
@@ -280,8 +280,8 @@ def _key(metric: str, filter_name: str) -> str:
 def documents(task: HarnessTask, outcome: Outcome) -> list[dict[str, Any]]:
     """One record a document: what was asked, what was answered, and each metric's number.
 
-    A metric that is a list (IFEval's instructions) counts by its mean, and ``weights`` has the length; one that is no
-    number for a single document is left out. ``doc_id`` is lm-eval's number, behind the task's name in a group.
+    A metric that is a list (IFEval's instructions) counts by its mean, and ``weights`` has the length. A metric
+    that is not a number for a single document is left out. ``doc_id`` is lm-eval's number, behind the task's name in a group.
     """
     out: dict[str, dict[str, Any]] = {}
     for name, samples in outcome.samples.items():

@@ -64,7 +64,7 @@ class LoadedModels:
 
     @contextlib.contextmanager
     def active(self, one: ModelSpec) -> Iterator[Any]:
-        """The model of ``one`` with its adapter switched on, or with none of them for the bare base."""
+        """The model of ``one`` with its adapter switched on; for the bare base, without adapters."""
         model = self.models[one.label]
         with active_adapter(model, one.name) if hasattr(model, "peft_config") else contextlib.nullcontext():
             yield model
@@ -218,7 +218,7 @@ def base_of(folder: str | Path) -> str:
 
 
 def _run_record(folder: Path) -> dict[str, Any]:
-    """``run.json`` of the run that left the folder; empty where none did. Raises UserError for a damaged one."""
+    """``run.json`` of the run that left the folder; empty without a run. Raises UserError where damaged."""
     return read_json(folder / RUN) if (folder / RUN).is_file() else {}
 
 

@@ -30,7 +30,7 @@ def provide_punkt(data_dir: str | os.PathLike[str] | None = None) -> None:
             nltk.data.path.append(str(Path(folder).expanduser().resolve() / "nltk_data"))
             return
     if importlib.util.find_spec("punkt") is None:
-        raise UserError(f"tasks: ifeval needs NLTK's English sentence splitter, which is not here; run: {INSTALL}")
+        raise UserError(f"tasks: ifeval needs NLTK's English sentence splitter, which is missing; run: {INSTALL}")
     nltk.data.path.append(str(write_punkt(cache_folder() / "nltk_data")))
 
 

@@ -1,7 +1,7 @@
 """Results on disk, one file a model and task, and the table made of all of them.
 
 ``OUT/LABEL/TASK.json`` says what was measured and how, ``OUT/LABEL/TASK.samples.jsonl`` has one line a document;
-``OUT/results.json`` and ``OUT/results.md`` are made anew from every such file, whichever command wrote it.
+``OUT/results.json`` and ``OUT/results.md`` are written again from every such file, whichever command wrote it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Place:
         return self.folder / self.label / f"{self.stem}{SAMPLES}"
 
     def answers(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
-        """Where answers are kept as they come, by what they depend on."""
+        """Where answers are stored as they come, by what they depend on."""
         digest = hashlib.blake2b(json.dumps([weights, settings], sort_keys=True).encode(), digest_size=6)
         return self.folder / self.label / f".{self.stem}.answers-{digest.hexdigest()}"
 
     def forget_answers(self) -> None:
-        """Delete what unfinished runs kept; a result stands instead."""
+        """Delete what unfinished runs stored; there is a result now."""
         for left in (self.folder / self.label).glob(f".{self.stem}.answers-*"):
             left.unlink()
 

@@ -191,7 +191,7 @@ class Endpoint:
             return Reply(BAD_REPLY, text=self._clean(answer.text or "a body that is too long"))
 
     def _check_status(self, answer: Response, statuses: Sequence[int]) -> None:
-        """Raise UserError where every question would be turned away."""
+        """Raise UserError where every question would be refused."""
         if answer.status not in statuses:
             return
         if answer.status == 404:
@@ -251,7 +251,7 @@ def _filtered(choice: Mapping[str, Any]) -> bool:
 def _probabilities(choice: Mapping[str, Any]) -> list[dict[str, float]]:
     """At each position of the reply the likeliest tokens and their probabilities.
 
-    A position with a value that is not a log-probability (NaN, above 0, not a number) has none: it is left empty.
+    The entry of a position with a value that is not a log-probability (NaN, above 0, not a number) is empty.
     """
     out = []
     for position in ((choice.get("logprobs") or {}).get("content")) or ():
@@ -273,7 +273,7 @@ _ROUNDING = 1e-3
 
 
 def _retry_after(answer: Response) -> float:
-    """Seconds the server asks to wait, at most LONGEST_PAUSE; 0 where it names none."""
+    """Seconds the server asks to wait, at most LONGEST_PAUSE; 0 without such a header."""
     with contextlib.suppress(ValueError):
         seconds = float(answer.headers.get("retry-after", 0))
         return min(max(seconds, 0.0), LONGEST_PAUSE) if math.isfinite(seconds) else 0.0

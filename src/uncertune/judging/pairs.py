@@ -51,7 +51,7 @@ def read_answers(path: str | Path) -> Answers:
         if said is None:
             found = ", ".join(sorted(row))
             raise UserError(
-                f"answers {str(path)!r}: row {index} has none of the columns {', '.join(ANSWER_COLUMNS)}, only {found}"
+                f"answers {str(path)!r}: row {index} has no column {', '.join(ANSWER_COLUMNS)}; it has {found}"
             )
         try:
             prompt = read_prompt(row, index)
@@ -66,7 +66,7 @@ def read_answers(path: str | Path) -> Answers:
         kept |= {column: row.get(column) for column in ("tokens", "ended")}
         out[name] = {"id": name, "messages": prompt.messages, "answer": said, **kept}
     if not out:
-        raise UserError(f"answers {str(path)!r}: there is no answer in it")
+        raise UserError(f"answers {str(path)!r}: it holds no answers")
     return out
 
 

@@ -122,7 +122,7 @@ def fit_temperature(log_odds: ArrayLike, right: ArrayLike) -> Temperature:
     signed = np.where(y == 1, x, -x)
     decided = count_decided(signed)
     if decided.share is None or decided.interval is None:
-        raise UserError("temperature: the judge decides none of the known pairs")
+        raise UserError("temperature: the judge is undecided on all known pairs")
     scale = float(np.abs(x).mean())
     unit = np.append(signed, [scale, -scale]) / scale
     weights = np.append(np.ones(len(x)), [0.5, 0.5])

@@ -85,8 +85,8 @@ def win_rate(
     _check(y, length, place, cluster)
     notes: list[str] = []
     X_NC, kept = _design(length, place, notes)
-    fit, mended = _finite_fit(X_NC, y, cluster)
-    if mended:
+    fit, penalised = _finite_fit(X_NC, y, cluster)
+    if penalised:
         notes.append(
             "the judgements are too much of one kind for a finite fit: half a won and half a lost prompt were added "
             "for each coefficient"
@@ -174,7 +174,7 @@ def _decided(y: Array, length: Array, place: Array, cluster: NDArray[np.int64]) 
 
 
 def _finite_fit(X_NC: Array, y: Array, cluster: NDArray[np.int64]) -> tuple[_Fit, bool]:
-    """The fit, or where it is not finite or its error nil, the one with half a pair for each coefficient (True)."""
+    """The fit; where it is not finite or its error 0, the one with half a pair for each coefficient (True)."""
     weights = np.ones(len(y))
     fit = None if _separated(X_NC, y) else _fit(X_NC, y, weights, cluster)
     if fit is not None and fit.covariance[0, 0] > _NO_SPREAD:
