@@ -419,7 +419,7 @@ MISTAKES = {
     "for ever": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "inf"], "judge_timeout must be"),
     "never": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "nan"], "judge_timeout must be"),
     "unreachable": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_retries", "0"], "cannot be reached"),
-    "timeout": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "0"], "judge_timeout must be above 0"),
+    "timeout": (["--judge_url", "http://127.0.0.1:9/v1", "--judge_timeout", "0"], "judge_timeout must be"),
     "baseline": (["--judge_url", "http://127.0.0.1:9/v1", "--baseline", "mle"], "choose from short, long"),
     "tasks": (["--judge_url", "http://127.0.0.1:9/v1", "--tasks", "gsm8k"], "files of answers cannot be asked"),
 }

@@ -281,7 +281,8 @@ def documents(task: HarnessTask, outcome: Outcome) -> list[dict[str, Any]]:
     """One record a document: what was asked, what was answered, and each metric's number.
 
     A metric that is a list (IFEval's instructions) counts by its mean, and ``weights`` has the length. A metric
-    that is not a number for a single document is left out. ``doc_id`` is lm-eval's number, behind the task's name in a group.
+    that is not a number for a single document is left out. ``doc_id`` is lm-eval's number, after the task's name in a
+    group.
     """
     out: dict[str, dict[str, Any]] = {}
     for name, samples in outcome.samples.items():
