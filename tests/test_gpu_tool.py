@@ -1,0 +1,79 @@
+"""Everything that a GPU is needed for, tried on the CPU: no line of ``tools.gpu`` first runs on the day."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tools.gpu import files, tables
+from tools.gpu.stages import STAGES, Place
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, "-m", "tools.gpu", "--small", "--minutes", "20", "--output_dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = "".join(path.read_text()[-2000:] for path in sorted(out.glob("*/output.txt")))
+    assert done.returncode == 0, done.stdout + done.stderr + said
+    return out
+
+
+def test_every_stage_is_done(results):
+    summary = json.loads((results / "summary.json").read_text())
+    assert [(one["stage"], one["outcome"]) for one in summary["stages"]] == [(one.name, "done") for one in STAGES]
+    assert summary["machine"]["device"].startswith("CPU only")
+
+
+def test_what_came_back_becomes_tables(results, tmp_path):
+    tables.main([str(results / "results.zip"), "--docs", str(tmp_path / "docs"), "--keep", str(tmp_path / "results")])
+    page = (tmp_path / "docs" / "gpu.md").read_text()
+    assert "No GPU was used" in page
+    assert page.count("\n## ") == len(STAGES)
+    assert "| one process |" in page
+    assert "TRL sft" in page
+    assert (tmp_path / "results" / "gpu-gsm8k" / "sweep.json").is_file()
+    with zipfile.ZipFile(results / "results.zip") as archive:
+        assert sum(one.file_size for one in archive.infolist()) < 16 * files.MIB
+
+
+def test_commands_at_full_size_name_files_that_are_there(tmp_path):
+    for stage in STAGES:
+        for words in stage.commands(Place(tmp_path, tmp_path, small=False)):
+            named = [word for word in words if word.startswith(("tests/", str(ROOT)))]
+            assert all((ROOT / word).exists() for word in named), words
+            module = words[words.index("-m") + 1]
+            assert (
+                module == "pytest" or (ROOT / module.replace(".", "/")).with_suffix(".py").exists() or "cli" in module
+            )
+
+
+def test_files_travel_in_pieces(tmp_path):
+    model, data, wheel = tmp_path / "m.gguf", tmp_path / "d.gz", tmp_path / "empty.whl"
+    model.write_bytes(bytes(range(256)) * 100)
+    data.write_bytes(b"abc")
+    wheel.write_bytes(b"")
+    sources = [(model, files.MODEL), (data, "data/d.gz"), (wheel, "wheels/empty.whl")]
+    files.pack(sources, tmp_path / "gpu", limit=10_000)
+    folders = list((tmp_path / "gpu").iterdir())
+    inside = [[p for p in folder.rglob("*") if p.is_file() and p.name != files.MANIFEST] for folder in folders]
+    sizes = [sum(path.stat().st_size for path in paths) for paths in inside]
+    assert len(sizes) == 3
+    assert max(sizes) <= 10_000
+    assert list(files.unpack(tmp_path / "gpu", tmp_path / "out")) == []
+    for source, name in sources:
+        assert (tmp_path / "out" / name).read_bytes() == source.read_bytes()
+    (tmp_path / "gpu" / "2" / f"{files.MODEL}.part001").write_bytes(b"x")
+    assert "is damaged: smollm2-135m.gguf cannot be used" in next(files.unpack(tmp_path / "gpu", tmp_path / "again"))
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    done = subprocess.run([sys.executable, "-m", "tools.gpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2)
+    if done.returncode == 2:
+        assert "no CUDA GPU here: use --small" in done.stderr

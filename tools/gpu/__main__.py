@@ -1,0 +1,193 @@
+"""``python -m tools.gpu``: every stage of ``tools.gpu.stages`` with a time budget; results on disk when each ends.
+
+    python -m tools.gpu --minutes 10 --output_dir gpu-results      # on a GPU
+    python -m tools.gpu --small --output_dir /tmp/gpu              # every stage on the CPU, with tiny sizes
+
+A stage that fails, or whose packages are missing, is listed and the next one runs. ``summary.md`` and ``summary.json``
+say what came of each, ``STAGE/`` holds its results and its output; ``results.zip`` is all of it in one file. Turn that
+into tables with ``python -m tools.gpu.tables``. The exit status is 0 where every stage that could run succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+from tools.gpu import files
+from tools.gpu.stages import STAGES, Place, Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST_SECONDS = 5
+
+
+@dataclass
+class Outcome:
+    """What came of a stage: ``done``, ``failed``, ``out of time``, ``skipped`` or ``not reached``."""
+
+    stage: str
+    about: str
+    outcome: str = "not reached"
+    seconds: float = 0.0
+    why: str = ""
+    commands: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    out = args.output_dir.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory(prefix="uncertune-gpu-") as work:
+        notes = _prepare(args, Path(work))
+        outcomes = [Outcome(stage.name, stage.about) for stage in STAGES if stage.name in args.stages]
+        for stage, outcome in zip([one for one in STAGES if one.name in args.stages], outcomes, strict=True):
+            place = Place(out / stage.name, Path(work), args.small)
+            _run(stage, outcome, place, min(stage.seconds, ends - time.monotonic()), Path(work))
+            _write(out, outcomes, notes, args.small)
+    print((out / "summary.md").read_text())
+    return 1 if any(one.outcome in ("failed", "out of time") for one in outcomes) else 0
+
+
+def _prepare(args: argparse.Namespace, work: Path) -> list[str]:
+    """Files that were carried along, and in ``--small`` a tiny model. Returns what there is to say about them."""
+    notes = list(files.unpack(args.files, work)) if not args.small else []
+    if complaint := files.install(work / "wheels"):
+        notes.append(complaint)
+    if args.small:
+        sys.path.insert(0, str(ROOT / "tests"))
+        from helpers.tiny import save_tiny
+
+        save_tiny(work / "tiny", "llama", marked=True)
+        rows = [json.dumps({"text": f"A text of another kind, number {number}."}) for number in range(4)]
+        (work / "other.jsonl").write_text("\n".join(rows) + "\n")
+    return notes
+
+
+def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float, work: Path) -> None:
+    missing = [name for name in stage.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        outcome.outcome, outcome.why = "skipped", f"not installed: {', '.join(missing)}"
+        return
+    if seconds < LEAST_SECONDS:
+        return
+    place.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    outcome.outcome = "done"
+    with (place.out / "output.txt").open("w", encoding="utf-8") as log:
+        for words in stage.commands(place):
+            outcome.commands.append(" ".join(["python", *words[1:]]))
+            left = seconds - (time.monotonic() - begin)
+            print(f"{stage.name}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
+            log.write(f"$ {outcome.commands[-1]}\n")
+            log.flush()
+            status = _status(words, log, max(left, 1), work)
+            if status is None:
+                outcome.outcome, outcome.why = "out of time", f"after {seconds:.0f} s"
+                break
+            if status:
+                outcome.outcome, outcome.why = "failed", f"exit status {status}; see {stage.name}/output.txt"
+    outcome.seconds = round(time.monotonic() - begin, 1)
+
+
+def _status(words: list[str], log: IO[str], seconds: float, work: Path) -> int | None:
+    """The exit status of a command; None where its time was up, and it was stopped with its children."""
+    process = subprocess.Popen(
+        words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(work), start_new_session=True
+    )
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+        return None
+
+
+def _environment(work: Path) -> dict[str, str]:
+    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    given = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+    if (work / "data").is_dir():
+        given["UNCERTUNE_DATA"] = str(work / "data")
+    return {**os.environ, **given, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _write(out: Path, outcomes: list[Outcome], notes: list[str], small: bool) -> None:
+    about = {"machine": _machine(), "small": small, "notes": notes, "stages": [asdict(one) for one in outcomes]}
+    _whole(out / "summary.json", json.dumps(about, indent=1) + "\n")
+    lines = ["| Stage | What | Outcome | Seconds | |", "|:--|:--|:--|--:|:--|"]
+    lines += [f"| {o.stage} | {o.about} | {o.outcome} | {o.seconds:.0f} | {o.why} |" for o in outcomes]
+    head = "\n".join(f"{name}: {value}" for name, value in about["machine"].items())
+    _whole(out / "summary.md", "\n".join([head, *notes, "", *lines, ""]))
+    packed = out / "results.zip.new"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(out.rglob("*")):
+            if path.is_file() and _comes_back(path.relative_to(out)):
+                archive.write(path, path.relative_to(out))
+    packed.replace(out / "results.zip")
+
+
+def _comes_back(path: Path) -> bool:
+    """Small results only: tables, figures and records, no weights and no data."""
+    kept = (".csv", ".json", ".jsonl", ".md", ".png", ".svg", ".txt", ".yaml")
+    return path.suffix in kept and not {"data", "teacher_cache"} & set(path.parts) and "checkpoint" not in str(path)
+
+
+def _whole(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def _machine() -> dict[str, str]:
+    import torch
+
+    out = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("transformers", "trl", "peft", "triton", "liger_kernel"):
+        if importlib.util.find_spec(name):
+            try:
+                out[name] = importlib.metadata.version(name.replace("_", "-"))
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    out["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only: no GPU was used"
+    return out
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__.split("\n")[0])
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--minutes", type=float, default=10, help="after which no stage goes on")
+    parser.add_argument("--output_dir", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--files", type=Path, default=Path("gpu"), help="what tools.gpu.files packed")
+    parser.add_argument("--stages", default=",".join(names), help="some of them, with commas")
+    parser.add_argument("--small", action="store_true", help="every stage on the CPU with tiny sizes")
+    args = parser.parse_args(argv)
+    args.stages = args.stages.split(",")
+    for name in args.stages:
+        if name not in names:
+            parser.error(f"--stages {name}: choose from {', '.join(names)}")
+    if not args.small:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("no CUDA GPU here: use --small to try every stage on the CPU")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
