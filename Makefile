@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow bench docs dist clean
+.PHONY: help install demo test check slow bench gpu docs dist clean
 
 # The first interpreter on PATH that runs and is new enough; or say `make install PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -66,6 +66,11 @@ slow: $(INSTALLED)  ## the tests that train or score the small model (minutes)
 
 bench: $(INSTALLED)  ## measure the output head and whole steps against other implementations
 	$(BIN)/python -m benchmarks
+
+# In the interpreter at hand, since the GPU machine's torch is not the one of constraints.txt; GPU_PYTHON names another.
+GPU_PYTHON ?= python3
+gpu:  ## on a machine with a GPU: tests, races and training in ten minutes; results in gpu-results/
+	$(GPU_PYTHON) -m tools.gpu --minutes 10 --output_dir gpu-results
 
 docs: $(INSTALLED)  ## the pages of docs/ and the reference as a site in build/docs; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
