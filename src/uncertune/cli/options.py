@@ -59,8 +59,8 @@ class Command(Generic[T]):
     def specs(self) -> dict[str, Spec]:
         return specs_of(self.kind)
 
-    def help(self) -> str:
-        return help_text(f"uncertune {self.name}", self.description or self.summary, self.specs)
+    def help(self, width: int = 0) -> str:
+        return help_text(f"uncertune {self.name}", self.description or self.summary, self.specs, width=width)
 
     def parse(self, arguments: Sequence[str]) -> T:
         """An instance of ``kind`` from flags, over those of ``--config``. Raises UserError for an unusable value."""

@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, fields.checked(flags)
 
 
-def help_page(everything: bool = False) -> str:
+def help_page(everything: bool = False, width: int = 0) -> str:
     """The help text: ours, and the most used fields of TRL; with ``everything`` the names of all others."""
     known = fields.specs()
     first: Mapping[str, Spec] = {name: _described(known[name]) for name in FIRST}
@@ -55,7 +55,7 @@ def help_page(everything: bool = False) -> str:
     rest = [name for name in known if name not in shown_specs]
     more = "Every other field of `trl sft` (TRL's SFTConfig, ModelConfig and ScriptArguments) is taken too"
     more += f": {', '.join(rest)}." if everything else f", {len(rest)} in all; --help-all names them."
-    return help_text(PROGRAM, DESCRIPTION, shown_specs, more)
+    return help_text(PROGRAM, DESCRIPTION, shown_specs, more, width)
 
 
 def _described(spec: Spec) -> Spec:
