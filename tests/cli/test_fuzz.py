@@ -44,7 +44,7 @@ def specs_for(name: str) -> dict[str, Spec]:
     return command_of(name).specs
 
 
-CONVERTED = [name for name in COMMANDS if name != "score"]
+CONVERTED = list(COMMANDS)
 
 
 @pytest.fixture
