@@ -9,7 +9,6 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-import uncertune.training.step as step_module
 from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
@@ -87,11 +86,11 @@ def test_everything_selected_is_mle(tmp_path, teacher, dtype, dropout):
 
 
 @PRECISIONS
-def test_nothing_selected_is_distillation(tmp_path, monkeypatch, teacher, dtype):
+def test_nothing_selected_is_distillation(tmp_path, teacher, dtype):
     cut = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "dtype": dtype}
     pure = run(tmp_path / "distill", data=rows(16), objective="distill", teacher=teacher, **cut)
-    monkeypatch.setattr(step_module, "select", lambda scores, *_, **__: torch.zeros_like(scores, dtype=torch.bool))
-    both = run(tmp_path / "both", data=rows(16), objective="masked_mle_distill", teacher=teacher, **cut)
+    nothing = {"objective": "masked_mle_distill", "selection_threshold": 1e9}
+    both = run(tmp_path / "both", data=rows(16), teacher=teacher, **nothing, **cut)
     assert losses(both) == pytest.approx(losses(pure), rel=TOLERANCE[dtype])
     assert relative_difference(both.gradient, pure.gradient) < 10 * TOLERANCE[dtype]
 
