@@ -56,6 +56,7 @@ MISTAKES = {
     "words": (POLICY, {"advantages": at(6, "high", "high")}, ["'advantages'", "row 0", "high"]),
     "not a number": (POLICY, {"advantages": at(6, NAN, 0.5)}, ["'advantages'", "row 1", "token 6", "nan"]),
     "infinite": (POLICY, {"advantages": at(6, float("inf"), 0.5)}, ["row 1", "token 6", "inf"]),
+    "huge": (POLICY, {"advantages": at(6, 1e35, 0.5)}, ["row 1", "token 6", "too large for float32"]),
     "no value in the response": (POLICY, {"advantages": at(6, None, 0.5)}, ["row 1", "token 6", "no value"]),
     "ratio as one number": (
         POLICY,

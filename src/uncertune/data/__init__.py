@@ -3,9 +3,14 @@
 Import the file you need (this package imports nothing by itself):
 
 * ``sources``    ``load(name, ...)``: a built-in name, a file, a folder or a hub id, as rows TRL can train on
-* ``formats``    Alpaca, GSM8K and ShareGPT rows to ``messages`` rows; the checks every row passes
+* ``formats``    rows of known formats, read into one form and checked
+* ``turns``      the turns of a conversation, read into one form
+* ``reading``    all rows of a source, and one table of them; what was left out
+* ``prompts``    what a model is asked: a conversation up to its last answer, and its tools
+* ``rows``       the only place where text becomes token ids and labels
+* ``chat``       a conversation as token ids, with the assistant's tokens marked
 * ``files``      JSON, JSON lines, CSV and Parquet files, row by row
-* ``templates``  the chat template that marks what the assistant says
+* ``templates``  how the assistant's tokens are found in a chat template
 * ``synthetic``  arithmetic word problems with worked, checkable answers
 * ``general``    short prompts and prose outside any training task
 """

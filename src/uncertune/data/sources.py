@@ -293,7 +293,7 @@ def _open_builtin(
         assert known.hub_id is not None
         return _load_dataset(known.hub_id, config or known.hub_config, known.hub_file, split, streaming)
     except Exception as error:  # whatever datasets or the hub raises
-        mend = (
+        fix = (
             ""
             if not own_config
             else (
@@ -302,7 +302,7 @@ def _open_builtin(
             )
         )
         raise UserError(
-            f"dataset {name!r}: {known.hub_id} is not available on the hub ({_reason(error)}){mend}"
+            f"dataset {name!r}: {known.hub_id} is not available on the hub ({_reason(error)}){fix}"
         ) from error
 
 

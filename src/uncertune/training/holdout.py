@@ -13,7 +13,7 @@ SHARE = 0.1
 
 
 def held_out(
-    rows: Any, seed: int, share: float = SHARE, *, field: str = "rho_reference='auto'", mend: str = "give a reference"
+    rows: Any, seed: int, share: float = SHARE, *, field: str = "rho_reference='auto'", fix: str = "give a reference"
 ) -> tuple[Any, Any]:
     """Rows split in two, the larger part and ``share`` of them, each in its old order.
 
@@ -22,13 +22,13 @@ def held_out(
     small to split.
     """
     if not hasattr(rows, "__len__"):
-        raise UserError(f"{field} must split the data: load it without dataset_streaming, or {mend}")
+        raise UserError(f"{field} must split the data: load it without dataset_streaming, or {fix}")
     digests = [_digest(row, seed) for row in rows]
     limit = sorted(digests)[max(0, round(share * len(digests)) - 1)] if digests else ""
     parts = [[n for n, one in enumerate(digests) if (one <= limit) is held] for held in (False, True)]
     if not all(parts):
         raise UserError(
-            f"{field} keeps {share:.0%} of the rows apart, and {len(digests)} rows are too few or all alike: {mend}"
+            f"{field} keeps {share:.0%} of the rows apart, and {len(digests)} rows are too few or all alike: {fix}"
         )
     return rows.select(parts[0]), rows.select(parts[1])
 
@@ -37,8 +37,8 @@ def split_off(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
     """Training rows and a test split of ``test_split_size``. Raises UserError outside (0, 1)."""
     if not 0 < share < 1:
         raise UserError(f"test_split_size must be in (0, 1), the share of the rows to evaluate on; got {share}")
-    mend = "name a data set with a test split"
-    return held_out(rows, seed, share, field=f"test_split_size={share:g}", mend=mend)
+    fix = "name a data set with a test split"
+    return held_out(rows, seed, share, field=f"test_split_size={share:g}", fix=fix)
 
 
 def count_shared(train: Any, evaluation: Any) -> int:

@@ -35,6 +35,7 @@ WHOLE_ROW = ("token_weight", "advantages")
 OVER_VOCABULARY = ("advantages", "oracle")
 """Columns whose entries may be lists: of the whole vocabulary, or with ``<name>_ids`` of some of its tokens."""
 LOWEST = {"token_weight": 0.0, "oracle": 0.0}
+LARGEST = 1e30  # far below float32's largest number, with which a loss would overflow
 HIGHEST = {"old_log_probs": 1e-3}  # the logarithm of a probability, up to rounding
 
 
@@ -179,6 +180,8 @@ def _entry(name: str, nested: bool, entry: Any, label: int, empty: Any, where: s
             raise UserError(f"{where}: {number!r} is not a finite number")
         if number < LOWEST.get(name, -math.inf):
             raise UserError(f"{where}: {number!r} must be at least {LOWEST[name]:g}")
+        if abs(number) > LARGEST:
+            raise UserError(f"{where}: {number!r} is too large for float32: give at most {LARGEST:g}")
         if number > HIGHEST.get(name, math.inf):
             raise UserError(f"{where}: {number!r} must be at most 0, the logarithm of a probability")
     return entry
