@@ -22,7 +22,10 @@ from uncertune.errors import InterruptedRun, UserError
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
 
-COMMANDS = ("demo", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep", "report", "study")
+COMMANDS = (
+    *("demo", "init", "recipes", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep"),
+    *("report", "study"),
+)
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
 
 

@@ -10,6 +10,7 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.settings.values import shown
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 LARGEST = 2**20  # bytes
 DEEPEST = 50
 MOST_NODES = 50_000
@@ -34,10 +35,13 @@ class _Loader(yaml.SafeLoader):
 def read_mapping(path: str | Path, what: str = "--config") -> dict[Any, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping. ``what`` names the file's role in an error.
 
+    Where there is no such file, the name of a recipe of the package (``uncertune recipes`` lists them) stands for it.
+
     Raises UserError for a file that cannot be read or is larger than 1 MiB, and for YAML that is invalid, sets a key
     twice, is nested deeper than 50 levels or grows beyond 50,000 nodes by its aliases.
     """
     name = f"{what} {shown(str(path), 200)}"
+    path = _recipe(path) or path
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -59,6 +63,15 @@ def read_mapping(path: str | Path, what: str = "--config") -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{name} must be a YAML mapping of field names to values")
     return values
+
+
+def _recipe(name: str | Path) -> Path | None:
+    """The file of a recipe, unless a file of that name exists."""
+    text = str(name)
+    if not text or "\0" in text or ".." in Path(text).parts or Path(text).is_absolute() or len(text) > 200:
+        return None
+    found = RECIPES / f"{text}.yaml"
+    return found if not Path(text).exists() and found.is_file() else None
 
 
 def _parsed(text: str) -> Any:
