@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -156,6 +157,10 @@ def test_a_run_whose_vocabulary_grew_is_measured_and_asked_on_a_base_of_its_size
     assert loss_of(out, "plain", stem)["loss"] == pytest.approx(expected_loss(plain, bare), rel=1e-4)
     with plain.disable_adapter():
         assert loss_of(out, "base", stem)["loss"] == pytest.approx(expected_loss(plain, bare), rel=1e-4)
+    scores = tmp_path / "scores"
+    command = ["score", "--model", base, "--adapter", run, "--data", data, "--samples", "2"]
+    assert main([*command, "--output_dir", str(scores)]) == 0
+    assert pq.read_table(scores / "tokens.parquet")["loss"].to_numpy().mean() == pytest.approx(found["loss"], rel=1e-3)
     prompts = ["--prompts", "word_problems", "--limit", "3", "--max_new_tokens", "8"]
     assert main(["generate", run, *prompts, "--output_dir", str(tmp_path / "answers")]) == 0
     (said,) = answer([run], ["What is 2 + 2?"], max_new_tokens=8)["grown"]

@@ -97,6 +97,13 @@ def test_equal_values_have_no_interval_of_no_width():
     assert math.isnan(paired.compare([0.3, 0.4], [0.2, 0.3], [1, 1]).difference.low), "but for rounding"
 
 
+def test_a_share_has_wilsons_interval():
+    found, z = paired.mean([1, 1, 1, 0, 0, 0, 0, 0, 0, 0], np.ones(10)), stats.norm.ppf(0.975)
+    centre = (0.3 + z**2 / 20) / (1 + z**2 / 10)
+    half = z * math.sqrt(0.3 * 0.7 / 10 + z**2 / 400) / (1 + z**2 / 10)
+    assert found == Estimate(pytest.approx(0.3), pytest.approx(centre - half), pytest.approx(centre + half))
+
+
 def test_holm_as_written():
     assert paired.holm([0.01, 0.04, math.nan, 0.03]) == [
         pytest.approx(0.03),

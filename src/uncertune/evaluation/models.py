@@ -195,7 +195,7 @@ def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[M
         base, adapters = names[0], list(zip(called[1:], names[1:], strict=True))
         specs = [ModelSpec(called[0], names[0])]
     for number, (label, name) in enumerate(adapters):
-        specs.append(ModelSpec(label, name, _adapter_folder(name), f"adapter_{number}"))
+        specs.append(ModelSpec(label, name, adapter_folder(name), f"adapter_{number}"))
     return base, tuple(specs)
 
 
@@ -267,7 +267,7 @@ def place_of(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def _adapter_folder(name: str) -> str:
+def adapter_folder(name: str) -> str:
     """A local folder with the adapter. Raises UserError where the name does not stand for one."""
     path = Path(name).expanduser()
     if is_adapter(path):
