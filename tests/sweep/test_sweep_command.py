@@ -156,7 +156,7 @@ def _check_redrawn(out, capsys):
     assert main(["report", str(out), "--output_dir", str(elsewhere)]) == 0
     assert (elsewhere / "sweep.html").read_bytes() == before[0]
     assert main(["report", str(out), str(pages[1].parent), "--output_dir", str(elsewhere)]) == 2
-    assert "is for one folder, got 2" in capsys.readouterr().err
+    assert "is not a run's folder: with output_dir, several runs share one page" in capsys.readouterr().err
     assert main(["report", str(out / "data")]) == 2
     assert "holds no sweep (sweep.json), no comparison" in capsys.readouterr().err
 

@@ -18,20 +18,29 @@ class ReportOptions:
         help="folders of sweeps, comparisons and training runs", positional=True, example="sweeps/mine"
     )
     output_dir: str | None = option(
-        None, "where to write the page of one folder", unit="DIR", unset="the folder itself"
+        None, "where to write the page; several runs share one there", unit="DIR", unset="the folder itself"
     )
-
-
-def check(given: ReportOptions) -> None:
-    """Raise UserError for several folders with one output folder."""
-    if given.output_dir and len(given.folders) > 1:
-        raise UserError(f"output_dir {given.output_dir!r} is for one folder, got {len(given.folders)}: leave it out")
 
 
 def call(given: ReportOptions) -> None:
     """Write the page of every folder."""
+    folders = [Path(one).expanduser() for one in given.folders]
+    if given.output_dir and len(folders) > 1:
+        from uncertune.training.page import write_runs_page
+
+        print(f"page: {write_runs_page([_run(one) for one in folders], Path(given.output_dir).expanduser())}")
+        return
     for folder in given.folders:
         print(f"page: {redraw(Path(folder).expanduser(), Path(given.output_dir or folder).expanduser())}")
+
+
+def _run(folder: Path) -> Path:
+    """The folder, or UserError if it is not a run's."""
+    from uncertune.runs.folder import read
+
+    if read(folder) and (folder / "config.yaml").is_file():
+        return folder
+    raise UserError(f"folders: {str(folder)!r} is not a run's folder: with output_dir, several runs share one page")
 
 
 def redraw(folder: Path, into: Path) -> Path:
@@ -63,6 +72,6 @@ COMMAND = Command(
     ReportOptions,
     call,
     "Write the pages of folders again from the files in them: for a sweep sweep.html, sweep.md and the figures, for a "
-    "comparison comparison.html, .md and .json, for a training run report.html and tokens.html.",
-    check,
+    "comparison comparison.html, .md and .json, for a training run report.html and tokens.html. "
+    "Several runs with --output_dir share one page, runs.html.",
 )

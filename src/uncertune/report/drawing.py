@@ -214,6 +214,8 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle], pal
             line.set_dashes(style.dashes)
         if sum(not math.isnan(value) for value in y) == 1:
             line.set_marker("o")
+        elif series.dots:
+            line.set(marker=style.marker, markersize=0.7 * palette.marker_size)
         elif palette.names and len(x) <= _FEW:
             line.set(marker=style.marker, markersize=palette.marker_size)
         if series.band is not None:

@@ -88,7 +88,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line, with ``band`` (lower and upper ends) an interval around it. A NaN or an infinite y is a gap.
+    """One line, with ``band`` (lower and upper ends) an interval around it, and ``dots`` at its points.
+
+    A NaN or an infinite y is a gap.
 
     Raises:
         ValueError: ``x`` and ``y`` differ in length.
@@ -98,6 +100,7 @@ class Series:
     x: tuple[float, ...]
     y: tuple[float, ...]
     band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    dots: bool = False
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):

@@ -278,7 +278,9 @@ def _text_column(table: Table, index: int, rows: Sequence[tuple[str, bool, list[
     else:
         body = [[entry.whole, *([entry.change or ""] if changes else [])] for entry in entries]
     content = max((_width(line) for lines in body for line in lines), default=0)
-    head = textwrap.wrap(f"{column.label} {direction(column)}".strip(), max(content, _HEADER_WIDTH)) or [""]
+    label = f"{column.label} {direction(column)}".strip()
+    word = min(max(map(len, label.split()), default=0), _LABEL_WIDTH)  # no word is broken unless it is very long
+    head = textwrap.wrap(label, max(content, _HEADER_WIDTH, word)) or [""]
     return _TextColumn(head, body, max([content, *map(_width, head)]))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,27 +13,28 @@ from urllib.parse import quote
 import yaml
 
 from uncertune.report.html import write_page, write_token_page, write_whole
-from uncertune.report.page import Curves, Facts, Frame, Page, Section, Series, Token, TokenDocument, Tokens
+from uncertune.report.page import (
+    Column,
+    Curves,
+    Facts,
+    Frame,
+    Page,
+    Section,
+    Series,
+    Table,
+    Token,
+    TokenDocument,
+    Tokens,
+)
 from uncertune.report.tokens import QUANTITIES, Moment, ScoredDocument, TokenPage
-from uncertune.runs.folder import COMPARISONS, is_complete
+from uncertune.runs.files import plain
+from uncertune.runs.folder import COMPARISONS, STAGE_1, is_complete
 from uncertune.runs.records import METRICS, read_metrics
+from uncertune.training.config import UncertuneConfig
 from uncertune.training.probe import PROBE
 
-FACTS = (
-    "model_name_or_path",
-    "dataset_name",
-    "objective",
-    "selection_metric",
-    "selection_fraction",
-    "selection_level",
-    "teacher",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "use_peft",
-    "lora_r",
-    "seed",
-)
+PLACES = ("output_dir", "logging_dir", "run_name", "teacher_cache_dir")
+"""Fields that say where a run writes, not what it does."""
 CURVES = (
     ("loss", "Loss of the objective", "nats per response token"),
     ("entropy", "Entropy of the model's predictions", "nats per response token"),
@@ -42,24 +44,91 @@ CURVES = (
 
 
 def write_run_page(folder: Path, into: Path | None = None) -> Path:
-    """Write ``report.html``, and from the probes ``tokens.html``, into a run folder, or another; return the former's
-    path."""
+    """Write ``report.html``, and from the probes ``tokens.html``, into a run folder or another; return the path of
+    ``report.html``. A run whose teacher was trained with it shows the curves of both."""
     into = into or folder
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    items = [(name, str(config[name])) for name in FACTS if config.get(name) is not None]
-    items += [("versions", ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v))]
-    sections: list[Section] = [Facts("The run", tuple(items))]
-    sections += curve_sections({"this run": read_metrics(folder / METRICS, "step")})
+    config = _config(folder)
+    runs = {"this run": folder} | ({"stage 1": folder / STAGE_1} if (folder / STAGE_1 / METRICS).is_file() else {})
+    sections: list[Section] = [changed_settings(config)]
+    sections += curve_sections({name: read_metrics(one / METRICS) for name, one in runs.items()})
     probe = folder / PROBE
+    links = [("Model card", folder / "README.md"), ("Stage 1", folder / STAGE_1 / "report.html")]
     if probe.is_file():
-        sections.append(token_section(probe, config.get("objective", "mle"), config.get("selection_fraction", 0.25)))
+        links.insert(0, ("Every token at every moment", into / "tokens.html"))
+        fraction = config.get("selection_fraction", 0.25)
+        sections.append(token_section(probe, config.get("objective", "mle"), fraction, tokens_page=True))
         write_token_page(into / "tokens.html", token_page(probe, config))
+    sections.append(Facts("All settings", tuple((name, _text(value)) for name, value in sorted(config.items()))))
+    sections.append(Facts("Software", tuple(_software(folder))))
     path = into / "report.html"
-    links = tuple((f"Comparison in {page.parent.name}", _address(page, into)) for page in _comparisons(folder))
-    lead = f"This model was {_trained(config)}."
-    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), links))
+    links += [(f"Comparison in {page.parent.name}", page) for page in _comparisons(folder)]
+    addresses = tuple((name, _address(page.resolve(), into)) for name, page in links if page.is_file())
+    lead = f"This model was {_trained(config)}. To run it again: uncertune train --config {folder / 'config.yaml'}"
+    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), addresses))
     return path
+
+
+def write_runs_page(folders: Sequence[Path], into: Path) -> Path:
+    """Write ``runs.html`` with the curves of several runs in common plots and what each sets; return its path."""
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    sections = curve_sections(
+        {name: read_metrics(folder / METRICS) for name, folder in zip(names, folders, strict=True)}
+    )
+    configs = {name: _config(folder) for name, folder in zip(names, folders, strict=True)}
+    fields = dict.fromkeys(field for config in configs.values() for field in _changed(config))
+    different = [field for field in fields if len({_text(config.get(field)) for config in configs.values()}) > 1]
+    columns = tuple(Column(field, field, None, 0, words=True) for field in different if field not in PLACES)
+    rows = tuple({"run": name} | {one.key: _text(configs[name].get(one.key)) for one in columns} for name in names)
+    if columns:
+        sections.append(Table("What differs between the runs", "", columns, rows, "run", None))
+    links = tuple((name, _address(page, into)) for name, page in _pages(names, folders))
+    into.mkdir(parents=True, exist_ok=True)
+    write_page(
+        into / "runs.html", Page("Several runs", f"{len(names)} runs: {', '.join(names)}.", tuple(sections), links)
+    )
+    return into / "runs.html"
+
+
+def _pages(names: Sequence[str], folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    for name, folder in zip(names, folders, strict=True):
+        if (folder / "report.html").is_file():
+            yield name, (folder / "report.html").resolve()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+
+
+def changed_settings(config: Mapping[str, Any]) -> Facts:
+    """What was trained, and every field that differs from its default."""
+    first = {name: config.get(name) for name in ("model_name_or_path", "dataset_name", "objective")}
+    fields = {**{name: value for name, value in first.items() if value is not None}, **_changed(config)}
+    items = tuple((name, _text(value)) for name, value in fields.items() if name not in PLACES)
+    return Facts("What differs from the defaults", items)
+
+
+def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with another value than their default; of fields that no configuration here has, those with a value."""
+    from trl import ModelConfig
+
+    defaults: dict[str, Any] = {}
+    for kind in (ModelConfig, UncertuneConfig):
+        for one in dataclasses.fields(kind):
+            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+            defaults[one.name] = plain(default)
+    return {name: value for name, value in config.items() if (value != defaults[name] if name in defaults else value)}
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _software(folder: Path) -> Iterator[tuple[str, str]]:
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    yield "versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    yield from ((name, str(environment[name])) for name in ("python", "platform") if name in environment)
 
 
 def link_comparison(source: str | Path, page: Path) -> None:
@@ -89,17 +158,24 @@ def _address(page: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(page, folder.resolve())).as_posix())
 
 
-def curve_sections(runs: dict[str, list[dict[str, Any]]]) -> list[Section]:
-    """One plot a metric that any run has, one line a run, over optimizer steps."""
+def curve_sections(runs: Mapping[str, list[dict[str, Any]]]) -> list[Section]:
+    """One plot a metric that any run has, one line a run, over optimizer steps; held-out values beside, with dots."""
     sections: list[Section] = []
     for key, title, unit in CURVES:
         series = []
         for name, rows in runs.items():
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                series.append(Series(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+            for kind, prefix, ending in (("step", "", ""), ("eval", "eval_", ", held out")):
+                points = [(row["step"], row.get(prefix + key)) for row in rows if row["kind"] == kind]
+                known = [(x, y) for x, y in points if y is not None]
+                if known:
+                    x, y = zip(*known, strict=True)
+                    series.append(Series(name + ending, x, y, dots=kind == "eval"))
         if series:
-            sections.append(Curves(title, "", "optimizer step", unit, tuple(series)))
+            dots = any(one.dots for one in series)
+            caption = (
+                "Dots: evaluations on held-out rows, always plain cross-entropy." if dots and key == "loss" else ""
+            )
+            sections.append(Curves(title, caption, "optimizer step", unit, tuple(series)))
     return sections
 
 
@@ -144,7 +220,7 @@ def _moments(probe: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
 
 
-def token_section(probe: Path, objective: str, fraction: float = 0.25) -> Tokens:
+def token_section(probe: Path, objective: str, fraction: float = 0.25, *, tokens_page: bool = False) -> Tokens:
     """The texts of ``probe.jsonl`` at the start, in the middle and at the end of training."""
     moments = _moments(probe)
     names = ["start", "middle", "end"]
@@ -161,7 +237,9 @@ def token_section(probe: Path, objective: str, fraction: float = 0.25) -> Tokens
         documents.append(TokenDocument(f"Text {number + 1}", tuple(frames)))
     caption = (
         f"Colour is the model's loss on the token. Marked are the {fraction:.0%} of the response tokens of these texts "
-        f"whose loss is highest at that moment of training with {objective}. Prompt tokens carry no loss. Every moment "
-        "and more quantities are in tokens.html beside this page."
+        f"whose loss is highest at that moment of training with {objective}. Prompt tokens, coloured more faintly, are "
+        "not trained on."
     )
+    if tokens_page:
+        caption += " Every moment and more quantities are in tokens.html beside this page."
     return Tokens("Which tokens are selected", caption, tuple(documents))
