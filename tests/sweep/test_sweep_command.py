@@ -108,7 +108,7 @@ def test_a_sweep_from_its_file_to_its_table(write, data, tmp_path, capsys):
     assert not (out / "runs/mle-s3/probe.jsonl").exists()
     _check_rows(out, data)
     _check_table(out, found)
-    for name in ("sweep.html", "figure-6a.svg"):
+    for name in ("sweep.html", "in-against-out.svg"):
         assert (out / name).is_file()
     _check_redrawn(out, capsys)
     _check_resumed(path, out, capsys)
