@@ -33,8 +33,20 @@ from uncertune.runs.records import METRICS, read_metrics
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.probe import PROBE
 
-PLACES = ("output_dir", "logging_dir", "run_name", "teacher_cache_dir", "debug", "disable_tqdm", "do_eval")
-PLACES += ("accelerator_config", "model_init_kwargs", "dataset_train_split", "dataset_test_split", "dataset_format")
+PLACES = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "teacher_cache_dir",
+    "debug",
+    "disable_tqdm",
+    "do_eval",
+    "accelerator_config",
+    "model_init_kwargs",
+    "dataset_train_split",
+    "dataset_test_split",
+    "dataset_format",
+)
 """Fields that say where a run writes or that follow from others: shown among all settings only."""
 CURVES = (
     ("loss", "Loss of the objective", "nats per response token"),
