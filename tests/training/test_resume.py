@@ -1,5 +1,6 @@
 """Killed at any moment, the same command goes on and ends with the same bytes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.runs import read_metrics
 from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unusable
+from uncertune.runs.replacing import recover, release, set_aside
 from uncertune.training.runlog import cut_metrics
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -152,3 +154,43 @@ def test_unfinished_checkpoints_and_half_lines_do_not_count(tmp_path):
     log.write_text("".join(json.dumps({"kind": "step", "step": n}) + "\n" for n in (1, 2, 3)) + '{"kind": "st')
     cut_metrics(log, 2)
     assert [row["step"] for row in read_metrics(log)] == [1, 2]
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_has_a_checkpoint(whole, monkeypatch, capsys):
+    """Mistakes that only the optimizer or scheduler finds, once training begins."""
+    out = shutil.copytree(whole / "whole", whole / "precious")
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    words = [*arguments(whole / "model", out, lr_scheduler_type="inverse_sqrt"), "--overwrite"]
+    words += ["--lr_scheduler_kwargs", '{"unknown": 1}']
+    with contextlib.suppress(TypeError):  # what the command line makes of it is its own affair
+        assert main(words) != 0
+    after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {name: after.get(name) == content for name, content in before.items()} == dict.fromkeys(before, True)
+    assert not (out / ".previous").exists()
+    capsys.readouterr()
+    assert main(arguments(whole / "model", out)) == 0
+    assert "complete" in capsys.readouterr().err
+
+
+def test_a_killed_replacement_gives_the_old_run_back(tmp_path):
+    write_run(tmp_path, "old")
+    set_aside(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    write_run(tmp_path, "new", complete=False)  # killed here, without a checkpoint
+    set_aside(tmp_path)
+    recover(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "old"
+    assert not (tmp_path / ".previous").exists()
+    set_aside(tmp_path)
+    write_run(tmp_path, "new", complete=False)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / MARKER).write_text("{}")
+    recover(tmp_path)  # the new run can go on
+    assert (tmp_path / "metrics.jsonl").read_text() == "new"
+    release(tmp_path)
+    assert not (tmp_path / ".previous").exists()
+
+
+def write_run(folder, text, complete=True):
+    (folder / "run.json").write_text(json.dumps({"complete": complete, "identity": {}}))
+    (folder / "metrics.jsonl").write_text(text)

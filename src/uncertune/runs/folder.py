@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,29 +71,15 @@ def member_folder(number: int) -> str:
     return f"{STAGE_1}-{number + 1}" if number else STAGE_1
 
 
-def clear(folder: Path) -> None:
-    """Delete what a run left in its folder, and nothing else; a folder without a run stays as it is."""
-    for stage in (folder / STAGE_1, *folder.glob(f"{STAGE_1}-*"), folder / RHO):
-        if read(stage):
-            shutil.rmtree(stage)
-    if not read(folder):
-        return
-    for name in (*_OURS, *_WEIGHTS):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for shard in folder.glob("model-*-of-*.safetensors"):
-        shard.unlink()
-    for checkpoint in checkpoints(folder):
-        shutil.rmtree(checkpoint)
-
-
-def clear_caches(folder: Path) -> None:
-    """Delete the caches that a run keeps in its own folder."""
-    for manifest in (folder / TEACHER_CACHE).glob("*/manifest.json"):
-        shutil.rmtree(manifest.parent)
+def left_by_a_run(folder: Path) -> list[Path]:
+    """What a run and its references left in a folder, and nothing else; of a folder without a run, its caches."""
+    found = [path for path in (folder / STAGE_1, *folder.glob(f"{STAGE_1}-*"), folder / RHO) if read(path)]
+    if any((folder / TEACHER_CACHE).glob("*/manifest.json")):
+        found.append(folder / TEACHER_CACHE)
+    if read(folder):
+        found += [folder / name for name in (*_OURS, *_WEIGHTS) if (folder / name).exists()]
+        found += [*folder.glob("model-*-of-*.safetensors"), *checkpoints(folder)]
+    return list(dict.fromkeys(found))
 
 
 def is_complete(folder: str | Path) -> bool:
@@ -118,7 +103,7 @@ def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"output_dir {str(folder)!r} holds another run, which differs in {shown}{more}: choose another output_dir, or "
-        "--overwrite to start anew"
+        "--overwrite to start again"
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainerCallback
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
@@ -37,12 +38,11 @@ from uncertune.runs.folder import (
     TEACHER_CACHE,
     check_same,
     check_usable,
-    clear,
-    clear_caches,
     is_complete,
     lock_folder,
     member_folder,
 )
+from uncertune.runs.replacing import release, replacing
 from uncertune.runs.secrets import without_secrets
 from uncertune.training import devices
 from uncertune.training.config import (
@@ -86,14 +86,14 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
     With ``rho_reference="auto"`` a reference is trained first on a tenth of the data, in ``rho_reference/``, and the
     rest is the data of all that follows. With ``teacher="auto"`` the teacher is then trained in ``stage1/``. Both are
     reused where their folders hold the same runs. A folder that holds another run raises UserError and names the
-    difference; ``overwrite`` deletes it instead.
+    difference; ``overwrite`` replaces it: it is deleted when the new run has written its first checkpoint, and put
+    back if the new run fails before.
     SIGINT and SIGTERM finish and save the step under way, and raise InterruptedRun. A full disk, and a loss that is no
     number, raise UserError and leave the last good checkpoint.
     """
     stop = Stop()
     with _locked(job, overwrite), stop.listening():
-        job, anew = _after_references(job, job.folder if overwrite else None, stop)
-        return _train(job, anew, stop)
+        return _train(_after_references(job, stop), stop)
 
 
 def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
@@ -101,56 +101,51 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
     with _locked(job, overwrite):
         stop = Stop()
         with stop.listening():
-            job, anew = _after_references(job, job.folder if overwrite else None, stop)
+            job = _after_references(job, stop)
         trainer = _trainer(job)
-        if anew is not None and trainer.accelerator.is_main_process:
-            clear(anew)
         trainer.fill_teacher_cache()
         trainer.accelerator.wait_for_everyone()
+        if trainer.accelerator.is_main_process:
+            release(job.folder)
     return Path(job.config.teacher_cache_dir or job.folder / TEACHER_CACHE)
 
 
 @contextlib.contextmanager
 def _locked(job: Job, overwrite: bool) -> Iterator[None]:
-    """Refuse what cannot be run, and keep the folder from other processes; caches in it go with ``overwrite``."""
+    """Refuse what cannot be run, and keep the folder from other processes; a run in it is replaced on ``overwrite``."""
     _check(job)
     check_usable(job.folder, _sources(job))
     main = job.config.process_index == 0
-    with lock_folder(job.folder) if main else contextlib.nullcontext():
+    with lock_folder(job.folder) if main else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         with job.config.main_process_first():  # a trainer opens its caches when it is built
-            if overwrite and main:
-                clear_caches(job.folder)
+            if main:
+                stack.enter_context(replacing(job.folder, overwrite))
         yield
 
 
-def _after_references(job: Job, anew: Path | None, stop: Stop) -> tuple[Job, Path | None]:
-    """The job with its references trained and named by their folders, and what is still to be emptied."""
-    if anew is None:
-        check_same(job.folder, _settings(job, job.config.teacher))
+def _after_references(job: Job, stop: Stop) -> Job:
+    """The job with its references trained and named by their folders."""
+    check_same(job.folder, _settings(job, job.config.teacher))
     config = copy.copy(job.config)
     if config.rho_reference == "auto":
         rest, holdout = held_out(job.train_dataset, config.seed)
         print(f"rho_reference: auto holds out {len(holdout)} of {len(rest) + len(holdout)} rows", file=sys.stderr)
         job = replace(job, train_dataset=rest)
-        config.rho_reference = str(
-            _stage(replace(_mle(job, RHO), train_dataset=holdout), "reference of rho", anew, stop)
-        )
-        anew = None
+        config.rho_reference = str(_stage(replace(_mle(job, RHO), train_dataset=holdout), "reference of rho", stop))
     if config.teacher == "auto":
         folders = []
         for number in range(config.teacher_members):
             name = f"stage 1, member {number + 1} of {config.teacher_members}" if number else "stage 1"
-            folders.append(str(_stage(_member(job, number), name, anew, stop)))
-            anew = None
+            folders.append(str(_stage(_member(job, number), name, stop)))
         config.teacher = folders[0] if len(folders) == 1 else folders
         print(f"stage 2: {config.objective} in {job.folder}", file=sys.stderr)
-    return replace(job, config=config), anew
+    return replace(job, config=config)
 
 
-def _stage(job: Job, name: str, anew: Path | None, stop: Stop) -> Path:
+def _stage(job: Job, name: str, stop: Stop) -> Path:
     print(f"{name}: MLE in {job.folder}", file=sys.stderr)
     check_usable(job.folder)
-    folder = _train(job, anew, stop)
+    folder = _train(job, stop)
     stop.check_between(f"{name}, which is complete")
     return folder
 
@@ -210,13 +205,14 @@ def _mle(job: Job, name: str) -> Job:
     return replace(job, config=config, resolved=resolved)
 
 
-def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
-    """One stage: build its trainer, which finds every mistake, and only then touch its folder; first empty ``anew``."""
+def _train(job: Job, stop: Stop) -> Path:
+    """One stage: build its trainer, which finds most mistakes, and only then touch its folder."""
     settings = _settings(job, job.config.teacher)
     trainer = _trainer(job)
     if job.config.probe_steps != 0:
         trainer.add_callback(Probe(trainer))
     trainer.add_callback(stop)
+    trainer.add_callback(_Release(job.folder))
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
     trainer.card_settings |= named
     identity = {
@@ -224,25 +220,34 @@ def _train(job: Job, anew: Path | None, stop: Stop) -> Path:
         "data": fingerprint_data(trainer.train_dataset),
         "model": devices.as_main_process(partial(fingerprint, trainer.accelerator.unwrap_model(trainer.model))),
     }
-    if anew is None:
-        check_same(job.folder, identity)
-        if is_complete(job.folder):
-            print(f"{job.folder} holds this run, complete; --overwrite trains it anew", file=sys.stderr)
-            return job.folder
+    check_same(job.folder, identity)
+    if is_complete(job.folder):
+        print(f"{job.folder} holds this run, complete; --overwrite trains it again", file=sys.stderr)
+        return job.folder
     with explained(job.folder):
         if trainer.accelerator.is_main_process:
-            if anew is not None:
-                clear(anew)
             _begin(job, identity, job.resolved or trainer.args.to_dict())
         trainer.accelerator.wait_for_everyone()
         _to_the_end(job, trainer, stop)
         if trainer.accelerator.is_main_process:
             write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
+            release(job.folder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
     gc.collect()
     return job.folder
+
+
+class _Release(TrainerCallback):
+    """Deletes the run that this one replaces once it has written its first checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            release(self._folder)
 
 
 def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
