@@ -116,3 +116,13 @@ def test_a_flag_that_makes_a_field_of_the_file_moot_says_so(tmp_path, capsys):
     assert "selection_metric: 'entropy' has no effect" in said
     with pytest.raises(UserError, match="has no effect"):
         arguments_of({**settings, "objective": "mle"})
+
+
+def test_a_setting_without_effect_is_refused_where_no_flag_decides(tmp_path, capsys):
+    """A flag that says nothing of it, such as --output_dir, does not excuse a contradiction within the file."""
+    path = tmp_path / "run.yaml"
+    path.write_text("model_name_or_path: x\ndataset_name: gsm8k\nobjective: distill\nteacher: a\ntoken_weighting: dft\n")
+    assert main(["train", "--config", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "token_weighting='dft' has no effect with objective='distill'" in said
+    assert not (tmp_path / "out").exists()

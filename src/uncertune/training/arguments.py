@@ -96,14 +96,15 @@ def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, 
         except UserError as error:
             moot = re.match(r"(\w+)\b.* has no effect ", str(error))
             name = moot.group(1) if moot else ""
-            if not over or name in over or name not in values:
+            flags = ", ".join(f"--{flag} {over[flag]}" for flag in over if flag in _DECIDING)
+            if not flags or name in over or name not in values:
                 raise
-            flags = ", ".join(f"--{flag} {over[flag]}" for flag in over if flag in _DECIDING) or "the flags"
             print(f"{name}: {shown(values[name])} has no effect with {flags}: left out", file=sys.stderr)
             del values[name]
 
 
 _DECIDING = ("objective", "selection_metric", "teacher_cache", "anchor", "token_weighting")
+"""Fields that decide whether others have an effect: only a flag among them can leave out what a file says."""
 
 
 def _object(group: Callable[..., Any], values: Mapping[str, Any]) -> Any:
