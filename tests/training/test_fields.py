@@ -2,10 +2,12 @@
 
 import dataclasses
 import enum
+import json
 import typing
 
 import pytest
 
+from uncertune.cli import main
 from uncertune.data.sources import FORMATS
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, TOKEN_WEIGHTINGS
@@ -121,7 +123,8 @@ def test_a_flag_that_makes_a_field_of_the_file_moot_says_so(tmp_path, capsys):
 def test_a_setting_without_effect_is_refused_where_no_flag_decides(tmp_path, capsys):
     """A flag that says nothing of it, such as --output_dir, does not excuse a contradiction within the file."""
     path = tmp_path / "run.yaml"
-    path.write_text("model_name_or_path: x\ndataset_name: gsm8k\nobjective: distill\nteacher: a\ntoken_weighting: dft\n")
+    fields = {"model_name_or_path": "x", "dataset_name": "gsm8k", "objective": "distill", "teacher": "a"}
+    path.write_text(json.dumps({**fields, "token_weighting": "dft"}))
     assert main(["train", "--config", str(path), "--output_dir", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "token_weighting='dft' has no effect with objective='distill'" in said
