@@ -11,11 +11,13 @@ import time
 
 import pytest
 
+from helpers.harness import rows, settings
 from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.runs import read_metrics
 from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unusable
 from uncertune.runs.replacing import recover, release, set_aside
+from uncertune.training.pipeline import Job, _settings
 from uncertune.training.runlog import cut_metrics
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -194,3 +196,14 @@ def test_a_killed_replacement_gives_the_old_run_back(tmp_path):
 def write_run(folder, text, complete=True):
     (folder / "run.json").write_text(json.dumps({"complete": complete, "identity": {}}))
     (folder / "metrics.jsonl").write_text(text)
+
+
+def test_what_decides_the_best_checkpoint_is_part_of_the_run(tmp_path):
+    def settings_of(**fields):
+        fields = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, **fields}
+        return _settings(Job("model", settings(tmp_path, **fields), rows()), None)
+
+    assert settings_of() == settings_of(eval_steps=4, save_steps=4)
+    best = {"load_best_model_at_end": True}
+    assert settings_of(**best) != settings_of(**best, eval_steps=1)
+    assert settings_of(**best) == settings_of(**best, save_total_limit=3)

@@ -63,6 +63,8 @@ SILENT = frozenset(
         "teacher_cache_fill",
     )
 )
+DECIDES_BEST = frozenset(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"))
+"""Silent fields that decide, with ``load_best_model_at_end``, which checkpoint is the result."""
 SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "batch_eval")
 
 

@@ -30,6 +30,7 @@ from uncertune.runs.checkpoints import latest_intact, remove_unusable, step_of
 from uncertune.runs.environment import environment
 from uncertune.runs.files import plain, write_atomically
 from uncertune.runs.folder import (
+    DECIDES_BEST,
     RHO,
     RUN,
     SILENT,
@@ -220,6 +221,8 @@ def _train(job: Job, stop: Stop) -> Path:
         "data": fingerprint_data(trainer.train_dataset),
         "model": devices.as_main_process(partial(fingerprint, trainer.accelerator.unwrap_model(trainer.model))),
     }
+    if job.config.load_best_model_at_end:
+        identity["evaluation_data"] = _evaluation_data(trainer.eval_dataset)
     check_same(job.folder, identity)
     if is_complete(job.folder):
         print(f"{job.folder} holds this run, complete; --overwrite trains it again", file=sys.stderr)
@@ -296,7 +299,8 @@ def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
     settings = {
         name: value
         for name, value in job.config.to_dict().items()
-        if name not in SILENT and not name.startswith(SILENT_PREFIXES)
+        if (name not in SILENT and not name.startswith(SILENT_PREFIXES))
+        or (job.config.load_best_model_at_end and name in DECIDES_BEST)
     }
     settings["model_name_or_path"] = job.model if isinstance(job.model, str) else type(job.model).__name__
     if job.peft_config is not None:
@@ -308,6 +312,13 @@ def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
     settings["anchor"] = _reference(job.config.anchor, job)
     settings["rho_reference"] = _reference(job.config.rho_reference, job)
     return json.loads(json.dumps(plain(without_secrets(settings)), sort_keys=True))
+
+
+def _evaluation_data(rows: Any) -> Any:
+    """Fingerprints of the evaluation data, on which the best checkpoint depends."""
+    if isinstance(rows, Mapping):
+        return {str(name): fingerprint_data(one) for name, one in rows.items()}
+    return None if rows is None else fingerprint_data(rows)
 
 
 def _reference(name: str | None, job: Job) -> Any:
