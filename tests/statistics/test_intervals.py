@@ -53,3 +53,7 @@ def test_nothing_beats_a_point_on_the_pareto_front(points):
     for one, on_front in zip(points, pareto_front(points), strict=True):
         better = [other for other in points if other[0] <= one[0] and other[1] <= one[1] and other != one]
         assert on_front == (not better)
+
+
+def test_values_that_are_not_finite_do_not_count():
+    assert over_seeds([1.0, float("nan"), 3.0]) == over_seeds([1.0, 3.0])

@@ -24,7 +24,7 @@ SELECTION_FIELDS = (
     "normalize_by",
     *(name for metric in METRICS.values() for name in metric.fields),
 )
-TEACHER_FIELDS = ("teacher",)
+TEACHER_FIELDS = ("teacher", "teacher_checkpoint")
 CACHE_FIELDS = ("teacher_cache", "teacher_cache_fill", "teacher_cache_dir")
 OBJECTIVE_FIELDS = tuple(
     name for objective in OBJECTIVES.values() for name in objective.fields if name not in SELECTION_FIELDS
@@ -67,6 +67,8 @@ class UncertuneConfig(FamilyConfig):
         anchor, anchor_weight: adds ``anchor_weight · KL(anchor ‖ model)`` on every response token, exact over the
             vocabulary. ``base`` is the model before training: with LoRA its adapters are switched off, otherwise a
             frozen copy is kept; or a folder or hub id. With any objective.
+        teacher_checkpoint: with ``teacher="auto"``: stage 1 at its ``last`` step, or at its ``best``, the evaluation of
+            lowest held-out loss (needs ``eval_strategy``).
         teacher_members: with ``teacher="auto"``, how many are trained, each from a seed of its own.
         bald_members: the ensemble of ``bald``: ``dropout``, or the members of the ``teacher``, at least two.
         label_smoothing_factor: ε: the label's term asks for ``(1 − ε) · label + ε / V``.
@@ -256,6 +258,12 @@ class UncertuneConfig(FamilyConfig):
                             else "or set objective to distill, truncated_distill or masked_mle_distill"
                         )
                     )
+        evaluates = str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
+        if self.teacher_checkpoint == "best" and not (self.teacher == "auto" and evaluates):
+            raise UserError(
+                "teacher_checkpoint='best' is the best evaluation of stage 1: set teacher to auto, and eval_strategy "
+                "to epoch or steps"
+            )
         if self.teacher_top_k < 1:
             raise UserError(f"teacher_top_k must be at least 1, got {self.teacher_top_k}")
         self._check_members()

@@ -115,6 +115,12 @@ class ObjectiveFields:
     teacher_members: int = option(
         1, "how many teachers auto trains, each with its own seed", least=1, most=1000, group="teacher"
     )
+    teacher_checkpoint: str = option(
+        "last",
+        "with teacher auto: stage 1 at its last step, or at its best evaluation (needs eval_strategy)",
+        choices=("last", "best"),
+        group="teacher",
+    )
     teacher_top_k: int = option(64, "tokens that truncated_distill keeps", least=1, group="teacher")
     teacher_truncation: str = option(
         "plain", "what truncated_distill does with the other tokens", choices=TRUNCATIONS, group="teacher"

@@ -199,6 +199,10 @@ def _mle(job: Job, name: str) -> Job:
         setattr(config, field_name, defaults[field_name])
     config.objective, config.output_dir = "mle", str(job.folder / name)
     config.push_to_hub = False  # the result is stage 2's
+    if name != RHO and job.config.teacher_checkpoint == "best":
+        config.load_best_model_at_end, config.metric_for_best_model = True, "eval_loss"
+        config.greater_is_better, config.save_strategy = False, config.eval_strategy
+        config.save_steps = config.eval_steps or config.save_steps
     if name == RHO and config.max_steps > 0:
         config.max_steps = math.ceil(config.max_steps * SHARE / (1 - SHARE))
     names = ("objective", "output_dir", "max_steps", *reset)
