@@ -155,7 +155,8 @@ def test_evaluation_reads_the_cache_too(tmp_path, teacher, never_loaded):
 
     def objectives(folder):
         logged = read_metrics(tmp_path / folder / "metrics.jsonl", "eval")
-        return [row["eval_objective"] for row in logged if "eval_objective" in row]
+        names = ("eval_one_objective", "eval_two_objective")
+        return [row[name] for row in logged for name in names if name in row]
 
     trainer("live").evaluate()
     trainer("kept", teacher_cache="hidden").fill_teacher_cache()
