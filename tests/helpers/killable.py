@@ -7,12 +7,49 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uncertune.training.runlog import read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["uncertune.training.arguments", "uncertune.training.command", "uncertune.training.pipeline"]
 )
 SHARD_TOKENS = 600
+
+
+def arguments(model: Path, out: Path, **more: Any) -> list[str]:
+    """A command line that trains ``model`` in two stages, 12 steps each."""
+    fields = {
+        "model_name_or_path": model,
+        "dataset_name": "word_problems",
+        "max_train_samples": 48,
+        "output_dir": out,
+        "objective": "masked_mle_distill",
+        "teacher": "auto",
+        "use_peft": True,
+        "lora_target_modules": "all-linear",
+        "lora_dropout": 0.1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **more,
+    }
+    return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's steps."""
+    return [{k: v for k, v in row.items() if k != "kind"} for row in read_metrics(folder / "metrics.jsonl", "step")]
+
+
+def lines(path: Path) -> int:
+    """How many steps a file of metrics has, as it is now."""
+    return path.read_text(encoding="utf-8").count('"kind": "step"') if path.is_file() else 0
 
 
 def _train(words: Sequence[str], log: str, pause: float, environment: Mapping[str, str]) -> None:
@@ -59,3 +96,17 @@ def kill_when(process: multiprocessing.Process, due: Callable[[], bool]) -> bool
         time.sleep(0.002)
     process.join()
     return process.exitcode == -9
+
+
+def kill_at(words: Sequence[str], metrics: Path, step: int, log: Path, pause: float = 0.0) -> None:
+    """SIGKILL the command once ``metrics`` has a line of ``step`` steps."""
+    assert kill_when(start(words[1:], str(log), pause), lambda: lines(metrics) >= step), log.read_text()[-3000:]
+
+
+def finish(words: Sequence[str], log: Path, pause: float = 0.0) -> str:
+    """Run the command to its end; what it printed."""
+    log.write_text("")
+    process = start(words[1:], str(log), pause)
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    return log.read_text()

@@ -7,9 +7,9 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
+from helpers.killable import kill_at
 from helpers.tiny import save_tiny, tiny_model
 from helpers.two_processes import two_processes
-from training.test_resume import kill_at
 from training.test_stage2 import adapter, plain_logits
 from training.test_trl_parity import losses
 from uncertune import UncertuneConfig, UncertuneTrainer
@@ -373,8 +373,8 @@ def test_members_are_trained_first_and_a_killed_run_ends_with_the_same_bytes(tmp
     model = save_tiny(tmp_path / "model", marked=True)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(model, whole)) == 0
-    kill_at(command(model, killed), killed / "stage1-2" / "metrics.jsonl", 2)
-    kill_at(command(model, killed), killed / "metrics.jsonl", 2)
+    kill_at(command(model, killed), killed / "stage1-2" / "metrics.jsonl", 2, tmp_path / "log")
+    kill_at(command(model, killed), killed / "metrics.jsonl", 2, tmp_path / "log")
     assert main(command(model, killed)) == 0
     files = [f"{stage}adapter_model.safetensors" for stage in ("", "stage1/", "stage1-2/")]
     for name in (*files, "selection.parquet"):

@@ -5,9 +5,9 @@ import random
 import time
 
 import pytest
-from test_resume import arguments, steps
 
-from helpers.killable import kill_when, start
+from helpers import killable
+from helpers.killable import arguments, kill_when, lines, start, steps
 from helpers.tiny import save_tiny
 
 PAUSE = 0.02
@@ -19,9 +19,7 @@ def words(model, out, **more):
 
 
 def finish(command, log):
-    process = start(command, str(log), PAUSE)
-    process.join()
-    assert process.exitcode == 0, log.read_text()[-3000:]
+    killable.finish(["train", *command], log, PAUSE)
 
 
 def shards(out):
@@ -30,10 +28,6 @@ def shards(out):
         return len(json.loads((out / "teacher_cache" / "hidden" / "manifest.json").read_text())["files"])
     except FileNotFoundError:
         return 0
-
-
-def lines(path):
-    return path.read_text(encoding="utf-8").count('"kind": "step"') if path.is_file() else 0
 
 
 def assert_same(out, whole):

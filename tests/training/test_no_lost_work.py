@@ -10,8 +10,8 @@ import signal
 
 import pytest
 import torch
-from test_resume import arguments, steps
 
+from helpers.killable import arguments, steps
 from helpers.tiny import save_tiny
 from uncertune.cli.main import _again, main
 from uncertune.errors import InterruptedRun

@@ -2,16 +2,12 @@
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from helpers.harness import rows, settings
+from helpers.killable import arguments, finish, kill_at, steps
 from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.runs import read_metrics
@@ -20,71 +16,20 @@ from uncertune.runs.replacing import recover, release, set_aside
 from uncertune.training.pipeline import Job, _settings
 from uncertune.training.runlog import cut_metrics
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-
-
-def arguments(model, out, **more):
-    fields = {
-        "model_name_or_path": model,
-        "dataset_name": "word_problems",
-        "max_train_samples": 48,
-        "output_dir": out,
-        "objective": "masked_mle_distill",
-        "teacher": "auto",
-        "use_peft": True,
-        "lora_target_modules": "all-linear",
-        "lora_dropout": 0.1,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **more,
-    }
-    return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
-
-
-def start(words):
-    command = [sys.executable, "-c", "import sys; from uncertune.cli import main; sys.exit(main())", *words]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def kill_at(words, metrics, step):
-    """SIGKILL the command once ``metrics`` has a line of ``step`` steps."""
-    process = start(words)
-    while process.poll() is None:
-        if metrics.is_file() and metrics.read_text(encoding="utf-8").count('"kind": "step"') >= step:
-            process.send_signal(signal.SIGKILL)
-        time.sleep(0.02)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
-def finish(words):
-    process = start(words)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return output
-
-
-def steps(folder):
-    return [{k: v for k, v in row.items() if k != "kind"} for row in read_metrics(folder / "metrics.jsonl", "step")]
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     model = save_tiny(folder / "model", marked=True)
-    finish(arguments(model, folder / "whole"))
+    finish(arguments(model, folder / "whole"), folder / "log")
     return folder
 
 
 def test_killed_in_both_stages_it_ends_with_the_same_bytes(whole):
     out, words = whole / "killed", arguments(whole / "model", whole / "killed")
-    kill_at(words, out / "stage1" / "metrics.jsonl", 7)
-    kill_at(words, out / "metrics.jsonl", 5)
-    said = finish(words)
+    kill_at(words, out / "stage1" / "metrics.jsonl", 7, whole / "log")
+    kill_at(words, out / "metrics.jsonl", 5, whole / "log")
+    said = finish(words, whole / "log")
     assert "resuming at step" in said
     assert "complete" in said  # stage 1 is reused
     for name in ("adapter_model.safetensors", "stage1/adapter_model.safetensors", "selection.parquet", "probe.jsonl"):
