@@ -89,7 +89,7 @@ def direct(task, data, limit, tokens, model):
     return {key: value for key, value in numbers.items() if "stderr" not in key}, answers
 
 
-@pytest.mark.parametrize("task", ["gsm8k", "ifeval"])
+@pytest.mark.parametrize("task", ["gsm8k", pytest.param("ifeval", marks=pytest.mark.slow)])
 def test_the_numbers_are_those_of_lm_eval_itself(task, evaluated, models, data):
     base, adapter, _ = models
     metrics, answers = direct(task, str(data), 4, 12, {"pretrained": base, "peft": adapter})
