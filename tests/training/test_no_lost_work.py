@@ -222,6 +222,8 @@ def test_what_counts_as_the_disks_refusal(tmp_path):
     assert disk_error(inner).errno == errno.ENOSPC
     assert disk_error(Exception("I/O error: No space left on device (os error 28)")).errno == errno.ENOSPC
     assert disk_error(RuntimeError("PytorchStreamWriter failed writing file data/3")).errno == errno.EIO
+    closing = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
+    assert disk_error(RuntimeError(closing)).errno == errno.EIO
     assert disk_error(RuntimeError("shapes do not match")) is None
     assert disk_error(FileNotFoundError(errno.ENOENT, "no such file")) is None
     with pytest.raises(RuntimeError, match="shapes"), explained(tmp_path):

@@ -24,6 +24,10 @@ class ReportOptions:
 
 def call(given: ReportOptions) -> None:
     """Write the page of every folder."""
+    from uncertune.runs.folder import check_writable
+
+    if given.output_dir:
+        check_writable(Path(given.output_dir).expanduser())
     folders = [Path(one).expanduser() for one in given.folders]
     if given.output_dir and len(folders) > 1:
         from uncertune.training.page import write_runs_page

@@ -84,15 +84,15 @@ def checked_weights(path: str, *, allow_pickle: bool = False) -> Iterator[dict[s
         if not allow_pickle and "safetensors" in str(error) and not folder.is_dir():
             raise UserError(
                 f"model {path!r} has no weights as safetensors: if it stores them as a pickle (.bin), which can run "
-                "code when it is read, give --allow_pickle only if you trust its source"
+                "code when it is read, convert it, or give train or merge --allow_pickle if you trust its source"
             ) from error
         raise
 
 
 def _pickle_line(file: Path) -> str:
     return (
-        f"{str(file)!r} is a pickle, which can run code when it is read: convert it to safetensors, or give "
-        "--allow_pickle if you trust its source"
+        f"{str(file)!r} is a pickle, which can run code when it is read: convert it to safetensors, or, if you trust "
+        "its source, give --allow_pickle to train or merge"
     )
 
 

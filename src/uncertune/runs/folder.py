@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from uncertune.errors import UserError
 from uncertune.runs.checkpoints import checkpoints, latest_complete
+from uncertune.runs.records import read_json
 
 RUN = "run.json"
 STAGE_1 = "stage1"
@@ -114,8 +114,7 @@ def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
 
     ``sources`` are paths that the run reads; one of them inside the folder is refused, since a run may delete there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
+    check_path(folder)
     for source in sources:
         if (
             isinstance(source, str)
@@ -133,12 +132,36 @@ def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
             f"output_dir {str(folder)!r} holds another run ({foreign[0]}) that this command did not start: choose "
             "another output_dir"
         )
+    check_writable(folder)
+
+
+def check_path(folder: Path) -> None:
+    """Raise UserError for a path that is not a folder and cannot become a folder."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"output_dir {str(folder)!r} is a file: choose a folder")
+    except OSError as error:  # a name that is too long, a parent that cannot be read
+        raise UserError(f"output_dir {str(folder)[:200]!r} cannot be used: {error.strerror}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and raise UserError where that or writing a file in it fails."""
+    check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir {str(folder)!r} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"output_dir {str(folder)!r} cannot be written: choose another folder")
+    except (OSError, ValueError) as error:
+        raise UserError(f"output_dir {str(folder)[:200]!r} cannot be made: {_reason(error)}") from error
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # access rights do not show that a file system is read-only or virtual
+        raise UserError(
+            f"output_dir {str(folder)!r} cannot be written: {_reason(error)}: choose another folder"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @contextlib.contextmanager
@@ -160,9 +183,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """The content of ``run.json``; empty where the folder has none. Raises UserError for a damaged file."""
+    path = folder / RUN
+    if not path.exists():
         return {}
-    except (OSError, json.JSONDecodeError, NotADirectoryError):
-        return {}
+    run = read_json(path)
+    if not isinstance(run.get("identity", {}), dict):
+        raise UserError(f"{str(path)!r} is damaged: identity is not an object")
+    return run

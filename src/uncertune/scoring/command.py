@@ -30,7 +30,7 @@ from uncertune.report import (
 from uncertune.report.tables import format_estimate
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
-from uncertune.runs.folder import lock_folder
+from uncertune.runs.folder import check_writable, lock_folder
 from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
@@ -58,7 +58,7 @@ def score(data: str, model: str, output_dir: str | Path, **settings: Any) -> dic
 def _score(settings: Settings) -> dict[str, Any]:
     before = earlier_scores(settings.against) if settings.against else None
     folder = Path(settings.output_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     prepared = prepare(settings)
     first = prepared.accelerator.is_main_process
     with lock_folder(folder) if first else contextlib.nullcontext():

@@ -103,6 +103,10 @@ _MENDS = {
 }
 
 
+_ZIP_WRITER = ("PytorchStreamWriter failed writing", "inline_container.cc")
+"""In the errors of torch's writer of zip files, when a write fails and when it closes the file after that."""
+
+
 @contextlib.contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Within it, numbers that are none and a disk that takes no more raise a UserError of one line."""
@@ -144,6 +148,6 @@ def disk_error(error: BaseException) -> OSError | None:
     for number in _MENDS:
         if os.strerror(number) in said or f"os error {number}" in said:
             return OSError(number, os.strerror(number))
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in said:  # it does not say why
+    if isinstance(error, RuntimeError) and any(part in said for part in _ZIP_WRITER):  # it does not say why
         return OSError(errno.EIO, os.strerror(errno.EIO))
     return None

@@ -11,6 +11,7 @@ from transformers.trainer_utils import align_special_tokens
 from uncertune.errors import UserError
 from uncertune.models.loading import base_model_of, load_adapter, load_model, load_tokenizer
 from uncertune.runs.files import atomic_folder
+from uncertune.runs.folder import check_path, check_writable
 from uncertune.runs.records import METRICS, read_metrics, read_settings
 
 
@@ -36,8 +37,10 @@ def merge(
         full = any(run.glob("*.safetensors"))
         why = "holds a full model: it needs no merging" if full else "holds no adapter: give the folder of a LoRA run"
         raise UserError(f"run {str(run)!r} {why}")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    check_path(target)
+    if target.is_dir() and any(target.iterdir()):
         raise UserError(f"output_dir {str(target)!r} exists and is not empty: choose a new folder")
+    check_writable(target.parent)
     model, tokenizer = _merged(run, base or _base_of(run), dtype, trust_remote_code, allow_pickle)
     with atomic_folder(target) as unfinished:
         model.save_pretrained(str(unfinished))
