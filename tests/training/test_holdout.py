@@ -77,14 +77,14 @@ def base(tmp_path_factory):
 @pytest.fixture
 def trained(monkeypatch):
     """(folder's name, objective, texts) of every trainer that is built, in order."""
-    build, found = pipeline._trainer, []
+    build, found = pipeline.build_trainer, []
 
     def watched(job):
         trainer = build(job)
         found.append((job.folder.name, job.config.objective, texts(trainer.train_dataset)))
         return trainer
 
-    monkeypatch.setattr(pipeline, "_trainer", watched)
+    monkeypatch.setattr(pipeline, "build_trainer", watched)
     return found
 
 
@@ -139,7 +139,7 @@ def test_rows_that_the_trainer_was_not_built_with_are_refused_by_name(tmp_path, 
         objective="masked_mle",
         rho_reference=str(out / "rho_reference"),
     )
-    trainer = pipeline._trainer(again)
+    trainer = pipeline.build_trainer(again)
     assert "eval_objective" in trainer.evaluate()
     with pytest.raises(UserError, match=r"eval_dataset: .* built with: give them there"):
         trainer.evaluate(

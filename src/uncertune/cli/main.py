@@ -23,8 +23,8 @@ DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
 
 COMMANDS = (
-    *("demo", "init", "recipes", "train", "merge", "score", "evaluate", "generate", "chat", "compare", "sweep"),
-    *("report", "study"),
+    *("demo", "init", "recipes", "check", "train", "merge", "score", "evaluate", "generate", "chat", "compare"),
+    *("sweep", "report", "study"),
 )
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
 

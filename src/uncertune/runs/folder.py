@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -110,9 +111,16 @@ def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
-    """Refuse a path that is no folder, cannot be written, or holds what this command did not put there.
+    """Make the folder. Refuse what ``check_free`` and ``check_writable`` refuse."""
+    check_free(folder, sources)
+    check_writable(folder)
+
+
+def check_free(folder: Path, sources: Iterable[Any] = ()) -> None:
+    """Refuse a path that is not a folder, has no folder that can be written above it, or holds another command's files.
 
     ``sources`` are paths that the run reads; one of them inside the folder is refused, since a run may delete there.
+    Writes nothing.
     """
     check_path(folder)
     for source in sources:
@@ -132,7 +140,11 @@ def check_usable(folder: Path, sources: Iterable[Any] = ()) -> None:
             f"output_dir {str(folder)!r} holds another run ({foreign[0]}) that this command did not start: choose "
             "another output_dir"
         )
-    check_writable(folder)
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"output_dir {str(folder)!r} cannot be made: {str(there)!r} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"output_dir {str(folder)!r} cannot be written: choose another folder")
 
 
 def check_path(folder: Path) -> None:

@@ -37,6 +37,7 @@ from uncertune.runs.folder import (
     SILENT_PREFIXES,
     STAGE_1,
     TEACHER_CACHE,
+    check_free,
     check_same,
     check_usable,
     is_complete,
@@ -103,7 +104,7 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
         stop = Stop()
         with stop.listening():
             job = _after_references(job, stop)
-        trainer = _trainer(job)
+        trainer = build_trainer(job)
         trainer.fill_teacher_cache()
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
@@ -162,6 +163,14 @@ def _check(job: Job) -> None:
         )
 
 
+def check_job(job: Job, *, overwrite: bool = False) -> None:
+    """Refuse what ``run`` refuses before it builds a trainer. Writes nothing."""
+    _check(job)
+    check_free(job.folder, _sources(job))
+    if not overwrite:
+        check_same(job.folder, _settings(job, job.config.teacher))
+
+
 def _sources(job: Job) -> list[Any]:
     """What the run reads and must not lie in the folder it writes."""
     config = job.config
@@ -213,7 +222,7 @@ def _mle(job: Job, name: str) -> Job:
 def _train(job: Job, stop: Stop) -> Path:
     """One stage: build its trainer, which finds most mistakes, and only then touch its folder."""
     settings = _settings(job, job.config.teacher)
-    trainer = _trainer(job)
+    trainer = build_trainer(job)
     if job.config.probe_steps != 0:
         trainer.add_callback(Probe(trainer))
     trainer.add_callback(stop)
@@ -270,8 +279,9 @@ def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
     trainer.create_model_card()  # over the one that PEFT writes
 
 
-def _trainer(job: Job) -> UncertuneTrainer:
-    return UncertuneTrainer(
+def build_trainer(job: Job, kind: type[UncertuneTrainer] = UncertuneTrainer) -> UncertuneTrainer:
+    """The trainer of a job, which finds most mistakes when it is built."""
+    return kind(
         job.model,
         copy.deepcopy(job.config),
         train_dataset=job.train_dataset,
