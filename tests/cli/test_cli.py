@@ -23,6 +23,8 @@ def place(tmp_path_factory):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     data("good.jsonl", *[ROW] * 4)
+    turns = [[{**turn, "content": f"{turn['content']} {number}"} for turn in ROW["messages"]] for number in range(8)]
+    data("different.jsonl", *({"messages": one} for one in turns))
     data("empty.jsonl")
     data("silent.jsonl", ROW, {"messages": [{"role": "user", "content": "Hi"}]})
     data("masked.jsonl", *[{"input_ids": [1, 2, 3], "labels": [-100] * 3}] * 4)
@@ -108,7 +110,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(place, tmp_path, capsys, mista
 def test_files_of_trl_run_as_they_are(place, tmp_path, fields):
     path = tmp_path / "sft.yaml"
     path.write_text(yaml.safe_dump(fields))
-    given = {"test_split_size": 0.25} if "do_eval" in fields else {}
+    evaluates = {"dataset_name": place / "different.jsonl", "test_split_size": 0.25}
+    given = evaluates if "do_eval" in fields else {}
     assert main(words(place, tmp_path / "out", config=path, **given)) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() or (tmp_path / "out/model.safetensors").is_file()
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
@@ -52,7 +53,8 @@ class RunningSelection:
     def choose(self, scores: Tensor, documents: Documents) -> Chosen:
         """The mask of one micro-batch, whose scores are kept until ``finish``."""
         scores = scores.detach().cpu()
-        mask = self.threshold.mask(scores, documents.index.cpu())
+        known = torch.where(scores.isnan(), 0.0, scores)  # ``finish`` raises for a NaN, on every rank
+        mask = self.threshold.mask(known, documents.index.cpu())
         self._scores.append(scores)
         self._documents.append(documents)
         self._masks.append(mask)
