@@ -138,13 +138,13 @@ def test_half_precision_gradients_are_rounded_after_the_loss_is_scaled(tmp_path,
     from uncertune.training import step_loss
 
     factors = []
-    sweep = step_loss.linear_weighted_nll_with_stats
+    sweep = step_loss.weighted_sweep
 
     def watched(*args, factor, **options):
         factors.append(factor)
         return sweep(*args, factor=factor, **options)
 
-    monkeypatch.setattr(step_loss, "linear_weighted_nll_with_stats", watched)
+    monkeypatch.setattr(step_loss, "weighted_sweep", watched)
     fields = {"data": rows(8), "dtype": torch.float32, "per_device_train_batch_size": 8}
     run(tmp_path / "plain", **fields)
 
