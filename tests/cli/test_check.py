@@ -11,7 +11,7 @@ from uncertune.cli import main
 from uncertune.cli.check import marked
 from uncertune.training.arguments import arguments_of
 from uncertune.training.check import look
-from uncertune.training.command import job_of
+from uncertune.training.jobs import job_of
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n"
 SPECIAL = re.compile(r"<\|im_start\|>|<\|im_end\|>")

@@ -339,7 +339,7 @@ def test_prompts_have_system_and_history(tmp_path):
 
 def trains_on(tmp_path, **fields):
     from uncertune.training.arguments import arguments_of
-    from uncertune.training.command import job_of
+    from uncertune.training.jobs import job_of
 
     model = save_tiny(tmp_path / "model")
     given = {"model_name_or_path": str(model), "output_dir": str(tmp_path / "run"), "eval_strategy": "steps", **fields}

@@ -14,7 +14,7 @@ from uncertune.training.runlog import read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["uncertune.training.arguments", "uncertune.training.command", "uncertune.training.pipeline"]
+    ["uncertune.training.arguments", "uncertune.training.jobs", "uncertune.training.pipeline"]
 )
 SHARD_TOKENS = 600
 
@@ -62,7 +62,7 @@ def _train(words: Sequence[str], log: str, pause: float, environment: Mapping[st
     from uncertune.cli.train import parse
     from uncertune.teachers import cache
     from uncertune.training.arguments import arguments_of
-    from uncertune.training.command import job_of
+    from uncertune.training.jobs import job_of
     from uncertune.training.pipeline import fill_caches, run
 
     torch.set_num_threads(1)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from test_config import refused
 
 from helpers.harness import VOCABULARY, rows, run, settings
+from helpers.refusals import refused
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.cli import main

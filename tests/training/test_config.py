@@ -9,27 +9,14 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTraine
 from trl import SFTConfig
 
 from helpers.harness import VOCABULARY, rows
+from helpers.refusals import refused
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
-from uncertune.errors import UserError
 
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none"}
 MASKED = {"objective": "masked_mle"}
 BOTH = {"objective": "masked_mle_distill"}
 TRUNCATED = {"objective": "truncated_distill"}
-
-
-def refused(call, *words):
-    """The message of the UserError that ``call`` raises: one line, with these words."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert isinstance(caught.value, ValueError)
-    assert "\n" not in message
-    assert len(message) > 20
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # ---- defaults

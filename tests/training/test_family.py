@@ -6,12 +6,12 @@ import yaml
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
+from helpers.adapters import adapter, plain_logits
 from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
 from helpers.killable import kill_at
+from helpers.parity import losses
 from helpers.tiny import save_tiny, tiny_model
 from helpers.two_processes import two_processes
-from training.test_stage2 import adapter, plain_logits
-from training.test_trl_parity import losses
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.cli import main
 from uncertune.errors import UserError

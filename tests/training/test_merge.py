@@ -20,7 +20,7 @@ from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune.cli import main
 from uncertune.errors import UserError
-from uncertune.training import command
+from uncertune.training import jobs
 from uncertune.training.merge import merge
 from uncertune.training.pipeline import Job
 from uncertune.training.pipeline import run as run_job
@@ -264,19 +264,19 @@ def quantised(**fields):
 
 def test_a_quantised_base_is_refused_where_it_cannot_be_trained(monkeypatch):
     with pytest.raises(UserError, match="set use_peft"):
-        command._check_quantized(quantised(load_in_8bit=True, use_peft=False))
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+        jobs._check_quantized(quantised(load_in_8bit=True, use_peft=False))
+    monkeypatch.setattr(jobs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'uncertune\[qlora\]'"):
-        command._check_quantized(quantised(load_in_4bit=True))
-    command._check_quantized(quantised())
+        jobs._check_quantized(quantised(load_in_4bit=True))
+    jobs._check_quantized(quantised())
 
 
 def test_four_bits_on_a_cpu_are_refused(monkeypatch):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(jobs.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(UserError, match="load_in_8bit"):
-        command._check_quantized(quantised(load_in_4bit=True))
-    command._check_quantized(quantised(load_in_8bit=True))
+        jobs._check_quantized(quantised(load_in_4bit=True))
+    jobs._check_quantized(quantised(load_in_8bit=True))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of bitsandbytes

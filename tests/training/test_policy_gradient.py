@@ -3,9 +3,9 @@
 import pytest
 import torch
 from datasets import Dataset
-from test_config import refused
 
 from helpers.harness import VOCABULARY, relative_difference, rows, run, settings
+from helpers.refusals import refused
 from helpers.tiny import tiny_model, tiny_tokenizer
 from uncertune import UncertuneConfig, UncertuneTrainer
 from uncertune.objectives import group_advantages

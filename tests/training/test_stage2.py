@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
+from helpers.adapters import adapter, plain_logits
 from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
@@ -21,16 +22,6 @@ PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
 
-def adapter(folder, *, seed=3, rank=4, kind="llama", **options):
-    """An adapter on the tiny model with weights that matter, saved as a folder."""
-    config = {"r": rank, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = get_peft_model(tiny_model(kind, VOCABULARY), LoraConfig(**config, init_lora_weights=False))
-    model.save_pretrained(str(folder))
-    return str(folder)
-
-
 @pytest.fixture
 def teacher(tmp_path):
     return adapter(tmp_path / "teacher")
@@ -38,16 +29,6 @@ def teacher(tmp_path):
 
 def losses(step):
     return [entry["loss"] for entry in step.metrics]
-
-
-def plain_logits(model, row):
-    """Logits of one row's response tokens, from the model's ordinary forward, and their labels."""
-    ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
-    model.eval()
-    with torch.no_grad():
-        z = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-    keep = labels[1:] != -100
-    return z[keep], labels[1:][keep]
 
 
 def by_hand(student, teacher_model, data, fraction):

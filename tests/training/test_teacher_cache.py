@@ -6,9 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from test_stage2 import adapter
 
 import uncertune.training.references as references_module
+from helpers.adapters import adapter
 from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, settings
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer

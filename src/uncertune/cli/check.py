@@ -96,7 +96,7 @@ class _Check:
     def call(self, given: tuple[dict[str, Any], dict[str, Any]]) -> int:
         from uncertune.training.arguments import arguments_of
         from uncertune.training.check import look
-        from uncertune.training.command import job_of
+        from uncertune.training.jobs import job_of
 
         arguments = arguments_of(*given)
         print(report(look(job_of(arguments), overwrite=arguments.data.overwrite), sys.stdout.isatty()))

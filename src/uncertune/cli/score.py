@@ -87,7 +87,7 @@ def call(given: ScoreOptions) -> None:
         score_given_text(**{name: values[name] for name in _OF_TEXT})
         return
 
-    from uncertune.scoring.command import score
+    from uncertune.scoring.score import score
 
     del values["text"]
     score(**values)

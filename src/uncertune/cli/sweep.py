@@ -72,7 +72,7 @@ def check(given: SweepOptions) -> None:
 
 def run(request: Request) -> int:
     """Run the sweep; return 1 where a run failed."""
-    from uncertune.sweep.command import sweep
+    from uncertune.sweep.sweep import sweep
 
     return 0 if sweep(request) else 1
 

@@ -81,7 +81,7 @@ def call(settings: Mapping[str, Any], over: Mapping[str, Any]) -> int:
 
     from uncertune.runs.folder import RHO, STAGE_1
     from uncertune.training.arguments import arguments_of
-    from uncertune.training.command import job_of
+    from uncertune.training.jobs import job_of
     from uncertune.training.page import write_run_page
     from uncertune.training.pipeline import fill_caches, run
 

@@ -8,6 +8,6 @@ change       what changed from one model to another on the same tokens
 composition  what the hardest tokens are made of: structure, numbers, words
 uncertain    the most uncertain tokens, as a table
 figures      correlations, losses, and uncertainty against the dropout rate (the paper's Fig. 2B, 9 and 10)
-command      ``score``: all of it
+score        the whole run
 text         one text, for a notebook or the command line
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Arguments of ``uncertune.scoring.command.score``.
+    """Arguments of ``uncertune.scoring.score.score``.
 
     ``data``: a built-in name, a file, a folder or a hub id; ``model``: a hub id, a folder, a GGUF file or
     ``smollm2-135m``; ``adapter``: a LoRA adapter to put on it; ``against``: a folder of scores of the same data by

@@ -27,7 +27,7 @@ from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
 from uncertune.training.arguments import arguments_of
-from uncertune.training.command import job_of
+from uncertune.training.jobs import job_of
 from uncertune.training.page import write_run_page
 from uncertune.training.pipeline import run as run_training
 
