@@ -23,7 +23,7 @@ PARSERS = {
     "evaluate": command_of("evaluate").parse,
     "compare": command_of("compare").parse,
     "study": command_of("study").parse,
-    "sweep": lambda words: plan(sweep.parse(words)),
+    "sweep": lambda words: plan(**sweep.parse(words)),
 }
 CODE = re.findall(r"`([^`]+)`", PAGE)
 COMMANDS = sorted({code for code in CODE if code.startswith("uncertune ")})

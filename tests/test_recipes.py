@@ -66,7 +66,7 @@ def test_a_run_resolves_to_the_papers_settings(recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_resolves_and_none_of_its_arms_is_refused(recipe, tmp_path, capsys):
-    found = plan(sweep.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
+    found = plan(**sweep.parse(["--config", str(recipe), "--output_dir", str(tmp_path)]))
     assert "refused" not in capsys.readouterr().err
     names = [arm.name for arm in found.arms]
     assert names[0] == "mle"

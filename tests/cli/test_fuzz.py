@@ -11,8 +11,9 @@ import yaml
 
 from uncertune.cli import main, sweep, train
 from uncertune.cli.main import COMMANDS, command_of
+from uncertune.cli.sweep import SweepOptions
 from uncertune.settings import Spec, specs_of
-from uncertune.sweep.request import SweepOptions
+from uncertune.sweep.plan import plan
 from uncertune.training import fields
 from uncertune.training.arguments import arguments_of
 
@@ -55,7 +56,7 @@ def only_parsed(monkeypatch, tmp_path):
         if name not in ("train", "sweep"):
             object.__setattr__(command_of(name), "call", lambda given: 0)
     monkeypatch.setattr(train, "call", lambda settings, over: 0 if arguments_of(settings, over) else 1)
-    monkeypatch.setattr(sweep, "run", lambda request: 0 if request.options else 1)
+    monkeypatch.setattr(sweep, "call", lambda given: 0 if plan(**given) else 1)
 
 
 @pytest.fixture(autouse=True)

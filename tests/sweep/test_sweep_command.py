@@ -16,6 +16,7 @@ from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.cli.sweep import parse
 from uncertune.sweep.plan import plan
+from uncertune.sweep.sweep import sweep
 
 ADAPTER = "adapter_model.safetensors"
 ARMS = [{"objective": ["masked_mle", "masked_mle_distill"], "selection_fraction": [0.5]}]
@@ -74,7 +75,7 @@ def run(path, out, *flags):
 
 
 def arms(path, *flags):
-    return plan(parse(["--config", path, "--output_dir", "out", *flags])).arms
+    return plan(**parse(["--config", path, "--output_dir", "out", *flags])).arms
 
 
 def digests(folder):
@@ -306,7 +307,7 @@ def test_a_refused_arm_is_one_line_and_the_others_stay(write, capsys):
 
 
 @pytest.mark.parametrize(
-    ("sweep", "settings", "said"),
+    ("own", "settings", "said"),
     [
         ({"arms": {"objective": "mel"}}, {}, "objective must be one of"),
         ({"arms": {"objective": "mle", "learning_rate": [1, 2]}}, {}, "'learning_rate' cannot be varied"),
@@ -323,8 +324,8 @@ def test_a_refused_arm_is_one_line_and_the_others_stay(write, capsys):
         ({}, {"dataset_name": "no/such/file.jsonl"}, "no such file"),
     ],
 )
-def test_a_mistake_is_one_line(write, tmp_path, capsys, sweep, settings, said):
-    assert run(write(sweep, **settings), tmp_path / "out") == 2
+def test_a_mistake_is_one_line(write, tmp_path, capsys, own, settings, said):
+    assert run(write(own, **settings), tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -353,8 +354,8 @@ def test_answers_to_the_datas_own_task_are_in_distribution(write, tmp_path):
         with gzip.open(tmp_path / f"gsm8k_{split}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     out = tmp_path / "out"
-    sweep = {"arms": {"objective": "mle"}, "seeds": [0], "out": "", "documents": 2, "tasks": "gsm8k", "limit": 1}
-    assert run(write(sweep, dataset_name="gsm8k", data_dir=str(tmp_path)), out) == 0
+    own = {"arms": {"objective": "mle"}, "seeds": [0], "out": "", "documents": 2, "tasks": "gsm8k", "limit": 1}
+    assert run(write(own, dataset_name="gsm8k", data_dir=str(tmp_path)), out) == 0
     found = json.loads((out / "sweep.json").read_text())
     assert found["in_data"] == "gsm8k@test"
     assert {"loss", "kl", "exact_match,strict-match"} <= set(found["runs"][0]["in"])
@@ -394,8 +395,10 @@ def _check_measured_once(path, out, capsys):
 
 def test_the_last_step_of_a_run_measured_every_n_steps_is_its_end(write, tmp_path):
     out = tmp_path / "out"
-    sweep = {"arms": {"objective": "mle"}, "seeds": [0], "measure_every": 3}
-    assert run(write(sweep, num_train_epochs=2), out) == 0
+    path = write({"arms": {"objective": "mle"}, "seeds": [0]}, num_train_epochs=2)
+    given = parse(["--config", path, "--output_dir", str(out)])
+    done = sweep(given["settings"], {"objective": "mle"}, out, seeds=[0], held_out=given["held_out"], measure_every=3)
+    assert (done.page, done.failed) == (out / "sweep.html", ())
     (only,) = json.loads((out / "sweep.json").read_text())["runs"]
     assert [point["step"] for point in only["curve"]] == [3, 4]
 

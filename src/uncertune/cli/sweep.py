@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from uncertune.cli import options
 from uncertune.cli.options import Command
 from uncertune.errors import UserError
-from uncertune.settings import check_trust, convert, converted, read_mapping, shown, specs_of
-from uncertune.sweep.request import Arms, Request, SweepOptions
+from uncertune.settings import check_trust, convert, converted, option, read_mapping, shown, specs_of
+from uncertune.sweep.options import Options, grids
+from uncertune.training import fields
 
 PROGRAM = "uncertune sweep"
 
 
-def parse(arguments: Sequence[str]) -> Request:
-    """The file and the flags over it. Raises UserError, one line, for what cannot be used."""
-    from uncertune.training import fields
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of ``uncertune sweep`` beside the fields of ``uncertune train``."""
 
+    output_dir: str = option(
+        help="folder of the runs, the measures and the table", unit="DIR", example="--output_dir sweeps/mine"
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "one run of every arm for each", least=0, most=2**32 - 1)
+    jobs: int | None = option(
+        None, "processes that train at the same time", least=1, most=1024, unset="one for each GPU, else one"
+    )
+    fresh_rows: bool = option(
+        False, "with max_train_samples: each seed trains on rows drawn with it, not on the first ones"
+    )
+    held_out: int = option(
+        64, "training rows kept apart to measure on, where the data has no test split", least=1, unit="ROWS"
+    )
+    out: tuple[str, ...] = option(
+        (), "data sets out of distribution: DATA or DATA@SPLIT, as tokens:DATA of `uncertune evaluate`"
+    )
+    documents: int = option(64, "documents measured of each data set, the first ones", least=1)
+    measure_every: str = option(
+        "epoch",
+        "when each run is measured: at every epoch, every N steps, or at its end only (end); sets save_strategy",
+        unit="epoch|N|end",
+    )
+    tasks: tuple[str, ...] = option((), "tasks of lm-eval that are measured too")
+    limit: int | None = option(None, "documents of each task of lm-eval", least=1, unset="all")
+    batch_size: int = option(16, "documents measured together", least=1)
+    measure_dtype: str = option(
+        "auto", "number format of the model while it is measured; auto: as stored", choices=options.DTYPES
+    )
+    paper: bool = option(False, "also test the paper's claims C3 and C5, and number the figures as the paper does")
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """The arguments of ``sweep``, from the file and the flags. Raises UserError, one line, for what cannot be used."""
     own = specs_of(SweepOptions)
     path, flags = options.split({**fields.specs(), **own}, arguments, PROGRAM)
     if path is None:
@@ -28,53 +63,37 @@ def parse(arguments: Sequence[str]) -> Request:
     sweep = settings.pop("sweep", None)
     if not isinstance(sweep, dict):
         raise UserError(f"--config {shown(path, 200)}: the mapping 'sweep' with the arms is missing")
-    arms = _arms(sweep.pop("arms", None))
+    arms = grids(sweep.pop("arms", None))
     if "output_dir" in settings:
         sweep.setdefault("output_dir", settings.pop("output_dir"))
     if type(sweep.get("measure_every")) is int:
         sweep["measure_every"] = str(sweep["measure_every"])
     given = converted(own, sweep, f"sweep of {shown(path, 200)}")
     given |= {name: convert(own[name], value) for name, value in flags.items() if name in own}
-    chosen = COMMAND.build(given)
     over = {name: value for name, value in flags.items() if name not in own}
-    return Request(chosen, arms, fields.checked(settings, f" in {shown(path, 200)}"), fields.checked(over))
-
-
-def _arms(given: Any) -> Arms:
-    grids = given if isinstance(given, list) else [given]
-    if not all(isinstance(one, dict) and one.get("objective") for one in grids):
-        raise UserError("sweep.arms must be a mapping, or a list of mappings, each with an objective")
-    return [{name: _checked(name, value) for name, value in one.items()} for one in grids]
-
-
-def _checked(name: Any, value: Any) -> list[Any]:
-    """The values of a field to vary, each as its field holds it."""
-    from uncertune.training import fields
-
-    known = fields.specs()
-    values = list(value) if isinstance(value, list) else [value]
-    return [convert(known[name], one, f"sweep.arms.{name}") for one in values] if name in known else values
+    return {
+        "settings": fields.checked(settings, f" in {shown(path, 200)}"),
+        "arms": arms,
+        "overrides": fields.checked(over),
+        **asdict(COMMAND.build(given)),
+    }
 
 
 def check(given: SweepOptions) -> None:
-    """Raise UserError for a seed or a data set that is named twice."""
-    options.no_duplicates("seeds", given.seeds)
-    if not given.seeds:
-        raise UserError("seeds is empty: give at least one, for example --seeds 0,1,2")
-    every = given.measure_every
-    if every not in ("epoch", "end") and not (every.isdecimal() and 0 < int(every) < 10**9):
-        raise UserError(f"measure_every must be epoch, end or a number of steps from 1, got {shown(every)}")
-    called = [Path(name).name for name in given.out]
-    twice = [name for name in called if called.count(name) > 1]
-    if twice:
-        raise UserError(f"out: {twice[0]!r} is named twice: keep one, or rename a file")
+    """Raise UserError for values that do not go together."""
+    Options(**{name: value for name, value in asdict(given).items() if name != "output_dir"})
 
 
-def run(request: Request) -> int:
-    """Run the sweep; return 1 where a run failed."""
+def call(given: Mapping[str, Any]) -> int:
+    """Run the sweep and print its table; return 1 where a run failed."""
     from uncertune.sweep.sweep import sweep
+    from uncertune.sweep.table import CSV
 
-    return 0 if sweep(request) else 1
+    done = sweep(**given)
+    print(f"{done.text}\n\ntable: {done.page.parent / CSV}\npage:  {done.page}")
+    if done.failed:
+        print(f"failed: {', '.join(done.failed)}; run the same command again to retry", file=sys.stderr)
+    return 1 if done.failed else 0
 
 
 class _Sweep(Command):
@@ -84,7 +103,7 @@ class _Sweep(Command):
         if options.asks_help(arguments):
             print(self.help())
             return 0
-        return run(parse(arguments))
+        return call(parse(arguments))
 
 
 COMMAND = _Sweep(

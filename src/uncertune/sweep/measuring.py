@@ -79,7 +79,7 @@ def _measures(plan: Plan, run: Run, point: Point) -> dict[str, dict[str, Any]] |
 
 def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
     """Measure models by label; tasks of lm-eval for those at the ``ends`` of runs alone."""
-    options = plan.request.options
+    options = plan.options
     common: dict[str, Any] = {
         "output_dir": plan.folder / EVALUATION,
         "batch_size": options.batch_size,
@@ -108,12 +108,12 @@ def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, di
     if inside is None:
         return None
     out: dict[str, dict[str, Any]] = {"in": _tokens(inside), "out": {}}
-    for name in plan.request.options.out:
+    for name in plan.options.out:
         found = _result(plan, label, TOKENS + name)
         if found is None:
             return None
         out["out"][shown(name)] = _tokens(found)
-    for task in plan.request.options.tasks if answers else ():
+    for task in plan.options.tasks if answers else ():
         found = _result(plan, label, task)
         if found is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.runs.folder import SILENT, SILENT_PREFIXES
 from uncertune.selection import METRICS
-from uncertune.sweep.request import Arms, Request
+from uncertune.sweep.options import END, EPOCH, Grids, Options, grids
 from uncertune.training.arguments import Arguments, arguments_of
 from uncertune.training.config import CACHE_FIELDS, OBJECTIVE_FIELDS, SELECTION_FIELDS, UncertuneConfig
 from uncertune.training.family import ANCHOR_FIELDS, WEIGHTING_FIELDS
@@ -32,8 +32,6 @@ ARM_FIELDS = (
 )
 _SHORT = {"selection_metric": "metric", "selection_level": "level", "selection_fraction": "q"}
 _DEFAULTS = {name: getattr(UncertuneConfig, name) for name in ARM_FIELDS}
-END, EPOCH = "end", "epoch"
-"""Values of ``measure_every``, beside a number of steps."""
 RUNS, DATA, CACHE = "runs", "data", "teacher_cache"
 
 
@@ -101,36 +99,38 @@ class Run:
 class Plan:
     """The sweep's arms, and the settings that its runs have in common."""
 
-    request: Request
     folder: Path
     arms: tuple[Arm, ...]
+    given: dict[str, Any]
+    """Fields of ``uncertune train`` that every run is given."""
+    options: Options
     common: Arguments
     """Of the MLE run; its data fields say where the data comes from."""
 
     @property
     def own_teacher(self) -> bool:
-        return self.request.settings.get("teacher") in (None, "auto")
+        return self.given.get("teacher") in (None, "auto")
 
     @property
     def own_rho(self) -> bool:
         """Whether some arm needs a holdout reference that the sweep trains."""
         uses = any(arm.extra == "reference_loss" for arm in self.arms)
-        return uses and self.request.settings.get("rho_reference") in (None, "auto")
+        return uses and self.given.get("rho_reference") in (None, "auto")
 
     @property
     def measures_often(self) -> bool:
         """Whether runs are measured at more points than their end."""
-        return bool(checkpointing(self.request.options.measure_every, self.request.settings))
+        return bool(checkpointing(self.options.measure_every, self.given))
 
     def first(self) -> list[Run]:
         """The runs that others need: MLE, and the reference of rho."""
-        seeds = self.request.options.seeds
+        seeds = self.options.seeds
         rho = [Run(None, seed) for seed in seeds] if self.own_rho else []
         return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name == MLE]
 
     def rest(self) -> list[Run]:
         """All others, seed by seed."""
-        seeds = self.request.options.seeds
+        seeds = self.options.seeds
         return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name != MLE]
 
     def run_folder(self, run: Run) -> Path:
@@ -138,56 +138,63 @@ class Plan:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The fields of one run, as ``uncertune train`` takes them."""
-        out = {name: value for name, value in self.request.settings.items() if name not in _SET_BY_US}
+        out = {name: value for name, value in self.given.items() if name not in _SET_BY_US}
         arm = run.arm or Arm({"objective": MLE})
         out |= {one: value for one, value in arm.values.items() if one == "objective" or value != _DEFAULTS[one]}
         scored = arm.extra == "reference_loss"
-        if arm.distils or (scored and self.request.settings.get("rho_reference") == "teacher"):
+        if arm.distils or (scored and self.given.get("rho_reference") == "teacher"):
             out["teacher"] = self._teacher(run.seed)
         if scored:
             own = str(self.run_folder(Run(None, run.seed)))
-            out["rho_reference"] = own if self.own_rho else self.request.settings["rho_reference"]
-        if arm.distils and self.request.settings.get("teacher_cache", "hidden") != "none":
-            out["teacher_cache"] = self.request.settings.get("teacher_cache", "hidden")
-            fill = self.request.settings.get("teacher_cache_fill")
+            out["rho_reference"] = own if self.own_rho else self.given["rho_reference"]
+        if arm.distils and self.given.get("teacher_cache", "hidden") != "none":
+            out["teacher_cache"] = self.given.get("teacher_cache", "hidden")
+            fill = self.given.get("teacher_cache_fill")
             out |= {"teacher_cache_fill": fill} if fill else {}
         if "teacher_cache" in out or scored:
             out["teacher_cache_dir"] = str(self.folder / CACHE / f"s{run.seed}")
         out.setdefault("use_cpu", not torch.accelerator.is_available())
         if run.arm is not None:
-            out |= checkpointing(self.request.options.measure_every, out)
+            out |= checkpointing(self.options.measure_every, out)
         return {**out, "seed": run.seed, "output_dir": str(self.run_folder(run))}
 
     def _teacher(self, seed: int) -> str:
         if not self.own_teacher:
-            return str(self.request.settings["teacher"])
+            return str(self.given["teacher"])
         return str(self.run_folder(Run(Arm({"objective": MLE}), seed)))
 
 
 _SET_BY_US = (*ARM_FIELDS, *CACHE_FIELDS, "teacher", "rho_reference", "seed", "output_dir", "overwrite")
 
 
-def plan(request: Request) -> Plan:
-    """Check the file; arms that the configuration refuses are named, one line each, and left out."""
-    _check(request)
-    given = [Arm({"objective": MLE}), *_combinations(request.arms, request.settings)]
-    arms = list({one.name: one for one in given}.values())
-    folder = Path(str(request.options.output_dir)).expanduser()
-    first = Plan(request, folder, tuple(arms), None)  # type: ignore[arg-type]
-    common = arguments_of(first.settings(Run(arms[0], 0)), request.over)
-    request = replace(request, settings=request.settings | request.over, over={})
-    first = replace(first, request=request)
+def plan(
+    settings: Mapping[str, Any],
+    arms: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Plan:
+    """Check the arguments of ``sweep``. Arms that the configuration refuses are printed, a line each, and left out."""
+    overrides = overrides or {}
+    wanted = grids(arms)
+    _check(wanted, settings, overrides)
+    given = [Arm({"objective": MLE}), *_combinations(wanted, settings)]
+    every = list({one.name: one for one in given}.values())
+    first = Plan(Path(output_dir).expanduser(), tuple(every), dict(settings), Options(**options), None)  # type: ignore[arg-type]
+    common = arguments_of(first.settings(Run(every[0], 0)), overrides)
+    first = replace(first, given={**settings, **overrides}, common=common)
     if common.mixture.datasets or common.data.dataset_streaming:
         raise UserError("datasets and dataset_streaming cannot be used in a sweep: give one dataset_name")
-    kept = [arms[0]]
-    for arm in arms[1:]:
+    kept = [every[0]]
+    for arm in every[1:]:
         try:
             arguments_of(first.settings(Run(arm, 0)))
         except UserError as error:
             print(f"refused: {arm.name}: {error}", file=sys.stderr)
         else:
             kept.append(arm)
-    return Plan(request, folder, tuple(kept), common)
+    return replace(first, arms=tuple(kept))
 
 
 def checkpointing(measure_every: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,30 +207,28 @@ def checkpointing(measure_every: str, settings: Mapping[str, Any]) -> dict[str, 
     return {"save_strategy": "steps", "save_steps": int(measure_every), "save_total_limit": None}
 
 
-def _check(request: Request) -> None:
-    for grid in request.arms:
+def _check(arms: Grids, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse fields that cannot be varied, and fields that the sweep sets for each run."""
+    for grid in arms:
         for name, values in grid.items():
             if name not in ARM_FIELDS:
                 raise UserError(f"sweep.arms: {name!r} cannot be varied: choose from {', '.join(ARM_FIELDS)}")
             if not values:
                 raise UserError(f"sweep.arms: {name} has no value: give one, or a list")
-        unknown = [one for one in grid["objective"] if one not in OBJECTIVES]
-        if unknown:
-            raise UserError(f"sweep.arms: objective must be one of {', '.join(OBJECTIVES)}; got {unknown[0]!r}")
     for name in ("seed", "teacher_cache_dir", "overwrite", "fill_teacher_cache_only", "objective"):
-        if name in request.settings:
-            mend = {"seed": "give sweep.seeds", "objective": "give it in sweep.arms"}.get(name, "remove it")
-            raise UserError(f"{name} is set by the sweep: {mend}")
-    ours = sorted(request.over.keys() & {*_SET_BY_US, "hub_token", "push_to_hub_token"})
+        if name in settings:
+            fix = {"seed": "give sweep.seeds", "objective": "give it in sweep.arms"}.get(name, "remove it")
+            raise UserError(f"{name} is set by the sweep: {fix}")
+    ours = sorted(overrides.keys() & {*_SET_BY_US, "hub_token", "push_to_hub_token"})
     if ours:
         raise UserError(f"{ours[0]} cannot be a flag of a sweep: set it in the file")
 
 
-def _combinations(grids: Arms, settings: dict[str, Any]) -> list[Arm]:
+def _combinations(arms: Grids, settings: Mapping[str, Any]) -> list[Arm]:
     """Every combination of every grid, without the fields that have no effect in it."""
     base = {**_DEFAULTS, **{name: value for name, value in settings.items() if name in ARM_FIELDS}}
     out = []
-    for grid in grids:
+    for grid in arms:
         for values in itertools.product(*grid.values()):
             one = {**base, **dict(zip(grid, values, strict=True))}
             out.append(Arm({name: value for name, value in one.items() if _has_effect(name, one)}))
@@ -252,14 +257,12 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
 
 def resolved(plan: Plan) -> dict[str, Any]:
     """What the runs and their measures have in common, for ``config.yaml``; arms, seeds and jobs may change."""
-    options = plan.request.options
+    options = plan.options
     kept = ("fresh_rows", "held_out", "documents", "limit", "measure_every", "measure_dtype")
     settings = plan.common.resolved()
     for name in ("output_dir", "seed", "objective", "logging_dir", "run_name"):
         settings.pop(name, None)
-    given = {
-        name: plan.request.settings[name] for name in ("teacher", "rho_reference") if name in plan.request.settings
-    }
+    given = {name: plan.given[name] for name in ("teacher", "rho_reference") if name in plan.given}
     rho = {"held_out_for_rho": plan.own_rho}
     return settings | given | {"sweep": {name: getattr(options, name) for name in kept} | rho}
 

@@ -26,7 +26,7 @@ def write_rows(plan: Plan) -> None:
     """Write every file that is not there yet. Raises UserError where the data is too small."""
     folder = plan.folder / DATA
     folder.mkdir(parents=True, exist_ok=True)
-    files = {seed: folder / f"train-s{seed}.jsonl" for seed in plan.request.options.seeds}
+    files = {seed: folder / f"train-s{seed}.jsonl" for seed in plan.options.seeds}
     apart = in_data(plan) == str(folder / HELD_OUT)
     references = [folder / f"rho_reference-s{seed}.jsonl" for seed in files] if plan.own_rho else []
     wanted = [*files.values(), *references, *([folder / HELD_OUT] if apart else [])]
@@ -59,7 +59,7 @@ def shown(name: str) -> str:
 
 def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
     """Training rows, and the last rows of the data, held out; None where nothing is."""
-    options, given = plan.request.options, plan.common
+    options, given = plan.options, plan.common
     count = options.held_out if apart else 0
     most, field = given.data.max_train_samples, given.training.dataset_text_field
     rows = load(
@@ -82,7 +82,7 @@ def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
 
 def _chosen(rows: Any, plan: Plan, seed: int) -> Any:
     count = min(plan.common.data.max_train_samples or len(rows), len(rows))
-    if not plan.request.options.fresh_rows:
+    if not plan.options.fresh_rows:
         return rows.select(range(count))
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), count)))
 

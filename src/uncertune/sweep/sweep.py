@@ -1,10 +1,12 @@
-"""``uncertune sweep``: train and measure every run, and keep the table up to date."""
+"""``sweep``: train and measure every run, and keep the table up to date."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,17 +20,84 @@ from uncertune.sweep.measures import read_sweep
 from uncertune.sweep.measuring import measure_base, measure_runs
 from uncertune.sweep.page import gains_table, write_sweep
 from uncertune.sweep.plan import RUNS, Plan, Run, check_same, plan, resolved
-from uncertune.sweep.request import Request
 from uncertune.sweep.rows import write_rows
 from uncertune.sweep.runs import is_done, processes, train_all
 
 CONFIG = "config.yaml"
 
 
-def sweep(request: Request) -> bool:
-    """Do what is not done yet, write table and page, print the gains; return whether every run succeeded."""
-    found = plan(request)
-    if request.options.tasks:
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep wrote: its page, the table for a terminal, and the labels of the runs that failed."""
+
+    page: Path
+    text: str
+    failed: tuple[str, ...]
+
+
+def sweep(
+    settings: Mapping[str, Any],
+    arms: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int | None = None,
+    fresh_rows: bool = False,
+    held_out: int = 64,
+    out: Sequence[str] = (),
+    documents: int = 64,
+    measure_every: str | int = "epoch",
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    batch_size: int = 16,
+    measure_dtype: str = "auto",
+    paper: bool = False,
+) -> Swept:
+    """Train every arm with every seed, measure each run in and out of distribution, and write one table and its page.
+
+    What is done already is kept, and failed runs are tried again.
+
+    Args:
+        settings: fields of ``uncertune train`` for every run: model_name_or_path, dataset_name, learning_rate, …
+        arms: a mapping, or several, of ``objective``, ``selection_*`` and other fields to one value or a list of
+            values. Each combination is an arm; MLE is always one.
+        output_dir: folder of the runs, the measures and the table.
+        overrides: fields that win over ``settings``; a setting that has no effect beside them is left out.
+        seeds: one run of every arm for each.
+        jobs: processes that train at the same time; None: one for each GPU, else one.
+        fresh_rows: with ``max_train_samples``, each seed trains on rows drawn with it instead of the first ones.
+        held_out: training rows kept apart to measure on, where the data has no test split.
+        out: data sets out of distribution, as ``DATA`` or ``DATA@SPLIT``.
+        documents: documents measured of each data set, the first ones.
+        measure_every: ``epoch``, ``end``, or a number of optimizer steps.
+        tasks: tasks of lm-eval to measure too, on ``limit`` documents each (None: all).
+        batch_size: documents measured together.
+        measure_dtype: number format of the model while it is measured; ``auto``: as stored.
+        paper: also test the paper's claims C3 and C5, and number the figures as the paper does.
+
+    Raises:
+        UserError: for a field or value that cannot be used, and for a folder that holds another sweep.
+    """
+    found = plan(
+        settings,
+        arms,
+        output_dir,
+        overrides=overrides,
+        seeds=tuple(seeds),
+        jobs=jobs,
+        fresh_rows=fresh_rows,
+        held_out=held_out,
+        out=tuple(out),
+        documents=documents,
+        measure_every=str(measure_every),
+        tasks=tuple(tasks),
+        limit=limit,
+        batch_size=batch_size,
+        measure_dtype=measure_dtype,
+        paper=paper,
+    )
+    if tasks:
         harness.require()
     check_same(found, found.folder / CONFIG)
     try:
@@ -39,15 +108,12 @@ def sweep(request: Request) -> bool:
         write_atomically(found.folder / CONFIG, yaml.safe_dump(resolved(found), sort_keys=True, allow_unicode=True))
         write_rows(found)
         measure_base(found)
-        jobs = processes(request.options.jobs)
-        for group in _groups(found, jobs):
-            page = _do(found, group, jobs)
+        count = processes(jobs)
+        for group in _groups(found, count):
+            page = _do(found, group, count)
     runs = [*found.first(), *found.rest()]
-    failed = [run.label for run in runs if not is_done(found, run)]
-    print(f"{to_text(gains_table(read_sweep(found.folder)))}\n\ntable: {found.folder / table.CSV}\npage:  {page}")
-    if failed:
-        print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
-    return not failed
+    failed = tuple(run.label for run in runs if not is_done(found, run))
+    return Swept(page, to_text(gains_table(read_sweep(found.folder))), failed)
 
 
 def _groups(found: Plan, jobs: int) -> list[list[Run]]:
@@ -55,7 +121,7 @@ def _groups(found: Plan, jobs: int) -> list[list[Run]]:
     first, rest = found.first(), found.rest()
     if jobs > 1:
         return [first, rest]
-    seeds = found.request.options.seeds
+    seeds = found.options.seeds
     return [[run for run in [*first, *rest] if run.seed == seed] for seed in seeds]
 
 
