@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from helpers.harness import rows, settings
 from helpers.tiny import save_tiny, tiny_model
 from uncertune import UncertuneTrainer
-from uncertune.cli import main
 from uncertune.errors import UserError
 from uncertune.models import load_adapter, load_model, load_tokenizer
 
@@ -123,16 +122,3 @@ def test_adapters_are_checked_alike(base, tmp_path):
     with pytest.raises(UserError, match=r"adapter_model\.bin' is a pickle"):
         load_adapter(load_model(str(base)), adapter)
     assert load_adapter(load_model(str(base)), adapter, allow_pickle=True).peft_config
-
-
-@pytest.mark.parametrize(
-    "lines", ["trust_remote_code: true", "allow_pickle: true", "model_init_kwargs: {trust_remote_code: true}"]
-)
-def test_no_file_can_grant_trust(tmp_path, capsys, lines):
-    (tmp_path / "run.yaml").write_text(f"{lines}\n")
-    for command in ("train", "merge"):
-        if command == "train" or "init" not in lines:
-            assert main([command, "--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out")]) == 2
-            said = capsys.readouterr().err.strip().splitlines()[-1]
-            assert "a file cannot allow" in said
-    assert not (tmp_path / "out").exists()

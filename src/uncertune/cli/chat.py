@@ -26,6 +26,7 @@ class ChatOptions:
     chat_template_path: str | None = options.chat_template_path()
     dtype: str = options.dtype()
     attn_implementation: str | None = options.attn_implementation()
+    allow_pickle: bool = options.allow_pickle()
 
 
 def check(given: ChatOptions) -> None:
@@ -43,6 +44,7 @@ def call(given: ChatOptions) -> None:
         chat_template_path=given.chat_template_path,
         dtype=given.dtype,
         attn_implementation=given.attn_implementation,
+        allow_pickle=given.allow_pickle,
     )
     names = ("max_new_tokens", "temperature", "top_p", "seed")
     print(f"{given.model}: {NEW} starts over, {LEAVE} or an end of input leaves", file=sys.stderr)

@@ -102,7 +102,7 @@ def call(given: CompareOptions) -> None:
 
     arguments = {name: value for name, value in asdict(given).items() if not name.startswith(_JUDGE)}
     judge = {name.removeprefix("judge_"): value for name, value in asdict(given).items() if name.startswith("judge_")}
-    arguments["judge"] = JudgeSettings(given.judge, **judge) if given.judge else None
+    arguments["judge"] = JudgeSettings(given.judge, **judge, allow_pickle=given.allow_pickle) if given.judge else None
     page = compare(**{**arguments, "limits": read_limits(given.limits)})
     print(f"page: {page}")
 

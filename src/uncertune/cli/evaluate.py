@@ -34,6 +34,7 @@ class ModelOptions:
     )
     dtype: str = options.dtype()
     attn_implementation: str | None = options.attn_implementation()
+    allow_pickle: bool = options.allow_pickle()
     overwrite: bool = option(False, "replace what output_dir holds of these models instead of resuming")
 
 

@@ -67,7 +67,7 @@ def call(given: GenerateOptions) -> None:
 
     given = replace(given, models=models, max_new_tokens=given.max_new_tokens or 256)
     names = ("labels", "max_new_tokens", "temperature", "top_p", "seed", "chat_template_path", "dtype")
-    same = {name: getattr(given, name) for name in (*names, "attn_implementation")}
+    same = {name: getattr(given, name) for name in (*names, "attn_implementation", "allow_pickle")}
     for label, (said,) in answer(given.models, [question], **same).items():
         cut = "" if said.ended else f"\n[cut at {given.max_new_tokens} tokens]"
         print(f"{label}:\n{said.text}{cut}\n" if len(models) > 1 else f"{said.text}{cut}")

@@ -20,7 +20,7 @@ class MergeOptions:
         None, "hub id or folder of the base model", unit="MODEL", unset="the model that the run names"
     )
     trust_remote_code: bool = option(False, "run code that the base model brings; only as a flag, never from a file")
-    allow_pickle: bool = option(False, "read weights stored as a pickle (.bin), which can run code; only as a flag")
+    allow_pickle: bool = options.allow_pickle()
     dtype: str = options.dtype(help="number format of the weights; auto: the base model's own")
 
 

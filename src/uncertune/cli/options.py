@@ -30,6 +30,10 @@ def attn_implementation() -> Any:
     return option(None, "eager, sdpa or flash_attention_2", unit="NAME", unset="the model's own choice")
 
 
+def allow_pickle() -> Any:
+    return option(False, "load weights stored as a pickle (.bin), which can run code; only as a flag")
+
+
 def chat_template_path() -> Any:
     return option(None, "a .jinja file, or a model, whose chat template to use", unit="PATH", unset="the model's own")
 

@@ -55,6 +55,7 @@ class ScoreOptions:
     chat_template_path: str | None = options.chat_template_path()
     dtype: str = option("float32", "number format of the model's weights", choices=DTYPES)
     attn_implementation: str | None = options.attn_implementation()
+    allow_pickle: bool = options.allow_pickle()
     selection_fraction: float = option(0.25, "share of the tokens that the page marks, by loss", above=0, most=1)
     bootstrap: int = option(1000, "resamplings of the documents for the intervals", least=1)
     memory_mib: int = option(1024, "memory for what is kept of the samples of a document", unit="MiB", least=1)
@@ -95,7 +96,7 @@ def call(given: ScoreOptions) -> None:
 
 _OF_TEXT = (
     *("text", "model", "adapter", "samples", "rate", "places", "seed", "chat_template_path", "dtype"),
-    *("attn_implementation", "selection_fraction", "memory_mib", "pass_tokens", "output_dir"),
+    *("attn_implementation", "allow_pickle", "selection_fraction", "memory_mib", "pass_tokens", "output_dir"),
 )
 
 COMMAND = Command(

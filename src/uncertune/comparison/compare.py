@@ -41,6 +41,7 @@ class JudgeSettings:
     retries: int = 4
     max_tokens: int = 16
     batch_size: int = 4
+    allow_pickle: bool = False
 
     def judge(self) -> Judge:
         """The judge, not asked yet. Raises UserError for one that cannot be."""
@@ -58,7 +59,7 @@ class JudgeSettings:
             )
         from uncertune.judging.local import LocalJudge
 
-        return LocalJudge(self.name, batch_size=self.batch_size)
+        return LocalJudge(self.name, batch_size=self.batch_size, allow_pickle=self.allow_pickle)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def compare(
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Run the missing steps and return the page. Configuration errors are raised first.
@@ -130,7 +132,9 @@ def compare(
 
             own = [work.labels[name] for name in work.models]
             same: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-            loaded = load_models(work.models, own, chat_template_path=chat_template_path, **same)
+            loaded = load_models(
+                work.models, own, chat_template_path=chat_template_path, allow_pickle=allow_pickle, **same
+            )
             same |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
             same |= {"data_dir": data_dir, "overwrite": overwrite}
             if tasks:

@@ -101,6 +101,7 @@ def measure(
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
     backend: str = "hf",
     overwrite: bool = False,
 ) -> Table:
@@ -118,6 +119,7 @@ def measure(
         plain_prompts: prompts as the tasks write them, without the chat template.
         max_length: tokens after which a document of ``tokens:DATA`` is cut.
         max_new_tokens: longest answer; 512 for gsm8k, else the task's own.
+        allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
         backend: ``hf`` (transformers) or ``vllm``.
         overwrite: measure again what the folder holds of these models and tasks.
 
@@ -138,6 +140,7 @@ def measure(
             chat_template_path=chat_template_path,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
             weights=backend == "hf",
         )
     with contextlib.ExitStack() as stack:

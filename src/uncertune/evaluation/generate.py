@@ -81,6 +81,7 @@ def generate(
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the answers that ``output_dir`` lacks; return the files, one a model.
@@ -92,6 +93,7 @@ def generate(
         prompts: a data set, a file with messages or prompts, a folder or a hub id; ``limit`` takes the first ones.
         max_new_tokens: longest answer, in tokens; 1024 by default.
         temperature: 0 takes the likeliest token, above 0 samples from the likeliest that make up ``top_p``.
+        allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
         overwrite: answer again what the folder holds of these models.
 
     Raises UserError, one line, for whatever cannot be loaded, asked or written.
@@ -102,7 +104,14 @@ def generate(
     asked = load_prompts(
         prompts, config=dataset_config, split=dataset_split, data_dir=data_dir, max_samples=limit, seed=seed
     )
-    models = _loaded(models, labels, chat_template_path, dtype, attn_implementation)
+    models = _loaded(
+        models,
+        labels,
+        chat_template_path=chat_template_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        allow_pickle=allow_pickle,
+    )
     how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
     to_answer = {one.label: _encoded_for(models, one, asked, how.max_new_tokens) for one in models.specs}
     with lock_folder(folder):
@@ -127,10 +136,18 @@ def answer(
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
 ) -> dict[str, list[Answer]]:
     """Answers to questions or conversations, by label; nothing is written. Arguments as for ``generate``."""
     check_sampling(temperature, top_p)
-    models = _loaded(models, labels, chat_template_path, dtype, attn_implementation)
+    models = _loaded(
+        models,
+        labels,
+        chat_template_path=chat_template_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        allow_pickle=allow_pickle,
+    )
     how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
     prompts = [Asked([{"role": "user", "content": one}] if isinstance(one, str) else one) for one in questions]
     out = {}
@@ -145,18 +162,8 @@ def answer(
     return out
 
 
-def _loaded(
-    models: Sequence[str] | LoadedModels,
-    labels: Sequence[str],
-    chat_template_path: str | None,
-    dtype: str,
-    attn_implementation: str | None,
-) -> LoadedModels:
-    if isinstance(models, LoadedModels):
-        return models
-    return load_models(
-        models, labels, chat_template_path=chat_template_path, dtype=dtype, attn_implementation=attn_implementation
-    )
+def _loaded(models: Sequence[str] | LoadedModels, labels: Sequence[str], **options: Any) -> LoadedModels:
+    return models if isinstance(models, LoadedModels) else load_models(models, labels, **options)
 
 
 def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked], limit: int) -> list[Prompt]:

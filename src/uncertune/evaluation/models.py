@@ -7,7 +7,6 @@ own. An adapter whose training added tokens gets a copy of the base of its own, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.evaluation.tokenizers import load_tokenizers
 from uncertune.models import active_adapter, fingerprint, load_adapter, load_model, resolve_model
-from uncertune.models.loading import base_model_of, check_adapter
+from uncertune.models.loading import adapter_digest, base_model_of, check_adapter, checked_weights
 from uncertune.models.vocabulary import added_tokens
 from uncertune.runs.folder import RUN
 from uncertune.runs.records import read_json, read_settings
@@ -88,6 +87,7 @@ def load_models(
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
     weights: bool = True,
 ) -> LoadedModels:
     """A model and LoRA adapters of it, on the accelerator where there is one; without ``weights`` tokenizers alone.
@@ -104,14 +104,23 @@ def load_models(
     path = resolve_model(base)
     for one in specs:
         if one.folder is not None:
+            check_adapter(one.folder, allow_pickle=allow_pickle)
             _check_base(one, base, path)
-    specs = tuple(replace(one, digest=_digest(one.folder)) for one in specs)
+    specs = tuple(replace(one, digest=one.folder and adapter_digest(one.folder)) for one in specs)
     tokenizers = load_tokenizers(base, {one.label: one.folder for one in specs}, chat_template_path)
-    if not weights:
+    if not weights:  # whoever loads them does so without these checks
+        with checked_weights(path, allow_pickle=allow_pickle):
+            pass
         return LoadedModels(base, path, specs, {}, tokenizers, path)
 
     def load() -> Any:
-        return load_model(base, dtype=dtype, attn_implementation=attn_implementation)
+        return load_model(base, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle)
+
+    def with_adapter(model: Any, one: ModelSpec) -> Any:
+        try:
+            return load_adapter(model, str(one.folder), name=str(one.name), allow_pickle=allow_pickle)
+        except UserError as error:
+            raise UserError(f"adapter {one.source!r} is of another base than {base!r}: {error}") from error
 
     shared = load()
     digest = fingerprint(shared)
@@ -120,10 +129,10 @@ def load_models(
     for one in plain:
         if one.folder is not None:
             _check_fingerprint(one, base, path, shared)
-            shared = _with_adapter(shared, one, base)
+            shared = with_adapter(shared, one)
     models = {one.label: shared for one in plain}
     for one in grown:  # resizing would change the model for the others
-        models[one.label] = _with_adapter(load() if models else shared, one, base)
+        models[one.label] = with_adapter(load() if models else shared, one)
     for model in models.values():
         _freeze(model)
     return LoadedModels(base, path, specs, models, tokenizers, digest, frozenset(one.label for one in grown))
@@ -136,16 +145,8 @@ def _freeze(model: Any) -> None:
         model.to(torch.accelerator.current_accelerator())
 
 
-def _with_adapter(model: Any, one: ModelSpec, base: str) -> Any:
-    try:
-        return load_adapter(model, str(one.folder), name=str(one.name))
-    except UserError as error:
-        raise UserError(f"adapter {one.source!r} is of another base than {base!r}: {error}") from error
-
-
 def _check_base(one: ModelSpec, base: str, path: str) -> None:
-    """Refuse a damaged adapter, and one that names another model of the hub as its base."""
-    check_adapter(str(one.folder))
+    """Refuse an adapter that names another model of the hub as its base."""
     theirs = base_model_of(str(one.folder))
     if theirs is None or theirs.count("/") > 1 or theirs == path:
         return
@@ -170,13 +171,6 @@ def _check_fingerprint(one: ModelSpec, base: str, path: str, model: Any) -> None
     if not same:
         trained = run_base(Path(str(one.folder))) or "another model"
         raise UserError(f"adapter {one.source!r} is of another base than {base!r}: it was trained on {trained!r}")
-
-
-def _digest(folder: str | None) -> str | None:
-    if folder is None:
-        return None
-    file = Path(folder) / "adapter_model.safetensors"
-    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() if file.is_file() else None
 
 
 # ---- names

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.judging.judge import JUDGED, LABELS, TEMPLATE, TOO_LONG, UNPARSABLE, Question, Reply, text_of
-from uncertune.models import fingerprint, resolve_model
+from uncertune.models import fingerprint, load_model, load_tokenizer, resolve_model
+from uncertune.models.loading import checked_weights
 
 
 class LocalJudge:
     """One forward pass a question, batched by length; the model is loaded when the first question comes."""
 
-    def __init__(self, model: str, *, batch_size: int = 4, dtype: str = "auto") -> None:
-        from transformers import AutoTokenizer
-
-        self.name, self._batch_size, self._dtype = model, batch_size, dtype
-        self._path = resolve_model(model)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._path)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"judge: {model!r} has no tokenizer that can be loaded: {first_line(error)}") from error
+    def __init__(self, model: str, *, batch_size: int = 4, dtype: str = "auto", allow_pickle: bool = False) -> None:
+        self.name, self._batch_size, self._dtype, self._allow_pickle = model, batch_size, dtype, allow_pickle
+        with _as_judge(), checked_weights(resolve_model(model), allow_pickle=allow_pickle):
+            self._tokenizer = load_tokenizer(model)
         if not self._tokenizer.chat_template:
             raise UserError(f"judge: {model!r} has no chat template, so it cannot be asked: choose a chat model")
         self._labels = [_tokens_of(label, self._tokenizer) for label in LABELS]
@@ -94,17 +90,22 @@ class LocalJudge:
         return logits[:, -1].double().log_softmax(-1)
 
     def _loaded(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
         if self._model is None:
-            try:
-                model = AutoModelForCausalLM.from_pretrained(self._path, dtype=self._dtype)
-            except (OSError, ValueError, KeyError, ImportError) as error:
-                raise UserError(f"judge: {self.name!r} cannot be loaded: {first_line(error)}") from error
+            with _as_judge():
+                model = load_model(self.name, dtype=self._dtype, allow_pickle=self._allow_pickle)
             if torch.accelerator.is_available():
                 model.to(torch.accelerator.current_accelerator())
             self._model = model.requires_grad_(False).eval()
         return self._model
+
+
+@contextlib.contextmanager
+def _as_judge() -> Iterator[None]:
+    """A UserError names the field that the model came from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"judge: {error}") from error
 
 
 def _tokens_of(label: str, tokenizer: Any) -> list[int]:

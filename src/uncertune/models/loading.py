@@ -7,6 +7,7 @@ that a model brings (``trust_remote_code``), and reading weights stored as a pic
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ _JSON = (
     *("model.safetensors.index.json", "adapter_config.json"),
 )
 _ADAPTER = "adapter_model.safetensors"
+_PICKLED_ADAPTER = "adapter_model.bin"
 _LISTED = 3
 REPORTED: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Options of ``from_pretrained`` with which it reports what does not fit, for ``check_complete``."""
@@ -84,7 +86,7 @@ def checked_weights(path: str, *, allow_pickle: bool = False) -> Iterator[dict[s
         if not allow_pickle and "safetensors" in str(error) and not folder.is_dir():
             raise UserError(
                 f"model {path!r} has no weights as safetensors: if it stores them as a pickle (.bin), which can run "
-                "code when it is read, convert it, or give train or merge --allow_pickle if you trust its source"
+                "code when it is read, convert it, or give the flag --allow_pickle if you trust its source"
             ) from error
         raise
 
@@ -92,7 +94,7 @@ def checked_weights(path: str, *, allow_pickle: bool = False) -> Iterator[dict[s
 def _pickle_line(file: Path) -> str:
     return (
         f"{str(file)!r} is a pickle, which can run code when it is read: convert it to safetensors, or, if you trust "
-        "its source, give --allow_pickle to train or merge"
+        "its source, give the flag --allow_pickle"
     )
 
 
@@ -200,11 +202,19 @@ def check_adapter(folder: str | Path, *, allow_pickle: bool = False) -> None:
         raise UserError(f"{str(folder)!r} holds no adapter: adapter_config.json is missing")
     if (folder / _ADAPTER).is_file():
         return
-    pickle = folder / "adapter_model.bin"
+    pickle = folder / _PICKLED_ADAPTER
     if not pickle.is_file():
         raise UserError(f"{str(folder)!r} holds no adapter: {_ADAPTER} is missing")
     if not allow_pickle:
         raise UserError(_pickle_line(pickle))
+
+
+def adapter_digest(folder: str | Path) -> str | None:
+    """A digest of an adapter's weights, 16 hex digits; None where the folder holds none."""
+    for file in (Path(folder) / _ADAPTER, Path(folder) / _PICKLED_ADAPTER):
+        if file.is_file():
+            return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+    return None
 
 
 def base_model_of(folder: str | Path) -> str | None:

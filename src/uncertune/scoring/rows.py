@@ -47,6 +47,7 @@ def prepare(settings: Settings) -> Prepared:
         chat_template_path=settings.chat_template_path,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
+        allow_pickle=settings.allow_pickle,
     )
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     model.to(accelerator.device)
@@ -64,15 +65,16 @@ def load_model(
     chat_template_path: str | None = None,
     dtype: str = "float32",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[Any, Any]:
     """A model in eval mode, with the adapter where one is given, and its tokenizer.
 
     The tokenizer is the adapter's where it was saved with one, else the model's; the model is resized where the
     adapter's training added tokens. Raises UserError, one line.
     """
-    model = models.load_model(name, dtype=dtype, attn_implementation=attn_implementation)
+    model = models.load_model(name, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle)
     folder = None if adapter is None else adapter_folder(adapter)
     tokenizer = load_tokenizers(name, {name: folder}, chat_template_path)[name]
     if folder is not None:
-        model = models.load_adapter(model, folder)
+        model = models.load_adapter(model, folder, allow_pickle=allow_pickle)
     return model.eval(), tokenizer

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
+from uncertune.models.loading import adapter_digest
 from uncertune.runs.files import atomic_file, write_atomically
 from uncertune.scoring.rows import Prepared
 from uncertune.scoring.settings import Settings
@@ -46,8 +47,8 @@ def identity(settings: Settings, prepared: Prepared) -> dict[str, Any]:
         digest.update(json.dumps([row.input_ids, row.labels]).encode())
     numbers = {name: value for name, value in asdict(settings).items() if name in _NUMBERS}
     adapter = settings.adapter
-    if adapter is not None and (weights := Path(adapter) / "adapter_model.safetensors").is_file():
-        adapter = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
+    if adapter is not None:
+        adapter = adapter_digest(adapter) or adapter
     return {
         "model": fingerprint(prepared.model),
         "adapter": adapter,

@@ -38,6 +38,7 @@ from uncertune.scoring.correlation import PROXIES, UNCERTAINTIES, Correlations, 
 from uncertune.scoring.rows import Prepared, prepare
 from uncertune.scoring.settings import Settings
 from uncertune.scoring.uncertain import few_documents, uncertain_table
+from uncertune.settings import TRUST
 from uncertune.statistics.bootstrap import mean_of
 from uncertune.statistics.intervals import Estimate
 
@@ -78,7 +79,8 @@ def _score(settings: Settings) -> dict[str, Any]:
 def _write(
     folder: Path, settings: Settings, prepared: Prepared, table: pa.Table, before: pa.Table | None
 ) -> dict[str, Any]:
-    write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False))
+    given = {name: value for name, value in asdict(settings).items() if name not in TRUST}
+    write_atomically(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
     main = _at(table, settings.rate[0])
     columns = {name: main[name].to_numpy() for name in run.QUANTITIES}

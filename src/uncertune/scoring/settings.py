@@ -15,6 +15,7 @@ class Settings:
     the page show, at ``places`` (None: wherever the model has dropout). The first ``max_samples`` documents are scored,
     each cut to ``max_length`` tokens. ``selection_fraction``: the share of tokens that the page marks. ``bootstrap``:
     resamplings of the documents for the intervals. ``memory_mib`` and ``pass_tokens`` bound memory and batches.
+    ``allow_pickle``: load weights that are stored as a pickle; reading one can run code that it holds.
     ``paper``: also say what the numbers mean for the paper's claims. ``overwrite``: delete the scores in the folder.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     chat_template_path: str | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
+    allow_pickle: bool = False
     selection_fraction: float = 0.25
     bootstrap: int = 1000
     memory_mib: int = 1024

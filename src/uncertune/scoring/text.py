@@ -136,6 +136,7 @@ def score_given_text(
     chat_template_path: str | None = None,
     dtype: str = "float32",
     attn_implementation: str | None = None,
+    allow_pickle: bool = False,
     selection_fraction: float = 0.25,
     memory_mib: int = 1024,
     pass_tokens: int = 4096,
@@ -154,6 +155,7 @@ def score_given_text(
         chat_template_path=chat_template_path,
         dtype=dtype,
         attn_implementation=attn_implementation,
+        allow_pickle=allow_pickle,
     )
     found = score_text(
         lm,

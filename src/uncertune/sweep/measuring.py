@@ -86,6 +86,7 @@ def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
         "dtype": options.measure_dtype,
         "data_dir": plan.common.data.data_dir,
         "attn_implementation": plan.common.model.attn_implementation,
+        "allow_pickle": plan.common.training.allow_pickle,
         "chat_template_path": plan.common.training.chat_template_path,
     }
     length = plan.common.training.max_length

@@ -152,7 +152,9 @@ class ObjectiveFields:
         0, "dropout passes over those texts, for their uncertainty; 0, or at least 2", least=0, group="records"
     )
     allow_pickle: bool = option(
-        False, "load weights stored as a pickle (.bin), which can run code; as a flag only", group="run"
+        False,
+        "load weights stored as a pickle (.bin), which can run code; only as a flag, never in a file",
+        group="run",
     )
     save_selection: bool = option(
         True, "write which tokens were selected at each step to selection.parquet", group="records"
