@@ -49,15 +49,13 @@ class Problem:
     ) -> Problem:
         """Random, as hard as real text: the label is the most likely token of most positions, 4 nats below it at about
         one in ten, 8 nats at one in a hundred (SmolLM2-135M on Alpaca: 11 % and 2 %)."""
-        generator = torch.Generator().manual_seed(0)
-        head = torch.randn(vocabulary, width, generator=generator) * (2.5 / width**0.5)
-        labels = torch.randint(vocabulary, (tokens,), generator=generator)
-        hidden = torch.randn(tokens, width, generator=generator) + head[labels] * (
-            0.9 + 2.7 * torch.rand(tokens, 1, generator=generator)
-        )
-        teacher = hidden + 0.05 * torch.randn(tokens, width, generator=generator)
-        made = [tensor.to(device, dtype) for tensor in (hidden, head, teacher)]
-        return cls(made[0].requires_grad_(), made[1].requires_grad_(train), labels.to(device), made[2], softcap)
+        drawn = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+        head = torch.randn(vocabulary, width, **drawn) * (2.5 / width**0.5)
+        labels = torch.randint(vocabulary, (tokens,), **drawn)
+        hidden = torch.randn(tokens, width, **drawn) + head[labels] * (0.9 + 2.7 * torch.rand(tokens, 1, **drawn))
+        teacher = hidden + 0.05 * torch.randn(tokens, width, **drawn)
+        made = [tensor.to(dtype) for tensor in (hidden, head, teacher)]
+        return cls(made[0].requires_grad_(), made[1].requires_grad_(train), labels, made[2], softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """As a model computes them: in its own precision."""

@@ -24,21 +24,35 @@ class Timing:
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, Timing]:
     """Time every function ``repeats`` times, in turn, so that what slows the machine down slows all of them.
 
-    Each runs twice before: compiling and first touches do not count.
+    Each runs twice before: compiling and first touches do not count. On CUDA the device's own events are read.
     """
     for function in functions.values():
         for _ in range(2):
             function()
+    gc.collect()
+    clock = _event_seconds if device == "cuda" else _wall_seconds
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            gc.collect()
-            synchronize(device)
-            start = time.perf_counter()
-            function()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock(function))
     return {name: timing(taken) for name, taken in seconds.items()}
+
+
+def _wall_seconds(function: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _event_seconds(function: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def timing(seconds: list[float]) -> Timing:
@@ -47,11 +61,6 @@ def timing(seconds: list[float]) -> Timing:
         return Timing(seconds[0], 0.0)
     low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(statistics.median(seconds), high - low)
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_mebibytes(function: Callable[[], object], device: str) -> float:

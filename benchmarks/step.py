@@ -1,7 +1,8 @@
 """``python -m benchmarks.step``: whole training steps on one model and the same batches, TRL's and ours.
 
 Forward, teacher, selection, backward and optimizer, data loading included. All trainers live in this process and take
-turns of a few steps each; the first step of a turn does not count. Peak memory comes from a process of its own per arm.
+turns of a few steps each; the first step of a turn does not count. On a CPU peak memory comes from a process of its own
+per arm; on CUDA the allocator tells it in this process.
 LoRA on every linear layer without dropout, or ``--full``; the teacher of the distilling arms is another adapter (with
 ``--full`` another model): it runs live, or (``+hidden``, ``+topk``) its answers are read from a cache that was filled
 before, and it is not loaded.
@@ -173,8 +174,13 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
     for arm in arms:
         if "+" in arm:
             trainer_of(arm, setting, STEPS_OF_MEMORY)  # fills the cache that the other process finds
-    peaks = {arm: _peak_apart(arm, setting) for arm in arms}
-    trainers = {arm: trainer_of(arm, setting, steps + 1) for arm in arms}
+    on_gpu = setting.device == "cuda"
+    peaks = {} if on_gpu else {arm: _peak_apart(arm, setting) for arm in arms}
+    trainers, held = {}, {}
+    for arm in arms:
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        trainers[arm] = trainer_of(arm, setting, steps + 1)
+        held[arm] = (torch.cuda.memory_allocated() - before) / 2**20 if on_gpu else 0.0
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds + 1):
         for arm, (trainer, clock) in trainers.items():
@@ -182,6 +188,10 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
             trainer.train()
             if turn > 0:  # the first turn compiles and touches everything once
                 seconds[arm] += clock.seconds()
+    for arm in arms if on_gpu else ():
+        added = measure.peak_mebibytes(trainers[arm][0].train, "cuda")
+        peaks[arm] = {"peak": held[arm] + added, "added": added}
+    tokens = _tokens_of_a_step(trainers[arms[0]][0])
     rows = []
     for arm in arms:
         taken, base = measure.timing(seconds[arm]), measure.timing(seconds[arms[0]])
@@ -191,6 +201,7 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
                 "contestant": name,
                 "ms": round(taken.median * 1e3),
                 "iqr_ms": round(taken.spread * 1e3),
+                "tokens_per_s": round(tokens / taken.median),
                 f"to_{arms[0]}": round(taken.median / base.median, 3),
                 "peak_MiB": round(peaks[arm]["peak"]),
                 f"peak_to_{arms[0]}": round(peaks[arm]["peak"] / peaks[arms[0]]["peak"], 3),
@@ -201,8 +212,15 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
     return rows
 
 
+def _tokens_of_a_step(trainer: Any) -> float:
+    """Tokens of an optimizer step without padding, the mean over the data."""
+    data, args = trainer.train_dataset, trainer.args
+    tokens = sum(len(ids) for ids in data["input_ids"])
+    return tokens / len(data) * args.per_device_train_batch_size * args.gradient_accumulation_steps
+
+
 def _peak_apart(arm: str, setting: Setting) -> dict[str, float]:
-    """Peak memory of three steps of one arm in a process of its own, whole and beyond the loaded trainer's, MiB."""
+    """Peak memory of three steps of an arm in a process of its own, whole and beyond the loaded trainer's, MiB."""
     command = [sys.executable, "-m", "benchmarks.step", "--memory_of", arm, "--setting", json.dumps(vars(setting))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -212,8 +230,7 @@ def _peak_apart(arm: str, setting: Setting) -> dict[str, float]:
 
 def memory_of(arm: str, setting: Setting) -> dict[str, float]:
     trainer, _ = trainer_of(arm, setting, STEPS_OF_MEMORY)
-    on_gpu = setting.device == "cuda"
-    held = torch.cuda.memory_allocated() / 2**20 if on_gpu else measure.resident_kib("VmRSS") / 1024
+    held = measure.resident_kib("VmRSS") / 1024
     added = measure.peak_mebibytes(trainer.train, setting.device)
     return {"peak": held + added, "added": added}
 

@@ -2,6 +2,7 @@
 
     python -m tools.gpu --minutes 10 --output_dir gpu-results      # on a GPU
     python -m tools.gpu --small --output_dir /tmp/gpu              # every stage on the CPU, with tiny sizes
+    python -m tools.gpu --dry --output_dir /tmp/gpu                # a GPU's settings on the CPU, cut to two steps
 
 A stage that fails, or whose packages are missing, is listed and the next one runs. ``summary.md`` and ``summary.json``
 say what came of each, ``STAGE/`` holds its results and its output; ``results.zip`` is all of it in one file. Turn that
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,13 +26,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
 from tools.gpu import files
 from tools.gpu.stages import STAGES, Place, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_SECONDS = 5
+SITE = "site"
+"""Folder of the packages that were carried along."""
 
 
 @dataclass
@@ -54,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes = _prepare(args, Path(work))
         outcomes = [Outcome(stage.name, stage.about) for stage in STAGES if stage.name in args.stages]
         for stage, outcome in zip([one for one in STAGES if one.name in args.stages], outcomes, strict=True):
-            place = Place(out / stage.name, Path(work), args.small)
-            left = ends - time.monotonic()  # a small run has no limit for each stage
-            _run(stage, outcome, place, left if args.small else min(stage.seconds, left), Path(work))
-            _write(out, outcomes, notes, args.small)
+            place = Place(out / stage.name, Path(work), args.small, args.dry)
+            left, on_cpu = ends - time.monotonic(), args.small or args.dry  # there stages have no limit of their own
+            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left), Path(work))
+            _write(out, outcomes, notes, on_cpu)
     print((out / "summary.md").read_text())
     return 1 if any(one.outcome in ("failed", "out of time") for one in outcomes) else 0
 
@@ -65,8 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace, work: Path) -> list[str]:
     """Files that were carried along, and in ``--small`` a tiny model. Returns what there is to say about them."""
     notes = list(files.unpack(args.files, work)) if not args.small else []
-    if complaint := files.install(work / "wheels"):
+    if complaint := files.install(work / "wheels", work / SITE):
         notes.append(complaint)
+    sys.path.insert(0, str(work / SITE))  # where the needs of a stage are looked for
+    if (work / files.MODEL).is_file():
+        sys.path.insert(0, str(ROOT / "src"))
+        from uncertune.models import resolve_model
+
+        resolve_model(str(work / files.MODEL))  # its dense copy, once for all processes
     if args.small:
         sys.path.insert(0, str(ROOT / "tests"))
         from helpers.tiny import save_tiny
@@ -86,42 +95,56 @@ def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float, work: Pat
         return
     place.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    outcome.outcome = "done"
-    with (place.out / "output.txt").open("w", encoding="utf-8") as log:
-        for words in stage.commands(place):
-            outcome.commands.append(" ".join(["python", *words[1:]]))
-            left = seconds - (time.monotonic() - begin)
-            print(f"{stage.name}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
-            log.write(f"$ {outcome.commands[-1]}\n")
-            log.flush()
-            status = _status(words, log, max(left, 1), work)
+    outcome.outcome, ends = "done", begin + seconds
+    commands = stage.commands(place)
+    for number, group in enumerate([commands] if stage.together else [[one] for one in commands]):
+        started = [
+            _start(words, place.out / _log_name(number, k, stage.together), outcome, work)
+            for k, words in enumerate(group)
+        ]
+        for process in started:
+            status = _status(process, max(ends - time.monotonic(), 0.1))
             if status is None:
                 outcome.outcome, outcome.why = "out of time", f"after {seconds:.0f} s"
-                break
-            if status:
-                outcome.outcome, outcome.why = "failed", f"exit status {status}; see {stage.name}/output.txt"
+            elif status:
+                outcome.outcome, outcome.why = "failed", f"exit status {status}; see {stage.name}/output*.txt"
+        if outcome.outcome == "out of time":
+            break
     outcome.seconds = round(time.monotonic() - begin, 1)
 
 
-def _status(words: list[str], log: IO[str], seconds: float, work: Path) -> int | None:
+def _log_name(number: int, member: int, together: bool) -> str:
+    index = member if together else number
+    return f"output{index or ''}.txt"
+
+
+def _start(words: list[str], log: Path, outcome: Outcome, work: Path) -> subprocess.Popen[bytes]:
+    outcome.commands.append(" ".join(["python", *words[1:]]))
+    print(f"{outcome.stage}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
+    with log.open("w", encoding="utf-8") as file:
+        file.write(f"$ {outcome.commands[-1]}\n")
+        file.flush()
+        return subprocess.Popen(
+            words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(work), start_new_session=True
+        )
+
+
+def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     """The exit status of a command; None where its time was up, and it was stopped with its children."""
-    process = subprocess.Popen(
-        words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(work), start_new_session=True
-    )
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return None
 
 
 def _environment(work: Path) -> dict[str, str]:
-    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(work / SITE), str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     given = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
     if (work / "data").is_dir():
         given["UNCERTUNE_DATA"] = str(work / "data")
@@ -177,16 +200,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--files", type=Path, default=Path("gpu"), help="what tools.gpu.files packed")
     parser.add_argument("--stages", default=",".join(names), help="some of them, with commas")
     parser.add_argument("--small", action="store_true", help="every stage on the CPU with tiny sizes")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, with a GPU's settings cut to two steps")
     args = parser.parse_args(argv)
     args.stages = args.stages.split(",")
     for name in args.stages:
         if name not in names:
             parser.error(f"--stages {name}: choose from {', '.join(names)}")
-    if not args.small:
+    if not args.small and not args.dry:
         import torch
 
         if not torch.cuda.is_available():
-            parser.error("no CUDA GPU here: use --small to try every stage on the CPU")
+            parser.error("no CUDA GPU here: use --small or --dry to try every stage on the CPU")
     return args
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 MODEL = "smollm2-135m.gguf"
+TOKENIZER = "tokenizer"
 DATA = ("gsm8k_train", "gsm8k_test", "alpaca_52k", "ifeval", "ifeval_gpt4_responses", "wikitext2_raw_test")
 MIB = 2**20
 
@@ -81,12 +82,13 @@ def unpack(folder: Path, out: Path) -> Iterator[str]:
         (out / name).write_bytes(content)
 
 
-def install(wheels: Path) -> str | None:
-    """Install every wheel of a folder without a network; a line where that fails."""
+def install(wheels: Path, target: Path) -> str | None:
+    """Install every wheel of a folder into another without a network; a line where that fails."""
     found = sorted(str(path) for path in wheels.glob("*.whl"))
     if not found:
         return None
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *found]
+    options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target)]
+    command = [sys.executable, "-m", "pip", "install", "-q", *options, *found]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else f"wheels: {(done.stderr.strip().splitlines() or ['failed'])[-1]}"
 
@@ -94,12 +96,15 @@ def install(wheels: Path) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.files", description=__doc__)
     parser.add_argument("--model", type=Path, help=f"the GGUF file of the small model, which travels as {MODEL}")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the small model's tokenizer, for random models")
     parser.add_argument("--data", type=Path, help="folder of data files, as UNCERTUNE_DATA names it")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that the other machine lacks")
     parser.add_argument("--mib", type=int, default=56, help="largest folder")
     parser.add_argument("--output_dir", type=Path, default=Path("gpu"))
     args = parser.parse_args(argv)
     sources = [(args.model, MODEL)] if args.model else []
+    if args.tokenizer:
+        sources += [(path, f"{TOKENIZER}/{path.name}") for path in sorted(args.tokenizer.iterdir())]
     if args.data:
         sources += [(path, f"data/{path.name}") for name in DATA for path in sorted(args.data.glob(f"{name}.*"))]
     if args.wheels:

@@ -1,6 +1,6 @@
 """What came back from a GPU as tables: ``python -m tools.gpu.tables gpu-results/results.zip``.
 
-Writes ``docs/results/gpu.md`` and copies sweeps to ``results/gpu-DATA``. Where no GPU was used, the page says so.
+Writes ``docs/results/gpu.md``, and sweeps, their seeds joined, to ``results/gpu-NAME``. Where no GPU was used, the page says so.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import tables
-
-KEPT = ("sweep.json", "sweep.csv", "sweep.md")
+from uncertune.sweep import table
+from uncertune.sweep.page import write_sweep
 
 
 def page(folder: Path) -> str:
@@ -38,15 +39,15 @@ def _stage(folder: Path, stage: dict) -> list[str]:
     lines = ["", f"## {stage['about'][:1].upper()}{stage['about'][1:]}", ""]
     lines += [f"    {command}" for command in stage["commands"]]
     for path in sorted(folder.rglob("*.csv")):
-        if path.name not in KEPT:
+        if path.name != table.CSV:
             lines += ["", tables.markdown(path)]
     if (launch := folder / "launch.json").is_file():
         lines += ["", "| Run | Losses of the steps | Largest difference |", "|:--|:--|--:|"]
         for name, one in json.loads(launch.read_text()).items():
             losses = ", ".join(f"{loss:.4f}" for loss in one["losses"]) or "failed"
             lines.append(f"| {name} | {losses} | {one['difference']:.1e} |")
-    for path in sorted(folder.rglob("sweep.md")):
-        lines += ["", f"### {path.parent.name}", "", f"`results/gpu-{path.parent.name}`"]
+    for name in sweeps(folder):
+        lines += ["", f"### {name}", "", f"`results/gpu-{name}`"]
     return lines
 
 
@@ -63,13 +64,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.docs.mkdir(parents=True, exist_ok=True)
         (args.docs / "gpu.md").write_text(page(folder), encoding="utf-8")
         print(args.docs / "gpu.md")
-        for sweep in sorted(folder.rglob("sweep.json")):
-            target = args.keep / f"gpu-{sweep.parent.name}"
-            target.mkdir(parents=True, exist_ok=True)
-            for name in KEPT:
-                if (sweep.parent / name).is_file():
-                    (target / name).write_bytes((sweep.parent / name).read_bytes())
-            print(target)
+        for name, content in sweeps(folder).items():
+            print(keep(content, args.keep / f"gpu-{name}"))
+
+
+def sweeps(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sweeps of a folder, those of one name and several seeds (``NAME-s0``, ``NAME-s1``, …) as one."""
+    out: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob(table.JSON)):
+        content, name = json.loads(path.read_text()), path.parent.name.rpartition("-s")[0]
+        if name in out:
+            out[name]["runs"] += content["runs"]
+        else:
+            out[name] = content
+    return out
+
+
+def keep(content: dict[str, Any], folder: Path) -> Path:
+    """Write a sweep's table, and its page and figures; return the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write_files(content, folder)
+    return write_sweep(folder)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from uncertune.runs.files import write_atomically
@@ -20,9 +21,13 @@ JSON, CSV = "sweep.json", "sweep.csv"
 
 def write(plan: Plan) -> None:
     """Write both from what is known now."""
-    found = collect(plan)
-    write_atomically(plan.folder / JSON, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(plan.folder / CSV, _csv(found))
+    write_files(collect(plan), plan.folder)
+
+
+def write_files(found: Mapping[str, Any], folder: Path) -> None:
+    """Write a sweep's content, as ``collect`` returns it, as both files."""
+    write_atomically(folder / JSON, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / CSV, _csv(found))
 
 
 def collect(plan: Plan) -> dict[str, Any]:
