@@ -1,6 +1,5 @@
 """Killed at any moment, the same command goes on and ends with the same bytes."""
 
-import contextlib
 import json
 import shutil
 
@@ -10,11 +9,13 @@ from helpers.harness import rows, settings
 from helpers.killable import arguments, finish, kill_at, steps
 from helpers.tiny import save_tiny
 from uncertune.cli import main
+from uncertune.errors import UserError
 from uncertune.runs import read_metrics
 from uncertune.runs.checkpoints import MARKER, latest_complete, remove_unusable
 from uncertune.runs.replacing import recover, release, set_aside
 from uncertune.training.pipeline import Job, _settings
 from uncertune.training.runlog import cut_metrics
+from uncertune.training.trainer import UncertuneTrainer
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +105,20 @@ def test_unfinished_checkpoints_and_half_lines_do_not_count(tmp_path):
 
 
 def test_overwrite_keeps_the_old_run_until_the_new_one_has_a_checkpoint(whole, monkeypatch, capsys):
-    """Mistakes that only the optimizer or scheduler finds, once training begins."""
+    """A failure that comes once training has begun."""
+
+    def failing(self, *args, **kwargs):
+        raise UserError("the first step fails")
+
     out = shutil.copytree(whole / "whole", whole / "precious")
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    words = [*arguments(whole / "model", out, lr_scheduler_type="inverse_sqrt"), "--overwrite"]
-    words += ["--lr_scheduler_kwargs", '{"unknown": 1}']
-    with contextlib.suppress(TypeError):  # what the command line makes of it is its own affair
-        assert main(words) != 0
+    with monkeypatch.context() as patched:
+        patched.setattr(UncertuneTrainer, "training_step", failing)
+        assert main([*arguments(whole / "model", out), "--overwrite"]) == 2
+    assert "the first step fails" in capsys.readouterr().err
     after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert {name: after.get(name) == content for name, content in before.items()} == dict.fromkeys(before, True)
     assert not (out / ".previous").exists()
-    capsys.readouterr()
     assert main(arguments(whole / "model", out)) == 0
     assert "complete" in capsys.readouterr().err
 

@@ -21,6 +21,7 @@ RHO = "rho_reference"
 TEACHER_CACHE = "teacher_cache"
 COMPARISONS = "comparisons.json"
 """Relative paths of the pages of ``uncertune compare`` that the run is in."""
+_LOCK = ".lock"
 _BEFORE = (STAGE_1, RHO, TEACHER_CACHE)
 """What is in the folder before the run itself has begun."""
 _OURS = (
@@ -172,6 +173,27 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def absent(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, the innermost first."""
+    return [one for one in (folder.absolute(), *folder.absolute().parents) if not one.exists()]
+
+
+@contextlib.contextmanager
+def not_left_empty(new: list[Path]) -> Iterator[None]:
+    """Where the block fails, remove the folders ``new``, as ``absent`` gives them, if they hold nothing but locks."""
+    try:
+        yield
+    except BaseException:
+        within = sorted(new[0].rglob("*"), reverse=True) if new else []
+        if all(one.is_dir() or one.name.endswith(_LOCK) for one in within):
+            with contextlib.suppress(OSError):
+                for one in within:
+                    one.rmdir() if one.is_dir() else one.unlink()
+                for one in new:
+                    one.rmdir()
+        raise
+
+
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
@@ -179,7 +201,7 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Refuse a folder that another process is training in, and keep it until this one is done or dies."""
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

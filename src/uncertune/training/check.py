@@ -23,6 +23,7 @@ from uncertune.objectives import IGNORED
 from uncertune.training import dataset
 from uncertune.training.holdout import held_out
 from uncertune.training.pipeline import Job, build_trainer, check_job
+from uncertune.training.rehearsal import rehearse
 from uncertune.training.trainer import UncertuneTrainer
 
 EXAMPLES = 2
@@ -102,7 +103,9 @@ def look(job: Job, *, overwrite: bool = False) -> Findings:
     datasets.disable_caching()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _findings(cast(_Recording, build_trainer(_standing_in(job, folder), _Recording)))
+            trainer = cast(_Recording, build_trainer(_standing_in(job, folder), _Recording))
+            rehearse(trainer)
+            return _findings(trainer)
     finally:
         if caching:
             datasets.enable_caching()

@@ -37,12 +37,14 @@ from uncertune.runs.folder import (
     SILENT_PREFIXES,
     STAGE_1,
     TEACHER_CACHE,
+    absent,
     check_free,
     check_same,
     check_usable,
     is_complete,
     lock_folder,
     member_folder,
+    not_left_empty,
 )
 from uncertune.runs.replacing import release, replacing
 from uncertune.runs.secrets import without_secrets
@@ -59,6 +61,7 @@ from uncertune.training.family import FAMILY_FIELDS
 from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.interruptions import Stop, explained
 from uncertune.training.probe import Probe
+from uncertune.training.rehearsal import check_options, rehearse
 from uncertune.training.trainer import UncertuneTrainer
 
 
@@ -116,9 +119,11 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
 def _locked(job: Job, overwrite: bool) -> Iterator[None]:
     """Refuse what cannot be run, and keep the folder from other processes; a run in it is replaced on ``overwrite``."""
     _check(job)
+    main, new = job.config.process_index == 0, absent(job.folder)
     check_usable(job.folder, _sources(job))
-    main = job.config.process_index == 0
     with lock_folder(job.folder) if main else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        if main:
+            stack.enter_context(not_left_empty(new))
         with job.config.main_process_first():  # a trainer opens its caches when it is built
             if main:
                 stack.enter_context(replacing(job.folder, overwrite))
@@ -153,14 +158,15 @@ def _stage(job: Job, name: str, stop: Stop) -> Path:
 
 
 def _check(job: Job) -> None:
-    """Refuse what a run that resumes cannot honour."""
+    """Refuse what a run that resumes cannot honour, and options that cannot be used."""
     if job.config.save_only_model:
         raise UserError("save_only_model=True leaves nothing to resume from: set it to false, or save_strategy to 'no'")
     if str(job.config.resume_from_checkpoint).lower() not in ("none", "false", "true"):
         raise UserError(
             f"resume_from_checkpoint={job.config.resume_from_checkpoint!r}: a run goes on by itself from the last "
-            "checkpoint in its output_dir; remove the field, or --overwrite to start anew"
+            "checkpoint in its output_dir; remove the field, or --overwrite to start again"
         )
+    check_options(job.config)
 
 
 def check_job(job: Job, *, overwrite: bool = False) -> None:
@@ -240,6 +246,7 @@ def _train(job: Job, stop: Stop) -> Path:
     if is_complete(job.folder):
         print(f"{job.folder} holds this run, complete; --overwrite trains it again", file=sys.stderr)
         return job.folder
+    rehearse(trainer)
     with explained(job.folder):
         if trainer.accelerator.is_main_process:
             _begin(job, identity, job.resolved or trainer.args.to_dict())
