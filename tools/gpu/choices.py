@@ -1,7 +1,8 @@
 """What the fused head may choose from, measured: ``python -m tools.gpu.choices``, a stage of ``python -m tools.gpu``.
 
 Rows of a chunk and bytes of logits in memory; blocks and warps of the Triton kernels; Triton, ``torch.compile`` or
-plain functions. Each line is forward and backward of one head, medians of repeats in turn, and the peak of memory it adds.
+plain functions. Each line is forward and backward of one head, medians of repeats in turn, and the peak of memory it
+adds.
 """
 
 from __future__ import annotations

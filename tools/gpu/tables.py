@@ -1,6 +1,7 @@
 """What came back from a GPU as tables: ``python -m tools.gpu.tables gpu-results/results.zip``.
 
-Writes ``docs/results/gpu.md``, and sweeps, their seeds joined, to ``results/gpu-NAME``. Where no GPU was used, the page says so.
+Writes ``docs/results/gpu.md``, and sweeps, their seeds joined, to ``results/gpu-NAME``. Where no GPU was used, the page
+says so.
 """
 
 from __future__ import annotations
