@@ -12,10 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny import MARKED_TEMPLATE, save_tiny, tiny_tokenizer
 from uncertune.cli import main
+from uncertune.errors import UserError
 from uncertune.evaluation.evaluate import measure
 from uncertune.evaluation.generate import answer, stop_tokens
 from uncertune.evaluation.models import load_models
 from uncertune.models import active_adapter
+from uncertune.models.loading import load_adapter
+from uncertune.training import pipeline
 
 OTHER_TEMPLATE = MARKED_TEMPLATE.replace("You are a helpful AI assistant.", "Answer in one word.")
 ROWS = [
@@ -119,19 +122,25 @@ def test_an_answer_stops_at_the_runs_end_of_sequence_token(base, tmp_path):
     assert any("e" in one.text for one in found["base"])
 
 
-def grown_run(root, base):
-    """A LoRA run whose chat template came from a model with two more tokens."""
+def template_with_tokens(root):
+    """A model whose chat template has two tokens that the tiny tokenizer lacks."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
     tokenizer.eos_token = "<|end|>"
     tokenizer.chat_template = MARKED_TEMPLATE.replace("<|im_start|>", "<|turn|>").replace("<|im_end|>", "<|end|>")
     template = save_tiny(root / "template", vocab_size=261)
     tokenizer.save_pretrained(template)
+    return template
+
+
+def grown_run(root, base, *more):
+    """A LoRA run whose chat template came from a model with two more tokens."""
+    template = template_with_tokens(root)
     command = ["train", "--model_name_or_path", base, "--dataset_name", "word_problems", "--max_steps", "3"]
     command += ["--use_peft", "--max_train_samples", "8", "--chat_template_path", str(template), "--bf16", "false"]
     command += ["--learning_rate", "0.05", "--lora_target_modules", "all-linear", "--assistant_only_loss", "true"]
     command += ["--gradient_checkpointing", "false", "--report_to", "none", "--save_strategy", "no"]
-    assert main([*command, "--output_dir", str(root / "grown")]) == 0
+    assert main([*command, "--output_dir", str(root / "grown"), *more]) == 0
     return str(root / "grown")
 
 
@@ -170,6 +179,89 @@ def test_a_run_whose_vocabulary_grew_is_measured_and_asked_on_a_base_of_its_size
     expected = tuned.generate(**ids, max_new_tokens=8, do_sample=False, eos_token_id=ends)
     cut = expected[0, ids["input_ids"].shape[1] :]
     assert said.text == tokenizer.decode(cut, skip_special_tokens=True).strip()
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize(("kind", "rows"), [("llama", 259), ("llama", 512), ("phi3", 259)])
+def test_a_run_whose_vocabulary_grew_merges_into_the_model_that_was_trained(kind, rows, data, tmp_path, monkeypatch):
+    """The base has too few rows for the new tokens, or enough of them."""
+    trained = []
+    build = pipeline.build_trainer
+
+    def building(*args, **kwargs):
+        trained.append(build(*args, **kwargs))
+        return trained[-1]
+
+    monkeypatch.setattr(pipeline, "build_trainer", building)
+    sizes = {"vocab_size": rows, "tie_word_embeddings": False, "max_position_embeddings": 2048}
+    base = str(save_tiny(tmp_path / "base", kind, marked=True, **sizes))
+    run, merged = grown_run(tmp_path, base), str(tmp_path / "merged")
+    assert main(["merge", run, "--output_dir", merged, "--dtype", "float32"]) == 0
+    assert trained[0].model.get_output_embeddings().weight.shape[0] == max(rows, 320)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    ids = torch.tensor([[40, 259, 70, 9, 260, 120, 33, 259, 81]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, trained[0].model.eval()(ids).logits, rtol=0, atol=1e-5)
+    assert len(tokenizer.vocab) <= model.config.vocab_size == model.get_input_embeddings().weight.shape[0]
+    assert tokenizer.eos_token == "<|end|>"
+    assert measure([run], tasks=[f"tokens:{data}"], output_dir=tmp_path / "run_out")
+    assert measure([merged], tasks=[f"tokens:{data}"], output_dir=tmp_path / "merged_out")
+    losses = [
+        loss_of(tmp_path / f"{name}_out", label, stem_of(tmp_path / f"{name}_out"))["loss"]
+        for name, label in (("run", "grown"), ("merged", "merged"))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] == pytest.approx(expected_loss(model, tokenizer), rel=1e-4)
+    asked = {"max_new_tokens": 8}
+    assert (
+        answer([run], ["What is 2 + 2?"], **asked)["grown"] == answer([merged], ["What is 2 + 2?"], **asked)["merged"]
+    )
+    words = ["--data", data, "--samples", "2"]
+    for given in (["--model", base, "--adapter", run], ["--model", merged]):
+        assert main(["score", *given, *words, "--output_dir", str(tmp_path / f"scores{len(given)}")]) == 0
+    scores = [pq.read_table(tmp_path / f"scores{n}" / "tokens.parquet")["loss"].to_numpy() for n in (4, 2)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("llama", "tied to its embedding"), ("gpt2", "tied"), ("gemma2", "tied")])
+def test_new_tokens_that_lora_cannot_train_are_refused_before_a_run_is_begun(kind, why, tmp_path, capsys):
+    base = str(save_tiny(tmp_path / "base", kind, marked=True))
+    with pytest.raises(AssertionError):
+        grown_run(tmp_path, base)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "chat_template_path: " in error
+    assert "adds 61 tokens" in error  # TRL fills the embedding up to a multiple of 64
+    assert why in error
+    assert not (tmp_path / "grown").exists()
+
+
+def test_a_tied_model_trained_whole_with_new_tokens_is_measured_with_them(data, tmp_path):
+    base = str(save_tiny(tmp_path / "base", marked=True, max_position_embeddings=2048))
+    run = grown_run(tmp_path, base, "--use_peft", "false", "--learning_rate", "0.001")
+    measure([run], tasks=[f"tokens:{data}"], output_dir=tmp_path / "out")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    found = loss_of(tmp_path / "out", "grown", stem_of(tmp_path / "out"))
+    assert found["loss"] == pytest.approx(expected_loss(model, tokenizer), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_an_adapter_trained_with_fewer_rows_than_the_base_has_is_used_with_them(tmp_path):
+    """TRL cuts the embedding to the size of the tokenizer when it copies a chat template."""
+    base = save_tiny(tmp_path / "base", vocab_size=512, tie_word_embeddings=False)
+    cut = AutoModelForCausalLM.from_pretrained(base)
+    cut.resize_token_embeddings(320, mean_resizing=False)
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    tuned = get_peft_model(cut, config).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[40, 70, 9, 120, 33, 81]])
+    found = load_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits, tuned(ids).logits)
+    models = load_models([str(base), str(tmp_path / "adapter")])
+    assert models.resized == {"adapter"}
+    other = load_adapter(AutoModelForCausalLM.from_pretrained(base), save_adapter(tmp_path / "other", str(base)))
+    with pytest.raises(UserError, match="192 fewer tokens"):
+        load_adapter(other, tmp_path / "adapter", name="second")
 
 
 def test_switching_adapters_leaves_what_is_trainable_as_it_is(base, adapters):

@@ -361,9 +361,9 @@ def _prompts_cut(what: _Prepared, lm: Any, samples: list[dict[str, Any]]) -> int
 def _tokens(job: _Job, models: LoadedModels, how: _How) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     what, one = job.what, job.one
     tokenizer = models.tokenizers[one.label]
-    has_base = bool(models.adapters) and one.label not in models.grown
-    if one.label in models.grown:
-        print(f"{one.label}: no KL from the base, which lacks the tokens that its training added", file=sys.stderr)
+    has_base = bool(models.adapters) and one.label not in models.resized
+    if one.label in models.resized:
+        print(f"{one.label}: no KL from the base, whose vocabulary has another size", file=sys.stderr)
     with models.active(one) as model:
         found = measure_tokens(
             model,

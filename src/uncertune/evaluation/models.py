@@ -1,7 +1,7 @@
 """The models of a command: one base in memory, and LoRA adapters of it that are switched on in turn.
 
 Each adapter is used with the tokenizer, chat template and special tokens that it was saved with, the bare base with its
-own. An adapter whose training added tokens gets a copy of the base of its own, resized.
+own. An adapter whose training resized the vocabulary gets a copy of the base of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uncertune.errors import UserError
 from uncertune.evaluation.tokenizers import load_tokenizers
 from uncertune.models import active_adapter, fingerprint, load_adapter, load_model, resolve_model
 from uncertune.models.loading import adapter_digest, base_model_of, check_adapter, checked_weights
-from uncertune.models.vocabulary import added_tokens
+from uncertune.models.vocabulary import added_rows
 from uncertune.runs.folder import RUN
 from uncertune.runs.records import read_json, read_settings
 from uncertune.teachers.adapter import is_adapter
@@ -46,7 +46,7 @@ class ModelSpec:
 class LoadedModels:
     """The models in the order given; ``models`` and ``tokenizers`` by label, most of them the same object.
 
-    ``grown`` names the adapters that added tokens to the vocabulary: their model is a copy of the base, resized.
+    ``resized`` names the adapters with a vocabulary of another size: their model is a copy of the base.
     """
 
     base: str
@@ -55,7 +55,7 @@ class LoadedModels:
     models: Mapping[str, Any]
     tokenizers: Mapping[str, Any]
     base_digest: str
-    grown: frozenset[str] = frozenset()
+    resized: frozenset[str] = frozenset()
 
     @property
     def adapters(self) -> tuple[ModelSpec, ...]:
@@ -124,18 +124,18 @@ def load_models(
 
     shared = load()
     digest = fingerprint(shared)
-    grown = [one for one in specs if one.folder is not None and added_tokens(shared, one.folder)]
-    plain = [one for one in specs if one not in grown]
+    resized = [one for one in specs if one.folder is not None and added_rows(shared, one.folder)]
+    plain = [one for one in specs if one not in resized]
     for one in plain:
         if one.folder is not None:
             _check_fingerprint(one, base, path, shared)
             shared = with_adapter(shared, one)
     models = {one.label: shared for one in plain}
-    for one in grown:  # resizing would change the model for the others
+    for one in resized:  # resizing would change the model for the others
         models[one.label] = with_adapter(load() if models else shared, one)
     for model in models.values():
         _freeze(model)
-    return LoadedModels(base, path, specs, models, tokenizers, digest, frozenset(one.label for one in grown))
+    return LoadedModels(base, path, specs, models, tokenizers, digest, frozenset(one.label for one in resized))
 
 
 def _freeze(model: Any) -> None:

@@ -1,6 +1,7 @@
 """A base model resized to the vocabulary that an adapter was trained with.
 
-Training with another model's chat template can add tokens; the adapter's file then holds the larger embedding.
+Training with another model's chat template can add tokens, and TRL then cuts an embedding that has more rows than the
+tokenizer; the adapter's file holds the output head of that size.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def saved_rows(model: Any, folder: str | Path) -> int | None:
     return max(rows, default=None)
 
 
-def added_tokens(model: Any, folder: str | Path) -> int:
-    """How many tokens the adapter's vocabulary has more than the model's; 0 where it is not larger."""
+def added_rows(model: Any, folder: str | Path) -> int:
+    """How many rows the adapter's embedding or head has more than the model's; below 0 where it has fewer."""
     rows = saved_rows(model, folder)
-    return max(0, rows - causal_lm(model).get_input_embeddings().weight.shape[0]) if rows else 0
+    return 0 if rows is None else rows - int(causal_lm(model).get_input_embeddings().weight.shape[0])
 
 
 def fit_vocabulary(model: Any, folder: str | Path) -> int:
@@ -42,14 +43,14 @@ def fit_vocabulary(model: Any, folder: str | Path) -> int:
 
     Raises UserError for a model that carries other adapters, which the resizing would not fit.
     """
-    added = added_tokens(model, folder)
+    added = added_rows(model, folder)
     if not added:
         return 0
     if hasattr(model, "peft_config"):
         raise UserError(
-            f"adapter {str(folder)!r} was trained with {added} more tokens than the model has, and the model already "
-            "carries another adapter: load it on a copy of the base"
+            f"adapter {str(folder)!r} was trained with {abs(added)} {'more' if added > 0 else 'fewer'} tokens than the "
+            "model has, and the model already carries another adapter: load it on a copy of the base"
         )
     rows = model.get_input_embeddings().weight.shape[0] + added
-    model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter's file holds the new rows
+    model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter's file holds new rows
     return added

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
-import trl.trainer.sft_trainer as trl_sft
 from datasets import Dataset
 from trl import pack_dataset
 from trl.trainer.utils import global_then_local_main_first
 
 from uncertune.data import reading
 from uncertune.data.rows import Labelling, tokenise
-from uncertune.data.templates import assistant_marks
 from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
@@ -92,34 +90,6 @@ def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneCo
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def known_templates() -> Iterator[None]:
-    """While TRL builds its trainer, the assistant's turns need no marks in the template: ``tokenise`` finds them."""
-    trls = {name: getattr(trl_sft, name) for name in _TEMPLATE_CHECKS}
-
-    def template_of(tokenizer: Any) -> str | None:
-        marks = assistant_marks(tokenizer)
-        return marks.template
-
-    def stop_is_trained(tokenizer: Any, chat_template: str | None = None) -> bool:
-        return assistant_marks(tokenizer).by_rendering or trls["is_chat_template_stop_token_trained"](
-            tokenizer, chat_template=chat_template
-        )
-
-    trl_sft.get_training_chat_template = template_of
-    trl_sft.is_chat_template_stop_token_trained = stop_is_trained
-    # TRL's own fails on a tokenizer without a template
-    trl_sft.has_generation_markers = lambda template: bool(template) and trls["has_generation_markers"](template)
-    try:
-        yield
-    finally:
-        for name, function in trls.items():
-            setattr(trl_sft, name, function)
-
-
-_TEMPLATE_CHECKS = ("get_training_chat_template", "has_generation_markers", "is_chat_template_stop_token_trained")
 
 
 @contextlib.contextmanager

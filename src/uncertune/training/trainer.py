@@ -50,6 +50,7 @@ from uncertune.training.selector import Selector
 from uncertune.training.side_columns import check_vocabulary
 from uncertune.training.step import StepRecord
 from uncertune.training.step_loss import StepLoss
+from uncertune.training.trl_templates import known_templates
 
 _NOT_THE_MODELS = ("labels", SELECTED, KEPT, ROW_LENGTHS, *SIDE_COLUMNS)
 
@@ -109,7 +110,8 @@ class UncertuneTrainer(SFTTrainer):
             model = resolve_model(os.fspath(model))
         kwargs |= {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
         checked = checked_in_trl(allow_pickle=args.allow_pickle)
-        with dataset.known_templates(), dataset.refusals(), checked, warnings.catch_warnings():
+        known = known_templates(adapter=kwargs.get("peft_config") is not None)
+        with known, dataset.refusals(), checked, warnings.catch_warnings():
             # TRL's smoothing runs the model twice; ours is in the fused head
             warnings.filterwarnings("ignore", "`label_smoothing_factor` is deprecated", FutureWarning)
             dataset.check_prepared(args, train_dataset)
