@@ -6,7 +6,6 @@ function that checks what no single field can say, and the call. Without a heavy
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,11 +155,6 @@ def _values_after(spec: Spec, rest: list[str], several: bool) -> Any:
     return taken if len(taken) > 1 else taken[0]
 
 
-def flag_names(specs: Mapping[str, Spec], arguments: Sequence[str], program: str) -> frozenset[str]:
-    """Names of the fields that are set by flags."""
-    return frozenset(split(specs, arguments, program)[1])
-
-
 def _is_flag(word: str) -> bool:
     return word.startswith("--") and len(word) > 2
 
@@ -248,8 +242,3 @@ def _entry(head: str, text: str, width: int) -> list[str]:
     if len(start) >= column:
         return [start, *(" " * column + line for line in wrapped)]
     return [start.ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line, or its type."""
-    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__

@@ -35,7 +35,6 @@ from uncertune.runs.folder import (
     RUN,
     SILENT,
     SILENT_PREFIXES,
-    STAGE_1,
     TEACHER_CACHE,
     absent,
     check_free,
@@ -188,11 +187,6 @@ def _sources(job: Job) -> list[Any]:
         config.chat_template_path,
         job.resolved.get("dataset_name"),
     ]
-
-
-def stage_1_of(job: Job) -> Job:
-    """The MLE run, on the same data from the same start, whose result is the teacher of ``job``."""
-    return _mle(job, STAGE_1)
 
 
 def _member(job: Job, number: int) -> Job:
