@@ -1,8 +1,8 @@
-"""What ends a command early: a mistake the user can mend, a number that is none, a signal."""
+"""Errors that end a command early: a user's mistake, a non-finite number, a signal."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names the field, the value and the mend.
+    """A mistake in what the user gave: one line that names the field, the value and the fix.
 
     The command line prints it and exits with status 2; from Python it is an ordinary ``ValueError``.
     """

@@ -1,4 +1,4 @@
-"""Answers of a comparison side by side: judged ones with what the judge made of them, and those of generated tasks."""
+"""Answers of a comparison side by side: judged answers with their verdicts, and answers of generative tasks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from uncertune.report.tables import metric_name
 
 SHOWN = 50
 """Documents of one task; judged answers are all shown."""
-_SAID = 300  # characters of a judge's reply that holds no verdict
+_SAID = 300  # characters shown of a judge's reply without a verdict
 _ORDERS = {"model_first": "Shown first", "baseline_first": "Shown second"}
 
 
 def answer_sections(found: Comparison, baseline: str) -> Iterator[Answers]:
-    """The judged answers, then those of each task that was answered in words."""
+    """The judged answers, then those of each generative task."""
     if found.answers:
         yield _judged(found, baseline)
     for task, by_model in found.results.items():
@@ -43,7 +43,7 @@ def _judged(found: Comparison, baseline: str) -> Answers:
         }
         prompt = _prompt(next(iter(given.values()))["messages"])
         rows.append(AnswerRow(prompt, "", {name: line["answer"] for name, line in given.items()}, None, notes))
-    judge = f" Beneath each: what the judge made of it in both orders, against {baseline}." if found.judgements else ""
+    judge = f" Below each: the judge's verdict in both orders, against {baseline}." if found.judgements else ""
     return Answers("Answers side by side", f"{len(rows)} prompts.{judge}", tuple(names), tuple(rows))
 
 
@@ -86,7 +86,7 @@ def _checked(by_model: Mapping[str, Record]) -> str | None:
 
 
 def _sampled(task: str, samples: Mapping[str, list[Record]], metric: str) -> Answers:
-    """Documents on which the models differ first."""
+    """The documents, those on which the models differ first."""
     by_id = {name: {line["doc_id"]: line for line in lines} for name, lines in samples.items()}
     ids = list(dict.fromkeys(key for lines in by_id.values() for key in lines))
 

@@ -1,8 +1,8 @@
-"""``uncertune compare``: tasks, answers, judgements and the page, each step stored and not repeated.
+"""``compare``: tasks, answers, judgements and the page; each step is stored and not repeated.
 
 ``OUT/evaluation`` is what ``uncertune evaluate`` writes, ``OUT/answers`` what ``uncertune generate`` writes,
-``OUT/judgements/LABEL.jsonl`` one line a pair and order, ``OUT/verdicts.json`` the rates. Replies lie by content in
-``OUT/judgements.cache.jsonl``.
+``OUT/judgements/LABEL.jsonl`` one line per pair and order, ``OUT/verdicts.json`` the rates. Replies are cached by
+content in ``OUT/judgements.cache.jsonl``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uncertune.training.page import link_comparison
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which judge, and how it is asked; the command's options of the same names, without ``judge_``."""
+    """The judge and its settings: the command's options of the same names, without ``judge_``."""
 
     name: str
     url: str | None = None
@@ -44,7 +44,7 @@ class JudgeSettings:
     allow_pickle: bool = False
 
     def judge(self) -> Judge:
-        """The judge, not asked yet. Raises UserError for one that cannot be."""
+        """The judge, before its first question. Raises UserError for unusable settings."""
         if self.url:
             from uncertune.judging.endpoint import Endpoint
 
@@ -64,7 +64,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is compared: names of models and of files with answers, by label."""
+    """The models and the files of answers to compare, by label."""
 
     labels: dict[str, str]
     models: list[str]
@@ -104,11 +104,11 @@ def compare(
 
     Args:
         models: a model and LoRA adapters of it, or files of answers.
-        tasks: what ``measure`` takes; ``prompts`` is what the judged answers are to.
+        tasks: as for ``measure``; ``prompts`` are the prompts of the judged answers, as for ``generate``.
         baseline: label of the model that all others are compared with; the first by default.
-        in_distribution: those of tasks and prompts that are like the training data.
+        in_distribution: the tasks and prompts that are like the training data.
         limit: documents of each task and prompts, the first ones; ``limits`` of single tasks and of the prompts.
-        overwrite: measure and answer again; judgements are kept by content all the same.
+        overwrite: measure and answer again; judgements of unchanged answers are kept.
 
     The other arguments are those of ``measure`` and ``generate``. Raises UserError, one line.
     """
@@ -182,7 +182,7 @@ def _plan(
     prompts: str | None,
     judge: JudgeSettings | None,
 ) -> _Work:
-    """What is compared with what. Raises UserError for a comparison that cannot be."""
+    """The models, files and baseline of the comparison. Raises UserError for an impossible comparison."""
     if len(names) < 2:
         raise UserError("models: a comparison needs two or more: give a model and adapters, or files of answers")
     files = [name for name in names if is_answer_file(name)]
@@ -210,22 +210,22 @@ def _check_work(
     judge: JudgeSettings | None,
     baseline: str | None,
 ) -> None:
-    """Refuse a command that leaves nothing to do, or asks files for what only models can do."""
+    """Refuse a comparison with nothing to do, and arguments that need models where only files of answers are given."""
     if not models and (tasks or prompts):
         name = "tasks" if tasks else "prompts"
         raise UserError(f"{name}: files of answers cannot be asked anything: give models, or leave {name} out")
     if models and judge and not prompts:
-        raise UserError("prompts is missing: say what the judged answers are to, for example --prompts alpaca_eval")
+        raise UserError("prompts is missing: give the prompts of the judged answers, for example --prompts alpaca_eval")
     if models and not tasks and not prompts:
         raise UserError("tasks is missing: give tasks, or prompts, or both, for example --tasks gsm8k,ifeval")
     if files and models and not prompts:
-        raise UserError("prompts is missing: models beside files of answers need the prompts of those")
+        raise UserError("prompts is missing: models need the prompts that the files of answers belong to")
     if baseline and not models and not judge:
         raise UserError("judge is missing: files of answers are compared by a judge: give --judge")
 
 
 def _keep(answers: Mapping[str, Answers], folder: Path, *, overwrite: bool) -> None:
-    """Copy the answers of given files beside those of models. Raises UserError where others lie under a label."""
+    """Copy the given files of answers into the folder. Raises UserError if a label has other answers there."""
     folder.mkdir(exist_ok=True)
     for label, given in answers.items():
         path = folder / f"{label}.jsonl"
@@ -258,13 +258,13 @@ def _judge(judge: Judge, answers: Mapping[str, Answers], facts: Mapping[str, Any
     verdicts = {**facts, "models": found}
     write_atomically(folder / "verdicts.json", json.dumps(verdicts, indent=1, ensure_ascii=False))
     for path in (folder / "judgements").glob("*.jsonl"):
-        if path.stem not in found:  # of another baseline; the replies stay in the cache
+        if path.stem not in found:  # judged against another baseline; the replies stay in the cache
             path.unlink()
     print(to_text(_table(verdicts)))
 
 
 def _table(verdicts: Mapping[str, Any]) -> Table:
-    """Both readings of each model's judgements, for the terminal; the page has the rest."""
+    """Both readings of each model's judgements, for the terminal; the page has more."""
     columns = (
         Column("judged", "judged", None, 0),
         Column("failed", "failed", None, 0),

@@ -1,6 +1,6 @@
-"""What ``uncertune compare`` left in a folder: results with their samples, answers, judgements and verdicts.
+"""The files of ``uncertune compare``: results with their samples, answers, judgements and verdicts.
 
-Any of them may be absent. Raises UserError, one line, for a file that is there and cannot be read.
+Any of them may be absent. A file that cannot be read raises UserError.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Comparison:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Everything that is there. Raises UserError where there is nothing to compare."""
+    """All files of a folder. Raises UserError if there is nothing to compare."""
     results, samples = _results(folder / "evaluation")
     answers = {path.stem: list(_lines(path, _ANSWER)) for path in _files(folder / "answers")}
     judgements = {path.stem: list(_lines(path, _JUDGEMENT)) for path in _files(folder / "judgements")}
@@ -49,7 +49,7 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _results(folder: Path) -> tuple[dict[str, dict[str, Record]], dict[tuple[str, str], list[Record]]]:
-    """The result files, ordered as ``results.json`` lists them, others behind."""
+    """The result files, in the order of ``results.json``, then the others."""
     found: dict[tuple[str, str], tuple[Path, Record]] = {}
     for path in sorted(folder.glob("*/*.json")):
         one = read_object(path)
@@ -108,7 +108,7 @@ def _verdicts(path: Path) -> Record:
 
 
 def _lines(path: Path, needed: Mapping[str, type]) -> Iterator[Record]:
-    # splitlines would also split at the line separators that an answer may hold
+    # splitlines would also split at other line separators inside an answer
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -130,7 +130,7 @@ _RESULT: Mapping[str, type] = {"task": str, "label": str, "metrics": dict}
 _SAMPLE: Mapping[str, type] = {"doc_id": object, "scores": dict}
 _ANSWER: Mapping[str, type] = {"id": str, "messages": list, "answer": str}
 _JUDGEMENT: Mapping[str, type] = {"id": str, "order": str, "outcome": str}
-"""What a record needs, and of what type."""
+"""The fields that a record needs, and their types."""
 
 
 def _check(path: Path, found: Record, needed: Mapping[str, type], where: str = "") -> None:
@@ -141,7 +141,7 @@ def _check(path: Path, found: Record, needed: Mapping[str, type], where: str = "
             raise _damaged(path, f"{name!r} is {type(found[name]).__name__}", where)
     for name in ("metrics", "scores"):
         if name in needed and not all(_is_number(value) for value in found[name].values()):
-            raise _damaged(path, f"{name!r} holds what is not a number", where)
+            raise _damaged(path, f"{name!r} holds a value that is not a number", where)
     for name in ("stderr", "higher_is_better"):
         if name in found and not isinstance(found[name], dict | None):
             raise _damaged(path, f"{name!r} is {type(found[name]).__name__}", where)

@@ -21,10 +21,10 @@ _Z = 1.959964  # of a 95 % interval
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's value of one measure; ``main`` is the measure that stands for its task in figures.
+    """One model's value of one measure; figures show the ``main`` measure of each task.
 
-    ``baseline`` is the baseline's value (NaN: this is it, or it has none), ``against`` the paired comparison with it
-    (None: no common samples), ``adjusted_p`` its p by Holm over all main measures.
+    ``baseline`` is the baseline's value (NaN for the baseline itself, or without a value), ``against`` the paired
+    comparison with it (None without common samples), ``adjusted_p`` its p adjusted by Holm over all main measures.
     """
 
     task: str
@@ -43,7 +43,7 @@ class Measured:
 
     @property
     def relative(self) -> float:
-        """(model − baseline) / baseline; NaN without a baseline, where it is 0, and where neither way is better."""
+        """(model − baseline) / baseline; NaN without a baseline, if it is 0, or if the measure has no direction."""
         if not self.baseline or self.column.better is None:
             return _NAN
         return (self.value.value - self.baseline) / self.baseline
@@ -51,9 +51,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a model is better than the baseline on a task: higher is better.
+    """Improvement of a model over the baseline on a task; higher is better.
 
-    ``value`` and its standard ``error`` are relative to the baseline, NaN where that is 0; ``ahead`` is the difference.
+    ``value`` and its standard ``error`` are relative to the baseline, NaN if that is 0; ``ahead`` is the difference.
     """
 
     task: str
@@ -102,13 +102,13 @@ def _signed(value: Estimate, sign: float) -> Estimate:
 
 
 def mean_gain(chosen: Sequence[Gain]) -> Estimate:
-    """The mean over tasks, which are independent of one another; those without a relative gain do not count."""
+    """The mean over tasks, which are independent; tasks without a relative gain do not count."""
     known = [one for one in chosen if not math.isnan(one.value.value)]
     return paired.average([one.value for one in known], [one.error for one in known])
 
 
 def estimate(found: Mapping[str, Any] | None) -> Estimate:
-    """A rate of ``verdicts.json``; NaN for what is null there."""
+    """A rate of ``verdicts.json``; null becomes NaN."""
     values = [(found or {}).get(name) for name in ("value", "low", "high")]
     return Estimate(*(_NAN if value is None else float(value) for value in values))
 
@@ -140,7 +140,7 @@ def _measured(found: Comparison, task: str, metric: str, main: bool, model: str,
 
 
 def _entries(found: Comparison, task: str, model: str, metric: str) -> dict[Any, tuple[float, float]]:
-    """Sum and weight of each document; empty where they are missing or do not give the reported value."""
+    """Sum and weight of each document; empty if they are missing or do not give the reported value."""
     lines = found.samples.get((task, model), [])
     out = {}
     for line in lines:
@@ -177,7 +177,7 @@ def _against(
 
 
 def choose_baseline(found: Comparison, named: str | None) -> str:
-    """The baseline that is named, that of the verdicts, ``mle``, or the first model."""
+    """The given baseline, else that of the verdicts, else ``mle``, else the first model."""
     for name in (named, found.verdicts.get("baseline")):
         if name is not None and name not in found.models and name != found.verdicts.get("baseline"):
             raise UserError(f"baseline: there is no model {name!r}; choose from {', '.join(found.models)}")
@@ -187,7 +187,7 @@ def choose_baseline(found: Comparison, named: str | None) -> str:
 
 
 def tasks_of(found: Comparison) -> Iterator[str]:
-    """Every task's name, the judged answers as one of them."""
+    """The names of all tasks, with the judged answers as one task."""
     yield from found.results
     if found.verdicts.get("models"):
         yield HEAD_TO_HEAD

@@ -1,4 +1,4 @@
-"""The page of a comparison: every model × every task, who gains where, and the answers with the judge's verdicts."""
+"""The page of a comparison: every model × every task, gains, and the answers with the judge's verdicts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_comparison(
     baseline: str | None = None,
     in_distribution: Sequence[str] | None = None,
 ) -> Path:
-    """Write ``comparison.html``, ``.md`` and ``.json`` from what lies in the folder; return the page's path.
+    """Write ``comparison.html``, ``.md`` and ``.json`` from the files in the folder; return the page's path.
 
     The pages of compared runs get a link to it.
 
@@ -50,7 +50,7 @@ def write_comparison(
         in_distribution: names of tasks (the judged answers are "head to head"); else those named in ``verdicts.json``.
 
     Raises:
-        UserError: nothing to compare, a file that cannot be read, or a name that is not there.
+        UserError: nothing to compare, an unreadable file, or an unknown name.
     """
     found = read_comparison(folder)
     output_dir = into or folder
@@ -80,19 +80,19 @@ def write_comparison(
 
 
 def rewrite_comparison(folder: Path, into: Path | None = None) -> Path:
-    """``write_comparison`` as before: ``comparison.json`` says against whom, and what is in distribution."""
+    """``write_comparison`` with the baseline and the tasks in distribution of ``comparison.json``."""
     before = read_object(folder / "comparison.json")
     named = {"baseline": before.get("baseline"), "in_distribution": before.get("in_distribution")}
     return write_comparison(folder, into, **named)
 
 
 def _link(found: Comparison, page: Path) -> None:
-    """Pages of the runs that were compared say where."""
+    """Add a link to the comparison to the pages of its runs."""
     results = [one for by_model in found.results.values() for one in by_model.values()]
     lines = [line for given in found.answers.values() for line in given[:1]]
     sources = dict.fromkeys(str(one["model"]) for one in [*results, *lines] if one.get("model"))
     for source in sources:
-        # os.path, for a name from a file may be no path at all
+        # os.path, since a name from a file may not be a path
         if any(os.path.isfile(os.path.join(source, up, "run.json")) for up in (".", "..")):
             from uncertune.training.page import link_comparison
 
@@ -119,7 +119,7 @@ def _figures(gained: Sequence[Gain], tasks: Sequence[str], inside: Sequence[str]
         f"answers (w − ½) / ½ of the adjusted win rate w. Lines are 95 % intervals."
     )
     if zero := [task for task in tasks if any(one.task == task and math.isnan(one.value.value) for one in gained)]:
-        how += f" There is no such gain on {', '.join(zero)}, where {baseline} has 0."
+        how += f" The gain on {', '.join(zero)} is undefined, since {baseline} has 0."
     axis = f"gain over {baseline}"
     if inside:
         caption = f"{how} The paper's Fig. 3."
@@ -228,7 +228,7 @@ def _head_to_head(found: Comparison, baseline: str) -> Table:
 
 
 def _decided(found: Comparison, baseline: str) -> Table:
-    """The second reading; ``verdicts.json`` of earlier versions lacks it."""
+    """The table of decided prompts; ``verdicts.json`` of earlier versions has no such numbers."""
     columns = (
         Column("won", "Won", None, 0),
         Column("lost", "Lost", None, 0),
@@ -255,7 +255,7 @@ def _outcomes(found: Comparison) -> Table:
     names = list(dict.fromkeys(name for verdict in models.values() for name in verdict.get("outcomes", {})))
     columns = tuple(Column(name, name.replace("_", " "), None, 0) for name in names)
     rows = tuple({"model": label, **{n: v.get("outcomes", {}).get(n, 0) for n in names}} for label, v in models.items())
-    return Table("What came of each question to the judge", "Only “judged” counts.", columns, rows, "model", None)
+    return Table("Outcome of each question to the judge", "Only “judged” counts.", columns, rows, "model", None)
 
 
 def _task_table(task: str, measured: Sequence[Measured], baseline: str) -> Table:

@@ -1,4 +1,4 @@
-"""A conversation as token ids, with the assistant's tokens marked, and its chat template's refusals in one line."""
+"""A conversation as token ids, with the assistant's tokens marked; errors of its chat template become one line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def encode(
     add_generation_prompt: bool = False,
     options: dict[str, Any] | None = None,
 ) -> tuple[list[int], list[int] | None]:
-    """Token ids of a conversation and, with ``marks``, 1 for every token of the assistant's and 0 for the others.
+    """Token ids of a conversation and, with ``marks``, 1 for every token of the assistant and 0 for the others.
 
-    ``template`` is used instead of the tokenizer's own; ``options`` are further variables of it. Raises ``UserError``
-    that begins with ``where``: the template refuses the conversation, leaves out its tools, or the assistant's turns
-    cannot be found in it.
+    ``template`` replaces the tokenizer's own; ``options`` are further variables for it. Raises ``UserError`` that
+    begins with ``where`` if the template refuses the conversation or leaves out its tools, or if the assistant's turns
+    cannot be found.
     """
     if not (template or tokenizer.chat_template or (marks and marks.template)):
         raise UserError(
@@ -58,7 +58,7 @@ def encode(
 
 
 def _refusing(action: Callable[[], Any], where: str) -> Any:
-    """The result of the action; what the chat template raises is a ``UserError`` with the template's own words."""
+    """The result of the action; an exception of the chat template becomes a ``UserError`` with its message."""
     from jinja2 import TemplateError
 
     try:
@@ -73,13 +73,13 @@ def _refusing(action: Callable[[], Any], where: str) -> Any:
 def _marked_by_rendering(
     tokenizer: Any, turns: Messages, render: Callable[..., str], where: str
 ) -> dict[str, list[int]]:
-    """Ids and mask: the tokens that lie in an assistant's turn, from behind its header to its end-of-turn token."""
+    """Ids, and a mask of the tokens in the assistant's turns, from after the header through the end-of-turn token."""
     text = render(turns)
     try:
         spans = [assistant_span(render, turns, place) for place, turn in enumerate(turns) if turn["role"] == ASSISTANT]
     except ValueError as error:
         raise UserError(
-            f"{where}: the assistant's turns are not found in what the chat template renders ({error}): give a "
+            f"{where}: the assistant's turns cannot be found in the rendered conversation ({error}): give a "
             "template with {% generation %} marks as chat_template_path, or set assistant_only_loss: false"
         ) from error
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -91,7 +91,7 @@ def _marked_by_rendering(
 
 
 def _check_tools(render: Callable[..., str], turns: Messages, tools: list[Any] | None, where: str) -> None:
-    """Raise ``UserError`` where the template renders the same text without the tools, the calls or the results."""
+    """Raise ``UserError`` if the template renders the same text without the tools, the calls or the results."""
     whole = render(turns)
     bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in turns]
     others = [turn for turn in turns if turn["role"] != TOOL]

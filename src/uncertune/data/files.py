@@ -1,7 +1,7 @@
 """Data files, row by row: JSON, JSON lines, CSV, Parquet and plain text, all but Parquet also gzipped.
 
-Read here and not through ``datasets``: a broken file is then one line with the number of the line at fault, text that
-looks like a date stays text, and nothing is written to a cache.
+This module replaces ``datasets`` for files: an error names the number of the broken line, text that looks like a date
+stays text, and nothing is written to a cache.
 """
 
 import csv
@@ -27,14 +27,13 @@ def extension(path: Path) -> str | None:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file, in order, lazily.
 
-    A ``.json`` file is an array of objects or JSON lines. CSV values are text. Of a ``.txt`` file
-    every line that is not blank is a row of ``text``.
-    Raises ``UserError`` that names the path: missing, an unknown extension, unreadable, not JSON (with the line),
-    a row that is not an object.
+    A ``.json`` file is an array of objects or JSON lines. CSV values are text. Every non-blank line of a ``.txt`` file
+    is a row of ``text``. Raises ``UserError`` with the path for a missing or unreadable file, an unknown extension,
+    invalid JSON (with the line), and a row that is not an object.
     """
     ending = extension(path)
     if ending is None:
-        raise UserError(f"data {str(path)!r}: not a data file by its name; use one of {', '.join(EXTENSIONS)}")
+        raise UserError(f"data {str(path)!r}: unknown file extension; use one of {', '.join(EXTENSIONS)}")
     if not path.is_file():
         raise UserError(f"data {str(path)!r}: no such file")
     reader = _READERS[ending.removesuffix(".gz")]
@@ -45,7 +44,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line: the first line of what it says, or its type."""
+    """An exception in one line: the first line of its message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -78,7 +77,7 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(text: str, place: str, path: Path) -> Any:
-    """A JSON value. Raises ``UserError`` for what is not JSON, nested too deep, or a number of thousands of digits."""
+    """A JSON value. Raises ``UserError`` for invalid or too deeply nested JSON and for numbers that are too long."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -99,7 +98,7 @@ def _object(row: Any, place: str, path: Path) -> dict[str, Any]:
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(_LONGEST_CSV_FIELD)  # the module's 128 KiB is shorter than some conversations
     with _open(path, newline="") as file:
-        reader = csv.DictReader(file, strict=True)  # else an unclosed quote swallows the rows behind it
+        reader = csv.DictReader(file, strict=True)  # otherwise an unclosed quote swallows the rows after it
         number = 0
         while True:
             try:

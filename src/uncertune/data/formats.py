@@ -1,8 +1,8 @@
 """Known data formats, and one way to read a row of each: as a conversation, a prompt and a completion, or text.
 
-A row comes out as ``messages`` (with ``tools`` where it has them), as ``prompt`` and ``completion``, as ``text``, or as
-``input_ids``: what ``rows.tokenise`` takes. Rows with nothing to learn from come out as None. Every mistake in a row is
-a ``UserError`` that begins with the row's index (counted from 0); what is left out of a row is counted.
+A row becomes ``messages`` (with its ``tools``, if any), ``prompt`` and ``completion``, ``text``, or ``input_ids``, as
+``rows.tokenise`` takes them; a row with nothing to learn from becomes None. A mistake in a row is a ``UserError`` that
+begins with the row's index, counted from 0. Whatever is left out of a row is counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from uncertune.data.turns import without_blank_answers as _without_blank_answers
 from uncertune.errors import UserError
 
 Record = Mapping[str, Any]
-"""A row as it is written: columns and values."""
+"""A row of the data: columns and values."""
 
 SIDE_COLUMNS = ("advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids", "token_weight", "answer")
-"""Columns that pass through a conversion (``answer`` unless it is the format's own source column)."""
+"""Columns that pass through a conversion (``answer`` unless the format reads it)."""
 _TOKENISED = ("labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids", "seq_lengths")
 _PASSED = (*SIDE_COLUMNS, "chat_template_kwargs")
 _CONVERSATIONS = ("messages", "conversations")
@@ -32,7 +32,7 @@ HEADINGS = "rows that are headings or blank"
 
 @dataclass(frozen=True)
 class Format:
-    """The columns a format needs and reads, and how it reads a row: as a question and an answer, or as a ``whole``."""
+    """The columns that a format needs and reads, and its conversion: a question and an answer, or a ``whole`` row."""
 
     needs: frozenset[str]
     reads: frozenset[str]
@@ -44,11 +44,11 @@ class Format:
 def detect_format(column_names: Iterable[str], first_row: Record, text_field: str | None = None) -> str:
     """Name the format of a data set: ``"trl"``, or one of ``CONVERTERS``.
 
-    ``first_row`` tells ShareGPT's ``conversations`` (``from``, ``value``) from chat messages under the same name.
-    Alpaca's own three columns win over a ``text`` column beside them, which repeats them as one string, unless
-    ``text_field`` asks for a column of plain text by name.
+    ``first_row`` distinguishes ShareGPT's ``conversations`` (``from``, ``value``) from chat messages of the same name.
+    Alpaca's three columns win over a ``text`` column, which repeats them as one string, unless ``text_field`` names a
+    column of plain text.
 
-    Raises ``UserError`` with the columns found and the formats known.
+    Raises ``UserError`` with the columns found and the known formats.
     """
     columns = set(column_names)
     if text_field in columns or {"messages", "input_ids"} & columns or {"prompt", "completion"} <= columns:
@@ -74,9 +74,9 @@ def convert(
 ) -> dict[str, Any] | None:
     """One row of a format as ``messages``, ``prompt`` and ``completion``, ``text`` or ``input_ids``, with side columns.
 
-    None for a row with nothing to learn from (its answer is blank, or no assistant speaks). ``left`` counts such rows,
-    blank assistant turns, and columns that are not used. Raises ``UserError`` for a missing column, a value that is
-    not text, an unknown speaker, an unknown format.
+    None for a row with nothing to learn from (its answer is blank, or it has no assistant turn). ``left`` counts such
+    rows, blank assistant turns, and unused columns. Raises ``UserError`` for a missing column, a value that is not
+    text, an unknown speaker, and an unknown format.
     """
     left = Counter() if left is None else left
     if format == "trl":
@@ -96,19 +96,19 @@ def convert(
 
 
 def kind(row: Record) -> str:
-    """What a converted row holds: ``messages``, ``prompt and completion``, ``text`` or ``input_ids``."""
+    """The form of a converted row: ``messages``, ``prompt and completion``, ``text`` or ``input_ids``."""
     if "completion" in row:
         return "prompt and completion"
     return next((name for name in ("messages", "input_ids") if name in row), "text")
 
 
-# ---- rows that are in one of the forms already
+# ---- rows that need no conversion
 
 
 def _as_it_is(
     row: Record, index: int, text_field: str | None, left: Counter[str]
 ) -> tuple[dict[str, Any] | None, set[str]]:
-    """The content of a row in a form that TRL reads, and the columns it took."""
+    """The content of a row in a form that TRL reads, and the columns that it used."""
     if "input_ids" in row:
         if not isinstance(row["input_ids"], list):
             raise UserError(f"row {index}: 'input_ids' is {kind_of(row['input_ids'])}, not a list of token ids")
@@ -139,7 +139,7 @@ def _prompt_completion(row: Record, index: int, left: Counter[str]) -> tuple[dic
     completion, prompt = row["completion"], row.get("prompt")
     if "prompt" not in row:
         raise UserError(f"row {index}: 'completion' without 'prompt'")
-    if completion is None and isinstance(prompt, str | list):  # a blank one, as CSV and Parquet files write it
+    if completion is None and isinstance(prompt, str | list):  # CSV and Parquet write a blank text as null
         return None, {"prompt", "completion", *_BESIDE}
     if isinstance(completion, str) or completion is None:
         if not isinstance(prompt, str):
@@ -159,7 +159,7 @@ def _prompt_completion(row: Record, index: int, left: Counter[str]) -> tuple[dic
     return content and {"prompt": asked, "completion": content.pop("messages"), **content}, used
 
 
-# ---- rows of a format of their own
+# ---- rows that are converted
 
 
 def _converted(row: Record, format: str, index: int, left: Counter[str]) -> tuple[dict[str, Any] | None, set[str]]:
@@ -183,7 +183,7 @@ _BESIDE = ("system", "tools")
 
 
 def _conversation(turns: Messages, row: Record, index: int, left: Counter[str]) -> dict[str, Any] | None:
-    """Messages and tools, without blank assistant turns; None where none is left in which the assistant speaks."""
+    """Messages and tools, without blank assistant turns; None if no assistant turn is left."""
     blank = sum(turn["role"] == ASSISTANT and not speaks(turn) for turn in turns)
     kept = _without_blank_answers(turns) if blank else turns
     if all(turn["role"] != ASSISTANT for turn in kept):
@@ -194,7 +194,7 @@ def _conversation(turns: Messages, row: Record, index: int, left: Counter[str]) 
 
 
 def beside(turns: Messages, row: Record, index: int) -> Messages:
-    """The turns behind the system prompt of the column ``system``."""
+    """The turns after the system prompt of the column ``system``."""
     system = _text(row, "system", index, needed=False)
     if not system.strip():
         return turns
@@ -228,7 +228,7 @@ def _column(name: str) -> Callable[[Record, int], str]:
 
 
 def _answer(name: str) -> Callable[[Record, int], str]:
-    """An answer may be null, as CSV and Parquet files write a blank one."""
+    """The answer may be null: CSV and Parquet write a blank text so."""
     return lambda row, index: "" if name in row and row[name] is None else _text(row, name, index)
 
 
@@ -257,7 +257,7 @@ def _sharegpt(row: Record, index: int) -> Messages:
 
 
 def _text(row: Record, column: str, index: int, needed: bool = True) -> str:
-    """The text of a column; where it is not needed, a missing or null one is blank."""
+    """The text of a column; an optional one that is missing or null is blank."""
     if needed and column not in row:
         raise UserError(f"row {index}: the column '{column}' is missing; found {', '.join(sorted(row)) or '(none)'}")
     value = row.get(column)
@@ -287,4 +287,4 @@ CONVERTERS: dict[str, Format] = {
     "sharegpt": Format(frozenset({"conversations"}), frozenset({"conversations"}), whole=_sharegpt),
     "wikitext": Format(frozenset({"text"}), frozenset({"text"}), whole=_wikitext),
 }
-"""The formats that are converted, by name. The first whose columns are there is found by ``detect_format``."""
+"""The formats that are converted, by name. ``detect_format`` takes the first whose columns are present."""

@@ -1,4 +1,4 @@
-"""What a model is asked: a conversation up to its last answer, with the tools it may call."""
+"""Prompts for a model: a conversation up to its last answer, with the tools that it may call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from uncertune.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation whose next turn is the assistant's, and the descriptions of the tools it may call."""
+    """A conversation whose next turn is the assistant's, and the descriptions of its tools."""
 
     messages: Messages
     tools: list[Any] | None = None
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits of the conversation, with all that its turns carry, and of the tools."""
+        """Hash of the conversation and the tools, 16 hex digits; every key of a turn counts."""
         plain = [[turn["role"], turn["content"], *_extras(turn)] for turn in self.messages]
         text = json.dumps([*plain, {"tools": self.tools}] if self.tools else plain, ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -34,10 +34,10 @@ def _extras(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_prompt(row: Record, index: int = 0) -> Prompt:
-    """The conversation of a row up to its last answer, which is left out; the answer may be missing.
+    """The conversation of a row without its last answer, if it has one.
 
-    Of ``messages`` or ``conversations``, of a ``prompt`` (text or turns), or of a row in one of the known formats.
-    Raises ``UserError`` where nothing is asked.
+    The row has ``messages`` or ``conversations``, a ``prompt`` (text or turns), or one of the known formats. Raises
+    ``UserError`` if nothing is left to answer.
     """
     turns = formats.beside(_turns(row, index), row, index)
     if not turns:

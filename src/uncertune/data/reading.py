@@ -1,4 +1,4 @@
-"""Rows of a source, whatever it is, in one form, and as one table in memory."""
+"""All rows of a source in one form, as one table in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uncertune.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ROWS_A_CHUNK = 20_000  # of a table in memory: far below Arrow's 2 GiB of text a chunk
+_ROWS_A_CHUNK = 20_000  # of a table in memory: far below Arrow's limit of 2 GiB of text per chunk
 
 
 def readable(
@@ -26,9 +26,9 @@ def readable(
     *,
     named: bool = True,
 ) -> Dataset:
-    """All rows of a source, converted; a data set that holds them so already is returned as it is.
+    """All rows of a source, converted; a data set that needs no conversion is returned unchanged.
 
-    ``where`` begins every error; ``named``: columns that are not used are named on stderr. Raises ``UserError``.
+    ``where`` begins every error; with ``named``, unused columns are printed to stderr. Raises ``UserError``.
     """
     from datasets import Dataset
 
@@ -37,14 +37,14 @@ def readable(
         return source if limit is None else source.select(range(min(limit, len(source))))
     rows = list(converted_rows(source, reading))
     if not rows:
-        raise UserError(f"{where}: no row is left; in all of them the assistant says nothing")
+        raise UserError(f"{where}: no row is left: the assistant says nothing in any of them")
     if isinstance(source, Dataset) and _holds(source, rows):
         return source.select_columns(list(dict.fromkeys(name for row in rows for name in row)))
     return in_memory(rows, where)
 
 
 def _holds(source: Dataset, rows: Sequence[formats.Record]) -> bool:
-    """Whether a data set has these rows, beside other columns."""
+    """Whether a data set has these rows, perhaps with other columns."""
     if len(rows) != len(source) or not set(rows[0]) <= set(source.column_names):
         return False
     return all(
@@ -67,7 +67,7 @@ def detected(source: Iterable[formats.Record], where: str, format: str, text_fie
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a source are converted; ``named``: whether columns that are not used are printed."""
+    """How the rows of a source are converted; ``named``: whether unused columns are printed."""
 
     format: str
     text_field: str | None
@@ -77,7 +77,7 @@ class Reading:
 
 
 def converted_rows(source: Iterable[formats.Record], reading: Reading) -> Iterator[dict[str, Any]]:
-    """The source's rows, checked and converted, at most ``limit``; prints at the end what was left out of them."""
+    """At most ``limit`` rows of the source, checked and converted; prints at the end what was left out."""
     given = seen = 0
     kind = None
     left: Counter[str] = Counter()
@@ -112,9 +112,9 @@ def _tell(left: Counter[str], seen: int, reading: Reading) -> None:
 
 
 def in_memory(rows: Sequence[dict[str, Any]], where: str) -> Dataset:
-    """One table of rows; a column that some rows lack is null there, and turns keep their own keys.
+    """One table of rows; a column that a row lacks is null there, and each turn keeps its keys.
 
-    Raises ``UserError`` that names the first row whose type is not that of the rows before it.
+    Raises ``UserError`` with the first row whose type differs from that of the rows before it.
     """
     from datasets import Dataset, Features, Json, List, concatenate_datasets
 
@@ -136,11 +136,11 @@ def in_memory(rows: Sequence[dict[str, Any]], where: str) -> Dataset:
 
 
 _OF_ANY_FORM = ("messages", "prompt", "completion", "tools", "chat_template_kwargs")
-_NOT_A_TABLE = (ValueError, TypeError, OverflowError)  # pyarrow's own errors are of these
+_NOT_A_TABLE = (ValueError, TypeError, OverflowError)  # base classes of pyarrow's errors
 
 
 def _plain(value: Any) -> bool:
-    """Whether a table holds the value as it is: text, or turns of role and content alone."""
+    """Whether a table can hold the value unchanged: text, or turns of role and content alone."""
     return isinstance(value, str) or (isinstance(value, list) and all(turn.keys() == _PLAIN_TURN for turn in value))
 
 
@@ -148,13 +148,13 @@ _PLAIN_TURN = {"role", "content"}
 
 
 def _first_of_another_type(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """``row N, column 'x': ``, the first row with which a column is of no one type; nothing where it is not found."""
+    """``row N, column 'x': ``, the first row at which a column has two types; empty if none is found."""
     import pyarrow
 
     for name in names:
         low, high = 0, len(rows)
         values = [row.get(name) for row in rows]
-        while low < high:  # the first so many rows that make no column
+        while low < high:  # bisect for the fewest rows that do not form a column
             middle = (low + high) // 2
             try:
                 pyarrow.array(values[: middle + 1])

@@ -3,7 +3,7 @@
 Equal to the preparation of TRL 1.16's ``SFTTrainer``, by test, for ``messages``, ``prompt`` and ``completion`` (text or
 turns), ``text`` and ``input_ids``:
 
-* plain text and a plain completion end in the end-of-sequence token, which is added where it lacks;
+* plain text and a plain completion end in the end-of-sequence token, which is added if it is missing;
 * a completion starts where prompt and prompt + completion, each tokenised as a whole, first differ;
 * with ``assistant_only`` labels are −100 outside the assistant's turns, with ``completion_only`` outside the completion
   (the default for prompt and completion); otherwise every token is a label.
@@ -28,7 +28,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a data set as tokens: its number there, its ids, and labels of the same length (−100: no loss)."""
+    """One row of a data set as tokens: its number in the data, ids, and labels of the same length (−100: no loss)."""
 
     number: int
     input_ids: list[int]
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def responses(self) -> int:
-        """How many tokens are predicted: labels other than −100 behind the first token."""
+        """The number of predicted tokens: labels other than −100 after the first token."""
         return sum(label != IGNORED for label in self.labels[1:])
 
     def cut(self, length: int) -> Row:
@@ -46,11 +46,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Labelling:
-    """Which tokens of a row are labels.
+    """The rule for which tokens of a row are labels.
 
     ``marks``: how the assistant's turns are found, for a loss on these alone; None for a loss on all tokens.
-    ``completion_only``: None is true for prompt and completion, as in TRL.
-    ``vocabulary``: the number of tokens of the model, where ``input_ids`` are to be checked against it.
+    ``completion_only``: None means true for prompt and completion, as in TRL.
+    ``vocabulary``: the model's vocabulary size, to check ``input_ids`` against; None for no check.
     """
 
     marks: Marks | None = None
@@ -60,16 +60,16 @@ class Labelling:
 
 
 def labelling_of(row: Mapping[str, Any], tokenizer: Any, **fields: Any) -> Labelling:
-    """The labelling of data like ``row`` where nothing is asked for: of ``messages`` the assistant's turns alone."""
+    """The default labelling of data like ``row``: for ``messages``, the assistant's turns alone."""
     marks = assistant_marks(tokenizer) if kind(row) == "messages" else None
     return Labelling(marks=marks, **fields)
 
 
 def tokenise(row: Mapping[str, Any], number: int, tokenizer: Any, how: Labelling, data: str = "") -> Row:
-    """Token ids and labels of one row as ``formats.convert`` gives it.
+    """Token ids and labels of one row that ``formats.convert`` returned.
 
-    Raises ``UserError`` that names ``data`` and the row's number: a chat template that refuses the conversation, ids
-    that are not in the vocabulary, columns without anything to tokenise.
+    Raises ``UserError`` with ``data`` and the row's number if the chat template refuses the conversation, an id is not
+    in the vocabulary, or no column can be tokenised.
     """
     where = f"{data}: row {number}" if data else f"row {number}"
     if "input_ids" in row:
@@ -90,7 +90,7 @@ def read_rows(
 ) -> list[Row]:
     """The rows of ``DATA`` or ``DATA@SPLIT`` that have response tokens, cut to ``max_length`` tokens.
 
-    Labelled as ``labelling_of`` says. Raises UserError, one line, for data that cannot be loaded or tokenised.
+    Labels are those of ``labelling_of``. Raises UserError for data that cannot be loaded or tokenised.
     """
     data, _, split = name.partition("@")
     records = load(data, split=split or evaluation_split(data), data_dir=data_dir, max_samples=limit, seed=seed)
@@ -100,9 +100,9 @@ def read_rows(
 
 
 def within(rows: Sequence[Row], length: int, name: str) -> list[Row]:
-    """The rows cut to ``length`` tokens, without those that then have no response token; prints how many of each.
+    """The rows cut to ``length`` tokens, without those left without a response token; prints how many of each.
 
-    Raises ``UserError`` where none is left.
+    Raises ``UserError`` if no row is left.
     """
     found = [cut for row in rows if (cut := row.cut(length)).responses]
     if not found:
@@ -138,7 +138,7 @@ def _prompt_completion(row: Mapping[str, Any], number: int, tokenizer: Any, how:
 
 
 def _given(row: Mapping[str, Any], number: int, how: Labelling, where: str) -> Row:
-    """Ids that the data brings, with its labels, or with the masks that TRL reads; checked."""
+    """The data's own ids, with its labels or with the masks that TRL reads; checked."""
     ids = _checked(row["input_ids"], "input_ids", how.vocabulary, where)
     if row.get("labels") is not None:
         labels = _checked(row["labels"], "labels", how.vocabulary, where, lowest=IGNORED)
@@ -150,7 +150,7 @@ def _given(row: Mapping[str, Any], number: int, how: Labelling, where: str) -> R
 
 
 def _checked(values: Any, name: str, vocabulary: int | None, where: str, lowest: int = 0) -> list[int]:
-    """Token ids, checked: whole numbers in the vocabulary, or −100 where that is the lowest."""
+    """Token ids, checked: integers in the vocabulary, or −100 where ``lowest`` allows it."""
     if not isinstance(values, list):
         raise UserError(f"{where}: '{name}' is {kind_of(values)}, not a list of token ids")
     if set(map(type, values)) - {int}:
@@ -178,12 +178,12 @@ def _ended(text: str, tokenizer: Any) -> str:
 
 def _spoken(said: list[int] | None, where: str) -> list[int] | None:
     if said is not None and 1 not in said:
-        raise UserError(f"{where}: no token is the assistant's by the marks of the chat template")
+        raise UserError(f"{where}: the marks of the chat template leave no token to the assistant")
     return said
 
 
 def _labelled(number: int, ids: Sequence[int], *masks: Sequence[int] | None) -> Row:
-    """Labels are the ids where every mask that is given is 1."""
+    """Labels: the ids where every given mask is 1, elsewhere −100."""
     given = [mask for mask in masks if mask is not None]
     labels = [token if all(bits) else IGNORED for token, *bits in zip(ids, *given, strict=True)]
     return Row(number, list(ids), labels)

@@ -1,4 +1,4 @@
-"""Where training rows come from: built-in names, files, folders and the hub, through one front door, ``load``."""
+"""Sources of training rows, all through ``load``: built-in names, files, folders and the hub."""
 
 import json
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A data set known by name: its file (by split) in a folder of local copies, and its place on the hub."""
+    """A data set known by name: its file for each split in a folder of local copies, and its place on the hub."""
 
     format: str
     files: dict[str, str] = field(default_factory=dict)
@@ -66,18 +66,18 @@ WORD_PROBLEM_ROWS = 1000
 
 
 def masks_prompts(name: str) -> bool:
-    """Whether a data set is a built-in one of conversations, which are trained on the assistant's turns only."""
+    """Whether a data set is built-in and consists of conversations, so that only the assistant's turns have loss."""
     return name in BUILTIN and BUILTIN[name].format != "wikitext"
 
 
 def is_file(name: str) -> bool:
-    """Whether a data set's name stands for one file, which has no splits."""
+    """Whether a data set's name is that of a file, which has no splits."""
     path = Path(name).expanduser()
     return name not in BUILTIN and (path.is_file() or (files.extension(path) is not None and not path.is_dir()))
 
 
 def column_names(given: Mapping[str, Any] | str | None) -> dict[str, str]:
-    """``dataset_columns``: names known here to those in the data, a mapping or its JSON. Raises ``UserError``."""
+    """``dataset_columns``, a mapping from known names to those in the data, or its JSON. Raises ``UserError``."""
     try:
         found = json.loads(given) if isinstance(given, str) else given or {}
     except ValueError:
@@ -89,7 +89,7 @@ def column_names(given: Mapping[str, Any] | str | None) -> dict[str, str]:
 
 
 def evaluation_split(name: str) -> str:
-    """The split of a data set to measure on: of a built-in one ``test``, else the first it has; otherwise ``test``."""
+    """The split of a data set to measure on: ``test``, or the first split of a built-in data set without it."""
     splits = synthetic.SPLITS if name == "word_problems" else tuple(BUILTIN[name].files) if name in BUILTIN else ()
     return next(iter(splits), "test") if "test" not in splits else "test"
 
@@ -104,11 +104,11 @@ def load_prompts(
     max_samples: int | None = None,
     seed: int = 0,
 ) -> list[Prompt]:
-    """What a model is asked, in the data's order: every conversation without its last answer, and its tools.
+    """Prompts in the order of the data: every conversation without its last answer, and its tools.
 
-    Prompts that repeat an earlier one are left out, and how many is printed. ``name``, ``config``, ``data_dir`` and
-    ``columns`` as in ``load``; ``split`` is ``evaluation_split(name)`` by default. Rows need no answer. Raises
-    ``UserError``, one line, as ``load`` does.
+    Repeated prompts are left out, and their number is printed. ``name``, ``config``, ``data_dir`` and ``columns`` as in
+    ``load``; ``split`` defaults to ``evaluation_split(name)``. Rows need no answer. Raises ``UserError`` as ``load``
+    does.
     """
     split = split or evaluation_split(name)
     _check_arguments(name, split, "auto", max_samples)
@@ -145,23 +145,23 @@ def load(
     streaming: bool = False,
     seed: int = 0,
 ) -> "Dataset | IterableDataset":
-    """Rows in a form that TRL trains on (``formats.convert``), with side columns.
+    """Rows in a form that TRL can train on (``formats.convert``), with side columns.
 
-    ``name``: a built-in name (``BUILTIN``), a data file (``files.EXTENSIONS``), a folder, or a hub id; the last two go
-    through ``datasets.load_dataset``. A built-in name is read from ``data_dir``, else the folder in the environment
-    variable ``UNCERTUNE_DATA``, where that has its file, and otherwise from the hub.
+    ``name``: a built-in name (``BUILTIN``), a data file (``files.EXTENSIONS``), a folder, or a hub id; the last two use
+    ``datasets.load_dataset``. A built-in name is read from ``data_dir`` or the folder in the environment variable
+    ``UNCERTUNE_DATA``, if that has its file, otherwise from the hub.
     ``config``: the hub's configuration; for ``word_problems`` the level, 1 to 3 (default: all three).
     ``format``: ``auto`` (by the columns), or one of ``FORMATS``.
-    ``text_field``: a column of plain text to train on, where the data has it, whatever other columns say.
-    ``columns``: for columns of other names, the name known here to the name in the data.
-    ``max_samples``: the first so many rows, after conversion; rows behind them are not looked at.
-    ``seed``: of generated data only; nothing is shuffled here.
+    ``text_field``: a column of plain text to train on; if the data has it, it wins over other columns.
+    ``columns``: a mapping from known column names to those in the data.
+    ``max_samples``: the number of rows after conversion, from the first; later rows are not read.
+    ``seed``: for generated data only; nothing is shuffled here.
 
-    Rows with nothing to learn from and columns that are not used are left out; which, and how many, is printed to
-    stderr; when streaming, at the end of the stream. Built-in sets without a size of their own have 1000 rows.
+    Rows with nothing to learn from and unused columns are left out; which, and how many, is printed to stderr, for a
+    stream at its end. Generated sets have 1000 rows by default.
 
-    Raises ``UserError``, one line: a value out of range, data that is missing, unreadable or empty, a row that cannot
-    be used, a hub that does not answer.
+    Raises ``UserError`` for a value out of range, data that is missing, unreadable or empty, a row that cannot be used,
+    and a hub that does not answer.
     """
     _check_arguments(name, split, format, max_samples)
     where = f"dataset {name!r}"
@@ -192,7 +192,7 @@ def _check_arguments(name: str, split: str, format: str, max_samples: int | None
 def _renamed(
     source: "Iterable[formats.Record]", columns: Mapping[str, str] | None, where: str
 ) -> "Iterable[formats.Record]":
-    """The source with columns under the names known here. Raises ``UserError`` for a column that it lacks."""
+    """The source with columns renamed to the known names. Raises ``UserError`` for a missing column."""
     if not columns:
         return source
     first: formats.Record = next(iter(source), {})
@@ -245,7 +245,7 @@ def _open(
     streaming: bool,
     seed: int,
 ) -> "Iterable[formats.Record]":
-    """The raw rows: an iterable of mappings that can be gone through again."""
+    """The raw rows: mappings, in an iterable that can be read several times."""
     folder = _folder("data_dir", data_dir)
     if name == "word_problems":
         return _open_word_problems(config, split, max_samples, seed)

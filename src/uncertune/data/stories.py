@@ -37,7 +37,7 @@ def plural(noun: str) -> str:
 
 @dataclass
 class Story:
-    """A story in the making: who has how many of what, what was told, and what the next question would be."""
+    """An unfinished story: who has how many of what, the sentences so far, and the question that would come next."""
 
     rng: random.Random
     name: str = ""
@@ -81,7 +81,7 @@ class Story:
         self.total = result
 
     def meet_another(self) -> None:
-        """A new friend for what follows: the first one's belongings were told, and are not to change hands."""
+        """Choose another friend for what follows: the first friend's belongings were stated and must not change."""
         self.friend = self.rng.choice([name for name in NAMES if name not in (self.name, self.friend)])
 
     def ask(self, verb: str = "have", ending: str = "") -> None:
@@ -322,4 +322,4 @@ CONTINUATIONS: tuple[tuple[Callable[[Story], bool], Callable[[Story], None]], ..
     (lambda s: not s.ended and s.money and s.total >= 4, _spends),
     (lambda s: not s.ended and s.money and bool(_divisors(s.total)), _spends_all),
 )
-"""When a continuation fits the story so far, and the continuation."""
+"""The condition under which a continuation fits the story so far, and the continuation."""

@@ -1,7 +1,7 @@
-"""Arithmetic word problems with worked answers: a training task that needs no download and can be marked.
+"""Arithmetic word problems with worked answers: a training task without a download, whose answers can be checked.
 
-A problem is a story of one to three steps, each one operation on whole numbers. The answer works the steps as
-``3 * 4 = 12``, one a line, and ends with ``#### 12`` (GSM8K's mark for the final number).
+A problem is a story of one to three steps, each one operation on whole numbers. The answer shows the steps as
+``3 * 4 = 12``, one per line, and ends with ``#### 12`` (GSM8K's mark of the final number).
 
 The same seed gives the same problems on every machine: ``random.Random`` seeded by a string, and no ``hash()``. A
 question belongs to the train or the test split by a digest of its text, so no seed brings a test question into
@@ -39,7 +39,7 @@ class WordProblem:
 
 
 def word_problems(seed: int = 0, level: int | None = None, *, split: str = "train") -> Iterator[WordProblem]:
-    """Problems without end, of one level (1, 2 or 3 steps) or of all three, all of one split.
+    """An endless stream of problems of one level (1, 2 or 3 steps) or of all three, of one split.
 
     Raises ``UserError`` for another level or split.
     """
@@ -51,7 +51,7 @@ def word_problems(seed: int = 0, level: int | None = None, *, split: str = "trai
 
 
 def split_of(question: str) -> str:
-    """``"train"`` or ``"test"``, by the SHA-256 of the question's text: one question in eight is for testing."""
+    """``"train"`` or ``"test"`` by the SHA-256 of the question's text; one question in eight is for testing."""
     digest = hashlib.sha256(question.encode("utf-8")).digest()
     return "test" if int.from_bytes(digest[:8], "big") % _TEST_ONE_IN == 0 else "train"
 
@@ -59,7 +59,7 @@ def split_of(question: str) -> str:
 def check_answer(text: str, answer: int) -> bool:
     """Whether the number after the last ``####`` of the text is the answer; False without that mark.
 
-    Reads past commas between thousands, a dollar sign, asterisks, a final full stop, ``.00`` and words after it.
+    Ignores commas between thousands, a dollar sign, asterisks, a final full stop, ``.00`` and words after the number.
     """
     mark = text.rfind("####")
     if mark < 0:

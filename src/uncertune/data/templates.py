@@ -1,8 +1,8 @@
-"""Chat templates that mark what the assistant says, for a loss on the assistant's tokens only.
+"""Chat templates with marks around the assistant's text, for a loss on the assistant's tokens only.
 
-TRL's ``assistant_only_loss`` reads the mark ``{% generation %} ... {% endgeneration %}`` from the chat template. It
-brings marked copies of many models' templates; this file adds SmolLM2's and Llama 3's. In other templates the
-assistant's turns are found by rendering a conversation with and without them, where that is possible.
+TRL's ``assistant_only_loss`` reads the marks ``{% generation %} ... {% endgeneration %}`` from the chat template. TRL
+has marked copies of many models' templates; this file adds SmolLM2's and Llama 3's. In other templates the assistant's
+turns are found, if possible, by rendering a conversation with and without them.
 """
 
 import re
@@ -34,13 +34,13 @@ class Marks:
     template: str | None = None
     """A marked copy of the tokenizer's chat template; None for the tokenizer's own."""
     by_rendering: bool = False
-    """Without marks: an assistant's turn is what a rendering gains by it, behind the generation prompt."""
+    """Without marks: an assistant's turn is the text that it adds to the rendering, after the generation prompt."""
 
 
 def assistant_marks(tokenizer: Any) -> Marks:
-    """How to find the assistant's tokens: by marks in the template, or else by rendering.
+    """How to find the assistant's tokens: by marks in the template, otherwise by rendering.
 
-    Raises ``UserError``, one line with the ways out, for a template in which neither is possible.
+    Raises ``UserError``, with the fixes, for a template in which neither is possible.
     """
     try:
         return Marks(training_template(tokenizer))
@@ -51,11 +51,11 @@ def assistant_marks(tokenizer: Any) -> Marks:
 
 
 def assistant_span(render: Callable[..., str], turns: list[dict[str, Any]], place: int) -> tuple[int, int]:
-    """Where the assistant's turn ``place`` and its end-of-turn token lie in the rendered conversation (characters).
+    """The range in characters of the assistant's turn ``place``, end-of-turn token included, in the rendering.
 
-    ``render(turns, add_generation_prompt=...)`` is the chat template. Raises ``ValueError`` where the rendering of
-    the turns before, with the generation prompt, is not the beginning of the rendering with the turn, or that not the
-    beginning of the whole.
+    ``render(turns, add_generation_prompt=...)`` is the chat template. Raises ``ValueError`` unless the rendering of the
+    earlier turns with the generation prompt is a prefix of the rendering with this turn, and that a prefix of the
+    whole.
     """
     if place == 0:
         raise ValueError("the conversation begins with the assistant")
@@ -70,7 +70,7 @@ _ENDS = ("What is said first?", "The first answer", "And second?", "The second a
 
 
 def _found_by_rendering(tokenizer: Any) -> bool:
-    """Whether every assistant turn of a conversation is found, with an end-of-turn token behind what it says."""
+    """Whether every assistant turn of a conversation is found, with an end-of-turn token after its text."""
     from jinja2 import TemplateError
 
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
@@ -88,14 +88,14 @@ def _found_by_rendering(tokenizer: Any) -> bool:
 
 
 def training_template(tokenizer: Any) -> str | None:
-    """The chat template with the marks, or None where the tokenizer's own has them: what ``apply_chat_template`` takes.
+    """The chat template with marks, or None if the tokenizer's own has them, for ``apply_chat_template``.
 
-    It is TRL's marked copy, where TRL knows the template. One that renders what SmolLM2-Instruct's renders (compared on
-    conversations with and without a system prompt, of several turns, with and without a generation prompt) gives the
-    marked copy kept here, which renders the same text. Those of Llama 3.1 to 3.3 are marked where they write a turn;
-    the date in their system prompt is then always their default one, so that a run does not depend on the day.
+    It is TRL's marked copy if TRL knows the template. A template that renders the same text as SmolLM2-Instruct's
+    (compared on conversations with and without a system prompt, of several turns, with and without a generation prompt)
+    is replaced by the marked copy of this package. Those of Llama 3.1 to 3.3 get marks around each assistant turn; the
+    date in their system prompt is then fixed at its default, so that a run does not depend on the day.
 
-    Raises ``UserError``, one line: the tokenizer has no template, or one without marks that nobody here knows.
+    Raises ``UserError`` if the tokenizer has no template, or an unknown one without marks.
     """
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -118,8 +118,8 @@ def training_template(tokenizer: Any) -> str | None:
     if _uses_only_messages(template) and _renders(tokenizer, template) == _renders(tokenizer, marked):
         return marked
     raise UserError(
-        f"chat_template_path: the chat template of {model!r} does not mark what the assistant says, and its turns are "
-        "not found by rendering either: give prompt and completion instead of messages, or set assistant_only_loss: "
+        f"chat_template_path: the chat template of {model!r} does not mark the assistant's text, and rendering does "
+        "not find its turns either: give prompt and completion instead of messages, or set assistant_only_loss: "
         "false, or wrap the assistant's content and its end-of-turn token in {% generation %}…{% endgeneration %} and "
         "pass that .jinja file as chat_template_path"
     )
@@ -132,7 +132,7 @@ _LLAMA_DATE = re.compile(r'set date_string = ("\d\d \w{3} \d{4}")')
 
 
 def _marked_llama(template: str) -> str:
-    """The template with marks around what the assistant says and its ``<|eot_id|>``, and a date that stays."""
+    """The template with marks around the assistant's text and its ``<|eot_id|>``, and a fixed date."""
     words = "{{- message['content'] | trim + '<|eot_id|>' }}"
     marked = f"{{%- generation %}}{words}{{%- endgeneration %}}"
     turn = f"{_LLAMA_HEAD} }}}}{{%- if message['role'] == 'assistant' %}}{marked}{{%- else %}}{words}{{%- endif %}}"
@@ -148,7 +148,7 @@ def smollm2_template() -> str:
 
 
 def _uses_only_messages(template: str) -> bool:
-    """Whether the template reads nothing beside the messages (no tools, documents, dates), so that probes decide."""
+    """Whether the template reads the messages alone (no tools, documents, dates), so that probes are conclusive."""
     from jinja2 import Environment, TemplateSyntaxError, meta
 
     try:

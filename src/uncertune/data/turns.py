@@ -1,4 +1,4 @@
-"""Turns of a conversation: the ways people write them, read into one form.
+"""Turns of a conversation, converted from the usual notations to one form.
 
 A turn is a mapping with ``role`` (text) and ``content`` (text), and whatever else a chat template may read: ``name``,
 ``tool_calls``, ``tool_call_id``, ``reasoning_content``. Keys whose value is null are left out, since tables add them to
@@ -25,10 +25,10 @@ ROLES = {
     "system": "system",
     FUNCTION_CALL: ASSISTANT,
 }
-"""A speaker (lower case) in ShareGPT's or LLaMA-Factory's data to the role that chat templates know."""
+"""Role in chat templates by speaker (lower case) in ShareGPT's or LLaMA-Factory's data."""
 
 _SPOKEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-"""Keys with which a turn says something although its content is blank."""
+"""Keys that make a turn count although its content is blank."""
 
 
 def read_turns(turns: Any, column: str, index: int) -> Messages:
@@ -50,7 +50,7 @@ def speaks(turn: Turn) -> bool:
 
 
 def without_blank_answers(messages: Messages) -> Messages:
-    """The conversation without blank assistant turns, each left out together with the turns it answers."""
+    """The conversation without blank assistant turns and the turns that each of them answers."""
     out: Messages = []
     asked: Messages = []
     for turn in messages:
@@ -65,7 +65,7 @@ def without_blank_answers(messages: Messages) -> Messages:
 
 
 def read_tools(value: Any, index: int) -> list[Any] | None:
-    """The ``tools`` of a row: a list of descriptions, or that list as JSON; None where there are none."""
+    """The ``tools`` of a row: a list of descriptions, or that list as JSON; None without tools."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
@@ -131,7 +131,7 @@ _NAMES = ("role", "from", "content", "value")
 
 
 def _content(content: Any, rest: Turn, key: str, where: str, index: int) -> str:
-    """The text of a turn; parts of text are joined, and a call of a tool needs none."""
+    """The text of a turn; text parts are joined, and a tool call may have no text."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -149,11 +149,11 @@ def _part(part: Any, where: str, index: int) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return part["text"]
     found = repr(part["type"]) if isinstance(part, Mapping) and "type" in part else kind_of(part)
-    raise UserError(f"row {index}: {where} has a part of type {found}; only parts of text can be used")
+    raise UserError(f"row {index}: {where} has a part of type {found}; only text parts can be used")
 
 
 def _calls(content: Any, place: int, index: int) -> list[Turn]:
-    """LLaMA-Factory's call: one JSON object with ``name`` and ``arguments``, or a list of them, as text or as it is."""
+    """LLaMA-Factory's call: an object with ``name`` and ``arguments``, or a list of them, as JSON text or parsed."""
     try:
         found = json.loads(content) if isinstance(content, str) else content
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What each token is asked for: the weights ``w_t(x)`` of eq. 1, and the loss that consumes them."""
+"""Objectives: the weights ``w_t(x)`` of eq. 1 for each token, and the loss that consumes them."""
 
 from uncertune.objectives.advantages import clip_binds, clipped_advantage, group_advantages
 from uncertune.objectives.catalogue import IGNORED, OBJECTIVES, Objective, anchored

@@ -1,4 +1,4 @@
-"""Advantages: from rewards, and through the clip of an importance ratio. All of them end as weights of eq. 1 (SPEC S6).
+"""Advantages from rewards, and their clipping by an importance ratio: weights of eq. 1 (SPEC S6).
 
 Shape legend: ``N`` answers, ``T`` response tokens.
 """
@@ -20,9 +20,9 @@ def group_advantages(
     """GRPO's advantages of N answers: each reward against the answers of its own group, (N,) float32 or float64.
 
     ``A_i = (r_i − mean) / (std + 1e-4)`` over the group of i, std with N − 1 in the denominator (DeepSeekMath; TRL's
-    ``scale_rewards="group"``). ``scale=False`` leaves the division out (Dr. GRPO: it favours questions nearly always
-    or nearly never answered). ``groups`` says which answers belong together, usually the question's number: N labels
-    of any kind, in any order. A group whose rewards are all equal, one answer included, has advantages of 0.
+    ``scale_rewards="group"``). ``scale=False`` leaves out the division, which favours questions that are nearly always
+    or nearly never answered (Dr. GRPO). ``groups`` has the group of each answer, usually the question's number: N
+    labels of any kind, in any order. A group whose rewards are all equal, or that has one answer, has advantages of 0.
 
     Raises ValueError where lengths differ or a reward is not finite.
     """
@@ -44,17 +44,17 @@ def group_advantages(
     count = over_group(torch.ones_like(rewards))
     centred = rewards - over_group(rewards) / count
     flat = over_group(rewards, "amax") == over_group(rewards, "amin")
-    centred = centred.masked_fill(flat, 0.0)  # not what rounding of the mean leaves
+    centred = centred.masked_fill(flat, 0.0)  # without the rounding error of the mean
     if not scale:
         return centred
     return centred / ((over_group(centred.square()) / (count - 1).clamp(min=1)).sqrt() + STD_FLOOR)
 
 
 def clipped_advantage(advantages: Tensor, log_ratio: Tensor, low: float = 0.2, high: float | None = None) -> Tensor:
-    """The weight whose eq. 1 gradient is that of PPO's clipped surrogate ``min(r A, clip(r, 1 − low, 1 + high) A)``.
+    """The weight that gives eq. 1 the gradient of PPO's clipped surrogate ``min(r A, clip(r, 1 − low, 1 + high) A)``.
 
-    That is ``r · A`` where the clip does not bind and 0 where it does; r = exp(log_ratio), both (T,), detached.
-    ``high`` is ``low`` unless given.
+    That is ``r · A``, and 0 where the clip binds; r = exp(log_ratio), both (T,), detached. ``high`` defaults to
+    ``low``.
     """
     ratio = log_ratio.detach().exp()
     binds = clip_binds(advantages, ratio, low, high)
@@ -62,6 +62,6 @@ def clipped_advantage(advantages: Tensor, log_ratio: Tensor, low: float = 0.2, h
 
 
 def clip_binds(advantages: Tensor, ratio: Tensor, low: float = 0.2, high: float | None = None) -> Tensor:
-    """(T,) bool: where the clipped surrogate is flat, as the ratio has moved far enough the advantage's way."""
+    """(T,) bool: where the clip binds, so that the clipped surrogate is constant."""
     high = low if high is None else high
     return ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))

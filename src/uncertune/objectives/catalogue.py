@@ -1,7 +1,7 @@
-"""One function per objective of the paper, each nothing but a choice of w (eq. 1), and the dict OBJECTIVES.
+"""One function per objective of the paper, each a choice of w (eq. 1), and the dict OBJECTIVES.
 
 Shape legend: ``T`` response tokens, ``V`` vocabulary, ``K`` entries kept of ``V``. Labels are (T,) int64; a label of
-−100 (outside the response) has no weight. Fractions of probability are in [0, 1]; nothing here is a logarithm.
+−100 (outside the response) has no weight. Probabilities are in [0, 1], never logarithms.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OBJECTIVES: dict[str, Objective] = {}
 def _objective(
     needs: tuple[str, ...] = (), options: tuple[str, ...] = (), fields: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Targets]], Any]:
-    """Register a function under its name; refuse with TypeError what it cannot use and what it lacks."""
+    """Register a function by its name; it then raises TypeError for keywords that it cannot use or that are missing."""
 
     def register(function: Callable[..., Targets]) -> Callable[..., Targets]:
         name = function.__name__
@@ -80,8 +80,8 @@ def _objective(
 
 
 _LABEL = ("token_weighting", "label_smoothing")
-"""Options of the objectives that ask for the label: the weight a_t of its term (``uncertune.objectives.weighting``),
-and ε ≥ 0, which asks for ``(1 − ε) · δ(x = y_t) + ε / V`` in its place (SPEC B9, B13)."""
+"""Options of the objectives with a label term: its weight a_t (``uncertune.objectives.weighting``), and the label
+smoothing ε ≥ 0, which replaces δ(x = y_t) by ``(1 − ε) · δ(x = y_t) + ε / V`` (SPEC B9, B13)."""
 
 
 @_objective(options=_LABEL)
@@ -115,20 +115,20 @@ def truncated_distill(
     """S4, distillation on X_t, the ``top_k`` most probable tokens of p_ref.
 
     ``plain`` (the paper): ``w_t(x) = p_ref(x) · δ(x ∈ X_t)``; ``renormalized``: divided by the mass of X_t; ``tail``:
-    plain, and the remaining mass asked of the tokens outside X_t as one bucket (``Targets.tail_weight``).
+    plain, and the remaining mass is the target of the tokens outside X_t as one bucket (``Targets.tail_weight``).
 
-    ``teacher`` is sparse or (T, V); of a sparse one the first ``top_k`` by probability are taken. A factored teacher
-    is first cut down with ``uncertune.fused.linear_top_k``; given here it raises TypeError.
+    ``teacher`` is sparse, of which the ``top_k`` most probable tokens are taken, or (T, V). A factored teacher raises
+    TypeError: make it sparse with ``uncertune.fused.linear_top_k``.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if truncation not in ("plain", "renormalized", "tail"):
         raise ValueError(f"truncation must be plain, renormalized or tail, got {truncation!r}")
     if isinstance(teacher, list):
-        raise TypeError("truncated_distill takes one teacher: the mean of several has no top-k of its own")
+        raise TypeError("truncated_distill takes one teacher: the top-k of a mean of several is not supported")
     teacher = _teacher(teacher)
     if isinstance(teacher, FactoredTeacher):
-        raise TypeError("truncated_distill needs a sparse teacher: take it with uncertune.fused.linear_top_k")
+        raise TypeError("truncated_distill needs a sparse teacher: make it with uncertune.fused.linear_top_k")
     probs, position = (teacher if isinstance(teacher, Tensor) else teacher.probs).topk(
         min(top_k, (teacher if isinstance(teacher, Tensor) else teacher.probs).shape[-1]), dim=-1
     )
@@ -153,7 +153,8 @@ def masked_mle_distill(
 ) -> Targets:
     """S5, the paper's method (§4.3): ``δ(x = y_t)`` where selected, ``p_ref(x)`` elsewhere.
 
-    A sparse teacher asks its top-k plainly; everything else as S3. A token weighting multiplies the label's term alone.
+    A sparse teacher contributes its top-k, as with ``plain`` truncation. A token weighting multiplies the label's term
+    alone.
     """
     selected = _mask(selected, labels, "selected")
     hard = _labelled(labels, selected, token_weighting, label_smoothing)
@@ -162,14 +163,14 @@ def masked_mle_distill(
 
 @_objective(needs=("advantages",), fields=("epsilon", "epsilon_high"))
 def policy_gradient(labels: Tensor, *, advantages: Weights) -> Targets:
-    """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed, detached.
+    """S6, policy gradient: ``w_t(x) = A(x | x_<t)``, signed and detached.
 
     ``advantages`` is (T,), of the sampled token y_t; (T, V), of every token; or ``(ids, advantages)``, both (T, K),
-    whose row is the sampled token alone where no other is known. An importance ratio and its clip enter as a weight:
-    ``clipped_advantage``. Dense A = p gives ``distill`` (App. B.1).
+    whose row may be the sampled token alone. An importance ratio and its clip enter as a weight: ``clipped_advantage``.
+    Dense A = p gives ``distill`` (App. B.1).
 
-    With ``anchored`` the gradient is also that of ``weight · KL(anchor ‖ p)``, exact over the vocabulary. Over tokens
-    sampled from p, the gradient of GRPO's penalty (the estimator "k3") has it as its expectation.
+    ``anchored`` adds the gradient of ``weight · KL(anchor ‖ p)``, exact over the vocabulary. It is the expectation of
+    the gradient of GRPO's penalty (the estimator "k3") over tokens sampled from p.
     """
     if not isinstance(advantages, Tensor) or advantages.dim() != 1:
         return _explicit(labels, advantages, "advantages")
@@ -231,7 +232,7 @@ def _teacher(teacher: Teacher) -> FactoredTeacher | SparseTeacher | Tensor:
 
 
 def _taught(labels: Tensor, mask: Tensor, teacher: TeacherLike) -> Targets:
-    """The teacher's distribution on the tokens of ``mask``, nothing on the others; of K members each 1/K."""
+    """The teacher's distribution on the tokens of ``mask``, no weight elsewhere; of K members each has weight 1/K."""
     if not isinstance(teacher, list):
         return _asked(labels, mask, teacher, 1.0)
     if not teacher:
@@ -262,7 +263,7 @@ def _asked(labels: Tensor, mask: Tensor, teacher: Teacher, share: float) -> Targ
 
 
 def _explicit(labels: Tensor, weights: Weights, name: str) -> Targets:
-    """Weights given entry by entry, dense (T, V) or sparse ``(ids, weights)``; none outside the response."""
+    """Explicit weights, dense (T, V) or sparse ``(ids, weights)``; none outside the response."""
     keep = labels != IGNORED
     if isinstance(weights, Tensor):
         if weights.dim() != 2 or weights.shape[0] != labels.shape[0]:

@@ -1,4 +1,4 @@
-"""The output head: from last hidden states to logits. The one definition of them in this package.
+"""The output head, from last hidden states to logits: the only definition of logits in this package.
 
 Shape legend: ``T`` tokens, ``V`` vocabulary, ``D`` hidden size, ``K`` entries kept of ``V``.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Finish(NamedTuple):
-    """What turns products ``hidden weightᵀ`` into logits: ``bias`` (V,), ``scale`` and ``softcap`` of a head."""
+    """The steps from products ``hidden weightᵀ`` to logits: ``bias`` (V,), ``scale`` and ``softcap`` of a head."""
 
     bias: Tensor | None = None
     scale: float = 1.0
@@ -23,8 +23,8 @@ class Finish(NamedTuple):
 def finish_logits(products: Tensor, finish: Finish) -> Tensor:
     """``z = cap(scale · (products + bias))`` with ``cap(u) = softcap · tanh(u / softcap)``, or u without a soft-cap.
 
-    ``products`` is (T, V), or (T, K) with ``finish.bias`` of that shape; the result has its type. Without bias, scale
-    and soft-cap it is ``products`` itself.
+    ``products`` is (T, V), or (T, K) with ``finish.bias`` of that shape; the result has its dtype. Without bias, scale
+    and soft-cap the result is ``products`` itself.
     """
     u = products
     if finish.bias is not None:
@@ -44,7 +44,7 @@ class Head:
     """The map from last hidden states to logits: ``z = cap(scale · (hidden weightᵀ + bias))``.
 
     ``cap(u) = softcap · tanh(u / softcap)``, or u where ``softcap`` is None. ``weight`` is (V, D) and ``bias`` (V,).
-    The head of a model holds the model's own tensors: gradients reach them.
+    A model's head shares the model's tensors, so gradients reach them.
     """
 
     weight: Tensor
@@ -59,7 +59,7 @@ class Head:
 
     @property
     def finish(self) -> Finish:
-        """What follows the product with ``weight``."""
+        """The steps after the product with ``weight``."""
         return Finish(self.bias, self.scale, self.softcap)
 
     def detached(self) -> Head:
@@ -68,6 +68,6 @@ class Head:
         return replace(self, weight=self.weight.detach(), bias=bias)
 
     def logits(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """(T, D) → (T, V) in ``dtype``, or in that of the weight: the definition above, for small vocabularies."""
+        """(T, D) → (T, V) by the definition above, in ``dtype`` (default: the weight's), for small vocabularies."""
         weight = self.weight if dtype is None else self.weight.to(dtype)
         return finish_logits(torch.nn.functional.linear(hidden.to(weight.dtype), weight), self.finish)

@@ -1,4 +1,4 @@
-"""``weighted_nll``: eq. 1 on plain logits. The readable definition, and the oracle of the tests."""
+"""``weighted_nll``: eq. 1 on plain logits, the readable definition and the reference of the tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
     """The negated eq. 1 of the paper, per token: ``ℓ_t = Σ_x w_t(x) · (LSE(z_t) − z_t[x])``, plus the tail bucket.
 
     ``logits`` z is (T, V); the result is (T,), in nats, float32 (float64 for float64 logits). The gradient is
-    ``(Σ_x w_t(x)) · softmax(z_t) − w_t``; the weights are constants. Nothing is averaged: one division, once, in the
-    trainer. Raises ValueError where T or V differ, and IndexError for ids outside the vocabulary.
+    ``(Σ_x w_t(x)) · softmax(z_t) − w_t``; the weights are constants. Nothing is averaged here: the trainer divides
+    once. Raises ValueError if T or V differ, and IndexError for ids outside the vocabulary.
 
-    This builds (T, V) tensors; ``uncertune.fused.linear_weighted_nll`` computes the same without.
+    This builds (T, V) tensors; ``uncertune.fused.linear_weighted_nll`` computes the same without them.
     """
     if logits.dim() != 2 or logits.shape[0] != targets.size:
         raise ValueError(f"logits must be (T, V) with T = {targets.size}, got {tuple(logits.shape)}")
@@ -42,7 +42,7 @@ def weighted_nll(logits: Tensor, targets: Targets) -> Tensor:
 
 
 def token_view(log_probs_TV: Tensor, labels_T: Tensor) -> TokenView:
-    """What a token weighting sees of plain log-probabilities."""
+    """The input of a token weighting, from plain log-probabilities."""
     return TokenView(
         log_prob=log_probs_TV.gather(-1, labels_T[:, None])[:, 0],
         entropy=-(log_probs_TV.exp() * log_probs_TV).sum(-1),
@@ -51,7 +51,7 @@ def token_view(log_probs_TV: Tensor, labels_T: Tensor) -> TokenView:
 
 
 def check_vocabulary(targets: Targets, vocabulary: int) -> None:
-    """Raise ValueError where a factored term or the dense part have another vocabulary than the student."""
+    """Raise ValueError if a factored term or the dense part has another vocabulary than the student."""
     parts = [("teacher_head", term.head.vocabulary) for term in targets.factored]
     parts += [("dense", targets.dense.shape[1])] if targets.dense is not None else []
     for name, size in parts:

@@ -1,4 +1,4 @@
-"""``Targets``: the weights of one batch, eq. 1 of the paper taken literally.
+"""``Targets``: the weights of one batch, as in eq. 1 of the paper.
 
 Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``K`` entries kept of ``V``,
 ``D`` hidden size of a teacher.
@@ -39,10 +39,10 @@ class SparseTeacher:
 
 
 Teacher = FactoredTeacher | SparseTeacher | Tensor | tuple[Tensor, Tensor]
-"""A distribution a token: a teacher above; (T, V) probabilities; ``(ids, probs)`` or ``(hidden, head)``."""
+"""A distribution per token: a teacher above; (T, V) probabilities; ``(ids, probs)`` or ``(hidden, head)``."""
 
 TeacherLike = Teacher | list[Teacher]
-"""What objectives accept as p_ref: a teacher, or a list of members whose distributions are averaged."""
+"""What objectives accept as p_ref: a teacher, or a list of members, whose distributions are averaged."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Targets:
 
     Shapes: ids (T, K) int64, weights (T, K) float, K may be 0; teacher_weight (T,); teacher_hidden (T, D);
     teacher_head (V, D); teacher_bias (V,); uniform_weight (T,); tail_weight (T,), whose bucket is all tokens that
-    ``ids`` does not list; dense (T, V) with V ≤ 4096. ``factored`` lists the teacher and ``further`` alike.
+    ``ids`` does not list; dense (T, V) with V ≤ 4096. ``factored`` lists the teacher's term and ``further``.
 
-    With ``token_weighting`` the first column of ``weights`` and ``uniform_weight``, the term of the label
-    ``ids[:, 0]``, are multiplied by that function of the student's own statistics, once its logits are known.
+    ``token_weighting`` is a function of the student's statistics. Once the logits are known, it multiplies the term of
+    the label ``ids[:, 0]``: the first column of ``weights``, and ``uniform_weight``.
 
     Weights are constants in the gradient: every tensor is detached here.
 
-    Raises ValueError where shapes or types do not fit, and for a dense part over a larger vocabulary.
+    Raises ValueError if shapes or types do not fit, and for a dense part over a larger vocabulary.
     """
 
     ids: Tensor
@@ -182,7 +182,7 @@ class Targets:
             )
 
     def row_mask(self) -> Tensor:
-        """(T,) bool: the rows that have any weight at all. The others have zero loss and zero gradient."""
+        """(T,) bool: the rows that have any weight. The others have zero loss and zero gradient."""
         mask = (self.weights != 0).any(-1)
         for part in (*(term.weight for term in self.factored), self.tail_weight, self.uniform_weight):
             if part is not None:
@@ -239,7 +239,7 @@ class Targets:
         return replace(self, weights=weights, uniform_weight=uniform, token_weighting=None)
 
     def plus(self, other: Targets) -> Targets:
-        """The sum of two sets of weights over the same tokens. Raises ValueError where a tail bucket would change."""
+        """The sum of two sets of weights over the same tokens. Raises ValueError if a tail bucket would change."""
         if (self.tail_weight is not None and other.ids.shape[1]) or other.tail_weight is not None:
             raise ValueError("a tail bucket is all tokens that ids does not list: nothing sparse can be added to it")
         if other.token_weighting is not None:

@@ -1,7 +1,7 @@
-"""Token weightings: functions from the student's own statistics of a token to a weight of the label's term (SPEC B9).
+"""Token weightings: functions from the student's statistics of a token to a weight of the label's term (SPEC B9).
 
-Each takes a ``TokenView`` of T tokens and its own parameters, and returns (T,) weights of at least 0, constants in the
-gradient. A parameter ``x`` of the weighting ``name`` is the field ``name_x`` of the configuration.
+Each takes a ``TokenView`` of T tokens and its parameters, and returns (T,) weights of at least 0, constants in the
+gradient. The configuration field ``name_x`` sets the parameter ``x`` of the weighting ``name``.
 
 Shape legend: ``T`` response tokens, ``V`` vocabulary.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenView:
-    """What a weighting may look at, all detached.
+    """The input of a weighting, all detached.
 
     ``log_prob`` (T,) is log p(label) and ``entropy`` (T,) that of the whole distribution, in nats; ``top_logits(k)``
     returns the k largest logits of each token, (T, min(k, V)).
@@ -59,7 +59,7 @@ def eaft(view: TokenView, *, top_k: int = 20, alpha: float = 1.0) -> Tensor:
 def infosft(view: TokenView, *, cutoff: float = 0.93) -> Tensor:
     """InfoSFT: ``max(0, p · (C − log(p / (1 − p))))`` with C = log(cutoff / (1 − cutoff)) (arXiv:2605.14967).
 
-    p is the current model's probability of the label; from p = ``cutoff`` on the weight is 0.
+    p is the current model's probability of the label; the weight is 0 for p ≥ ``cutoff``.
     """
     log_p = view.log_prob.clamp(max=0)
     log_odds = log_p - torch.log(-torch.expm1(log_p))
@@ -84,9 +84,9 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def token_weighting(name: str, options: Mapping[str, Any] | None = None) -> Weighting | None:
-    """The weighting ``name`` with its parameters; None for ``none``, which needs no computation.
+    """The weighting ``name`` with its parameters; None for ``none``.
 
-    Raises ValueError for an unknown name and for parameters out of range, TypeError for parameters it does not have.
+    Raises ValueError for an unknown name or parameters out of range, TypeError for unknown parameters.
     """
     if name not in TOKEN_WEIGHTINGS:
         raise ValueError(f"token_weighting must be one of {', '.join(TOKEN_WEIGHTINGS)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""Which tokens: a score per token, and a fraction of them or those beyond a threshold."""
+"""Token selection: a score per token, then a fraction of the tokens, or those beyond a threshold."""
 
 from uncertune.selection.metrics import METRICS, Metric, scores_of
 from uncertune.selection.scores import document_means, random_scores

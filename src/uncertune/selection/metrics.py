@@ -15,7 +15,7 @@ Extra = Literal["reference_loss", "epistemic"]
 
 
 class Statistics(Protocol):
-    """What one forward pass of the current model says of each token: loss and entropy, both (T,), in nats."""
+    """Loss and entropy of each token in one forward pass of the current model, both (T,), in nats."""
 
     @property
     def loss(self) -> Tensor: ...
@@ -29,14 +29,14 @@ class Metric:
     """A score per token.
 
     ``score(stats, extra)`` gives the scores (T,): ``stats`` are the current model's statistics, where ``needs_stats``,
-    and ``extra`` is the tensor (T,) that the field ``extra`` names. A metric without ``score`` is drawn by
+    and ``extra`` is the tensor (T,) that the field ``extra`` names. A metric without ``score`` is drawn at random by
     ``random_scores`` from a token's place in the step. ``fields`` are the configuration fields that belong to it.
     """
 
     score: Callable[[Statistics, Tensor], Tensor] | None
     needs_stats: bool = True
     extra: Extra | None = None
-    """What is computed beside the model's own pass: the loss of a holdout reference, or the epistemic uncertainty."""
+    """What must be computed in addition: the loss of a holdout reference, or the epistemic uncertainty."""
     fields: tuple[str, ...] = ()
 
     @property
@@ -61,10 +61,10 @@ METRICS: dict[str, Metric] = {
 
 
 def scores_of(metric: str, stats: Statistics | None, extra: Tensor | None) -> Tensor:
-    """The scores (T,) of a metric that is not drawn. Raises TypeError where something that it needs is missing."""
+    """The scores (T,) of a metric. Raises TypeError if it is drawn at random, or an input that it needs is missing."""
     found = METRICS[metric]
     if found.score is None:
-        raise TypeError(f"metric {metric!r} is drawn: use random_scores")
+        raise TypeError(f"metric {metric!r} is drawn at random: use random_scores")
     for name, needed, value in (("stats", found.needs_stats, stats), (found.extra, found.extra is not None, extra)):
         if needed and value is None:
             raise TypeError(f"metric {metric!r} needs {name}")

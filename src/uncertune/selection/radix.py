@@ -1,8 +1,8 @@
-"""The highest of scores that lie in parts on several ranks, exactly, without gathering or sorting them.
+"""Exact selection of the highest scores over several ranks, without gathering or sorting them.
 
 A score becomes an integer key of the same order. Histograms of the key's digits, summed over ranks, fix the key of the
-last selected score, one digit at a time; ties at that key go to the earlier score in data order. What travels is one
-histogram a digit and one count a part, whatever the number of scores.
+last selected score, one digit at a time; ties at that key go to the earlier score in data order. The ranks exchange one
+histogram per digit and one count per part, however many scores there are.
 
 Shape legend: ``T`` scores of one part (a micro-batch), ``R`` ranks, ``P`` parts of each rank.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 SumOverRanks = Callable[[Tensor], Tensor]
-"""An int64 tensor of the same shape on every rank → its sum over all ranks."""
+"""Sums an int64 tensor, of the same shape on every rank, over all ranks."""
 GatherRanks = Callable[[list[int]], list[list[int]]]
-"""Whole numbers of this rank → those of every rank, in rank order."""
+"""Gathers this rank's integers from every rank, in rank order."""
 
-DIGIT_BITS = 11  # 2048 counts of 8 bytes: 16 KiB a digit on the wire; 3 digits of float32, 6 of float64
+DIGIT_BITS = 11  # 2048 counts of 8 bytes: 16 KiB per digit to exchange; 3 digits for float32, 6 for float64
 
 
 def alone(counts: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Scores of tokens, and of documents as the mean over their response tokens (SPEC S9, S10).
 
-``uncertune.selection.metrics`` says which score each metric takes.
+``uncertune.selection.metrics`` defines the score of each metric.
 
 Shape legend: ``T`` response tokens (flattened, in data order), ``N`` documents.
 """
@@ -15,10 +15,10 @@ _MASK = (1 << 64) - 1
 
 
 def random_scores(seed: int, step: int, document: Tensor, position: Tensor) -> Tensor:
-    """Uniform scores in [0, 1), float64 (T,), that depend on nothing but their arguments: a counter-based hash.
+    """Uniform scores in [0, 1), float64 (T,), by a counter-based hash of the arguments alone.
 
     ``document`` (T,) int64 is the document's index in the optimizer step, ``position`` (T,) int64 the token's place in
-    its document. However a step is cut into micro-batches, a token draws the same number; for one draw a document,
+    its document. A token draws the same number however its step is cut into micro-batches. For one draw per document,
     give position 0 everywhere.
     """
     if document.shape != position.shape or document.dtype != torch.long or position.dtype != torch.long:
@@ -32,7 +32,7 @@ def random_scores(seed: int, step: int, document: Tensor, position: Tensor) -> T
 def document_means(scores: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
     """The mean score of each document, float64 (N,), and each token's document index (T,) by first appearance.
 
-    ``scores`` is (T,), ``document`` (T,) any integer label. The sums run in data order, whatever the labels are.
+    ``scores`` is (T,), ``document`` (T,) any integer label. Sums are taken in data order.
     """
     index = first_appearance(document)
     count = int(index.max()) + 1 if index.numel() else 0
@@ -60,7 +60,7 @@ def _signed(value: int) -> int:
 
 
 def _shift(word: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right of int64, which torch only shifts arithmetically."""
+    """Logical right shift of int64; torch has only the arithmetic one."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 

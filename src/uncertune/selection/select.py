@@ -18,9 +18,9 @@ SCOPES = ("batch", "microbatch", "running")
 
 
 def exact_count(fraction: float | str | Fraction, total: int) -> int:
-    """``ceil(fraction · total)`` on the decimal as written: 0.07 of 100 is 7, though 0.07 * 100 > 7 in floats.
+    """``ceil(fraction · total)``, exact on the decimal as written: 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats.
 
-    Raises ValueError outside (0, 1], and for what is not a number.
+    Raises ValueError for anything but a number in (0, 1].
     """
     try:
         exact = Fraction(str(fraction))
@@ -44,12 +44,12 @@ def select(
     With ``level="document"``, ``document`` (T,) labels each token's document, and the mask holds all tokens of
     ``ceil(fraction · documents)`` documents, those of the highest mean score, ties to the document that starts first.
 
-    ``order="lowest"`` selects from the other end. ``"middle"`` leaves out as many above as below, one fewer above
-    where their number is odd.
+    ``order="lowest"`` selects the lowest scores. ``"middle"`` leaves out as many above as below, or one fewer above if
+    their number is odd.
 
     Raises ValueError for a fraction outside (0, 1], NaN scores, an unknown level or order, or missing document labels.
     """
-    exact_count(fraction, 0)  # validates also where there is nothing to select
+    exact_count(fraction, 0)  # refuses a bad fraction even if there is nothing to select
     check(scores, level, order, document)
     if level == "token":
         return _ranked(scores, fraction, order)
@@ -59,7 +59,7 @@ def select(
 
 
 def check(scores: Tensor, level: str, order: str, document: Tensor | None) -> None:
-    """Raise ValueError for what no selection can use."""
+    """Raise ValueError for scores, a level, an order or documents that cannot be used."""
     if scores.dim() != 1:
         raise ValueError(f"scores must be (T,), got {tuple(scores.shape)}")
     if level not in LEVELS:

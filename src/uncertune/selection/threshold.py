@@ -1,8 +1,8 @@
 """Selection by a threshold: a fixed one, or one carried over from earlier steps (SPEC B1, B11).
 
-Scope ``running``: the first step is selected exactly. From then on a token (or document) is selected where its score
-reaches the moving average of what the exact thresholds of earlier steps would have been, so no pass over a step's
-micro-batches is needed before its training forwards.
+Scope ``running``: the first step is selected exactly. From then on a token (or document) is selected if its score
+reaches the moving average of the exact thresholds of earlier steps, so no pass over a step's micro-batches is needed
+before its training forwards.
 
 Shape legend: ``T`` response tokens (flattened, in data order).
 """
@@ -19,7 +19,7 @@ from uncertune.selection.scores import document_means
 from uncertune.selection.select import Level, Order, check
 
 DECAY = 0.8
-"""Weight of the past in the moving average, which looks back over about 1 / (1 − 0.8) = 5 steps."""
+"""Decay of the moving average, which covers about 1 / (1 − 0.8) = 5 steps."""
 
 
 def select_by_threshold(
@@ -30,8 +30,8 @@ def select_by_threshold(
     level: Level = "token",
     document: Tensor | None = None,
 ) -> Tensor:
-    """bool (T,): the scores of at least ``threshold``, or with order ``lowest`` at most; at document level the tokens
-    of the documents whose mean score is. ``threshold`` is in the unit of the scores; nothing may be selected.
+    """bool (T,): the scores of at least ``threshold``, or of at most ``threshold`` with order ``lowest``; by document
+    all tokens of those with such a mean score. ``threshold`` is in the unit of the scores. The mask may be empty.
 
     Raises ValueError for order ``middle``, NaN scores, an unknown level or order, and missing document labels.
     """
@@ -63,6 +63,6 @@ class RunningThreshold:
         return select_by_threshold(scores, self.value, order=self.order, level=self.level, document=document)
 
     def update(self, threshold: float) -> None:
-        """Take in the exact threshold of a step; NaN, that of a step without tokens, changes nothing."""
+        """Update the average with the exact threshold of a step; NaN, from a step without tokens, changes nothing."""
         if not math.isnan(threshold):
             self.value = threshold if self.value is None else self.decay * self.value + (1 - self.decay) * threshold

@@ -1,4 +1,4 @@
-"""Reading a YAML file that somebody wrote: every way in which it can be unusable is one line that names it."""
+"""Read a user's YAML file; whatever is wrong with it becomes one line that names the file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
 def read_mapping(path: str | Path, what: str = "--config") -> dict[Any, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping. ``what`` names the file's role in an error.
 
-    Where there is no such file, the name of a recipe of the package (``uncertune recipes`` lists them) stands for it.
+    If no such file exists, ``path`` may be the name of a recipe of the package (``uncertune recipes`` lists them).
 
     Raises UserError for a file that cannot be read or is larger than 1 MiB, and for YAML that is invalid, sets a key
     twice, is nested deeper than 50 levels or grows beyond 50,000 nodes by its aliases.
@@ -55,7 +55,7 @@ def read_mapping(path: str | Path, what: str = "--config") -> dict[Any, Any]:
         raise UserError(f"{name} cannot be read: {reason}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # a date or number that is not valid
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # an invalid date or number
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name} holds a value that cannot be read: {reason}") from error
     if values is None:
@@ -89,7 +89,7 @@ def _parsed(text: str) -> Any:
 
 
 def _size(node: Any, sizes: dict[int, float]) -> float:
-    """Nodes below and including this one, with aliases written out; infinite for a node that contains itself."""
+    """The number of nodes from this one down, with aliases expanded; infinite for a node that contains itself."""
     if id(node) not in sizes:
         sizes[id(node)] = float("inf")
         if isinstance(node, yaml.MappingNode):

@@ -1,8 +1,8 @@
 """Values as a user writes them, checked against the type and range of the field they are for.
 
 Every command line and every YAML file goes through ``convert``; a UserError names the field, the value and the fix.
-A ``Spec`` describes one field. ``option`` puts the description into a dataclass, ``specs_of`` reads it out again.
-Without a heavy import.
+A ``Spec`` describes one field. ``option`` stores the description in a dataclass, ``specs_of`` reads it. Nothing heavy
+is imported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0"
 
 @dataclass(frozen=True)
 class Spec:
-    """One field: what it may hold, and how it is described."""
+    """One field: the values that it accepts, and its description."""
 
     name: str
     types: tuple[str, ...] = ("str",)
@@ -38,9 +38,9 @@ class Spec:
     default: Any = None
     help: str = ""
     unit: str = ""
-    """What stands for the value in the help text, such as N, FILE or GB."""
+    """Placeholder for the value in the help text, such as N, FILE or GB."""
     unset: str = ""
-    """What a default of None means."""
+    """The meaning of a default of None."""
     choices: tuple[Any, ...] = ()
     least: float | None = None
     most: float | None = None
@@ -48,7 +48,7 @@ class Spec:
     below: float | None = None
     group: str = ""
     example: str = ""
-    """Of a required field: how it may be given."""
+    """An example of a required field."""
     positional: bool = False
 
     @property
@@ -57,7 +57,7 @@ class Spec:
 
     @property
     def range(self) -> str:
-        """The range in words, such as ``at least 1`` or ``in (0, 1]``; empty where there is none."""
+        """The range in words, such as ``at least 1`` or ``in (0, 1]``; empty without a range."""
         low = self.least if self.above is None else self.above
         high = self.most if self.below is None else self.below
         if low is not None and high is not None:
@@ -75,7 +75,7 @@ def _plain(number: float) -> str:
 def option(default: Any = REQUIRED, help: str = "", **described: Any) -> Any:
     """A dataclass field with its description: the other attributes of ``Spec`` by keyword.
 
-    Without ``default`` the field is required, and ``example`` says how to give it.
+    Without ``default`` the field is required, and ``example`` shows how to give it.
     """
     metadata = {"help": help, **described}
     if default is REQUIRED:
@@ -138,7 +138,7 @@ def shown(value: Any, longest: int = 60) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | dict) and _is_deep(value):
-        return f"a {type(value).__name__} of many levels"
+        return f"a deeply nested {type(value).__name__}"
     try:
         text = ascii(value) if _odd_character(str(value)) else repr(value)
     except ValueError:  # an integer of thousands of digits inside
@@ -160,7 +160,7 @@ def convert(spec: Spec, value: Any, name: str | None = None) -> Any:
         if "null" in spec.types or spec.default is None:
             return None
         raise _refused(name, spec, value)
-    if value is False and "no" in spec.choices:  # what YAML makes of an unquoted no
+    if value is False and "no" in spec.choices:  # YAML reads an unquoted no as false
         value = "no"
     if spec.choices and "list" not in spec.types:
         if not any(type(value) is type(choice) and value == choice for choice in spec.choices):
@@ -202,7 +202,7 @@ def _refused(name: str, spec: Spec, value: Any) -> UserError:
 
 
 def _from_text(spec: Spec, text: str) -> Any:
-    """What a text means for the field; the text itself where nothing else fits."""
+    """A text as the field's type; the text itself if no type fits."""
     lowered = text.strip().lower()
     if lowered in ("none", "null") and lowered not in (*spec.choices, spec.default) and "null" in spec.types:
         return None
@@ -347,7 +347,7 @@ _CHECKERS: dict[type, Callable[[str, Spec, Any], Any]] = {
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that ``name`` resembles, or an empty string."""
+    """A hint at the most similar known name, or an empty string."""
     import difflib
 
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -379,7 +379,7 @@ TRUST = {"trust_remote_code": "run code that a model brings", "allow_pickle": "r
 
 
 def check_trust(settings: Mapping[str, Any]) -> None:
-    """Raise UserError for trust that a file grants: the file may be a stranger's, the flag is the user's own."""
+    """Raise UserError if a file sets a trust field: the file may come from a stranger, a flag comes from the user."""
     options = settings.get("model_init_kwargs")
     within = options if isinstance(options, dict) else {}
     for name, what in TRUST.items():

@@ -1,8 +1,8 @@
-"""Which answer a judge prefers, prompt by prompt, whatever its confidence: the second reading of a win rate.
+"""Which answer a judge prefers on each prompt, whatever its confidence: a second reading of a win rate.
 
 A weak judge may side with the better answer on nearly every prompt while its preferences all lie near one half; their
 mean is then near one half too. Here each prompt counts once, by the sign of its log-odds averaged over both orders,
-which a constant preference for a position cannot turn.
+which a constant preference for a position does not change.
 
 Legend: N judgements, P prompts.
 """
@@ -20,7 +20,7 @@ from uncertune.statistics.intervals import LEVEL
 Array = NDArray[np.float64]
 
 FEW_PROMPTS = 30
-_SMALLEST = 1e-9  # a letter without a probability counts as nearly certain, in both orders alike
+_SMALLEST = 1e-9  # a letter without a probability counts as nearly certain, in both orders
 _TIE = 1e-6  # mean log-odds so near 0 are rounding
 
 
@@ -29,9 +29,9 @@ class Decided:
     """Prompts by the side that the judge takes; ``share`` is won / (won + lost), None where no prompt is decided.
 
     ``interval`` is exact (Clopper and Pearson, 1934; 95 %). ``adjusted`` is the share at equal length: σ(θ) of
-    P(won) = σ(θ + β · tanh(Δ / sd)) over the decided prompts, None where they leave no such fit. ``one_order`` counts
-    the prompts that were judged in one known order only; they are not decided, since the judge's preference for a
-    position is still in them.
+    P(won) = σ(θ + β · tanh(Δ / sd)) over the decided prompts, None if the fit does not exist. ``one_order`` counts the
+    prompts that were judged in one known order only; they are not decided, since they still contain the judge's
+    preference for a position.
     """
 
     won: int
@@ -52,9 +52,9 @@ class Decided:
 class Temperature:
     """How far a judge's log-odds are from those of known outcomes: P(right) = σ(log-odds / value).
 
-    Below 1 its preferences are compressed, above 1 exaggerated; infinite where it does not agree with the known
-    answers more often than not. ``agreement`` is the share of known pairs whose better answer it prefers, ties not
-    counted, with its exact interval.
+    Below 1 its preferences are compressed, above 1 exaggerated; infinite if it agrees with at most half of the known
+    answers. ``agreement`` is the share of known pairs whose better answer it prefers, ties not counted, with its exact
+    interval.
     """
 
     value: float
@@ -66,7 +66,7 @@ class Temperature:
 def order_averaged(preference_N: Array, position_N: Array, prompt_N: NDArray[np.int64]) -> Array:
     """(P,) log-odds of each prompt: the mean of its two orders' means, NaN where only one known order was judged.
 
-    Judgements of unknown order (0) count as balanced, where a prompt has no others.
+    Judgements of unknown order (0) count as balanced if a prompt has no others.
     """
     log_odds_N = _log_odds(preference_N)
     count = int(prompt_N.max()) + 1 if len(prompt_N) else 0
@@ -104,15 +104,15 @@ def exact_interval(won: int, count: int) -> tuple[float, float]:
 def fit_temperature(log_odds: ArrayLike, right: ArrayLike) -> Temperature:
     """Fit the temperature by maximum likelihood on pairs whose better answer is known.
 
-    Half a right and half a wrong pair at the mean absolute log-odds are added, so that it is finite and above 0 where
-    the judge is right on every pair.
+    Half a right and half a wrong pair at the mean absolute log-odds are added, so that the temperature is finite and
+    above 0 even if the judge is right on every pair.
 
     Args:
         log_odds: (P,) order-averaged log-odds of the judge for the first answer of each pair.
         right: (P,) 1 where the first answer is the better one, 0 where the second is.
 
     Raises:
-        UserError: no pairs, lengths that differ, a value that is not finite, or only ties.
+        UserError: no pairs, lengths that differ, a non-finite value, or only ties.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,4 +1,4 @@
-"""A claim, how it was tested, and what came out."""
+"""Claims, tests and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Side = Literal["above", "below"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, how it was tested, and what came out: an effect that the claim says is above (or below) ``level``."""
+    """A claim, its test, and its result: an effect that the claim puts above (or below) ``level``."""
 
     claim: str
     says: str

@@ -1,4 +1,4 @@
-"""A value with its interval, and the mean over independent seeds with Student's."""
+"""A value with its interval, and the mean over independent seeds with Student's t interval."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Estimate:
 
 
 def over_seeds(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """The mean of independent, roughly normal values with Student's interval; values that are NaN do not count."""
+    """The mean of independent, roughly normal values with Student's t interval; NaN values do not count."""
     from scipy import stats
 
     known = np.asarray(values, dtype=np.float64)
@@ -39,7 +39,7 @@ def over_seeds(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The mean of value − baseline over seeds, each pair of one seed, with Student's interval."""
+    """The mean of value − baseline over seeds, each pair of one seed, with Student's t interval."""
     if len(values) != len(baseline):
         raise ValueError(
             f"{len(values)} values and {len(baseline)} of the baseline: pairs of the same seeds are needed"
@@ -51,9 +51,9 @@ MOST_SEEDS = 10_000
 
 
 def seeds_needed(differences: Sequence[float] | NDArray[np.float64]) -> int | None:
-    """The least number of seeds n for whose 95 % interval the mean would be clear of 0, were mean and spread to stay.
+    """The smallest number of seeds whose 95 % interval would exclude 0, if mean and standard deviation stay the same.
 
-    n fulfils ``t(n − 1) · s / √n < |mean|`` and is at least 2; None with fewer than two differences, and above
+    The smallest n ≥ 2 with ``t(n − 1) · s / √n < |mean|``; None with fewer than two differences, or if n is above
     ``MOST_SEEDS``.
     """
     from scipy import stats

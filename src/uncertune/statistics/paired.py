@@ -1,4 +1,4 @@
-"""One model against another on the same documents: values, differences and relative differences with intervals.
+"""Paired comparison of two models on the same documents: values, differences, relative differences, with intervals.
 
 A document's entry is a sum and a weight (1, or its tokens or instructions), and a model's value Σ sum / Σ weight.
 Documents are the independent units.
@@ -51,7 +51,7 @@ def mean(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
         interval = binomtest(int(x.sum()), len(x)).proportion_ci(LEVEL, method="wilson")
         return Estimate(value, min(value, float(interval.low)), max(value, float(interval.high)))
     half = _t(len(x)) * _error(x - value * w) / w.sum()
-    if not half > _ROUNDING * abs(value):  # one document, or the same ratio in each
+    if not half > _ROUNDING * abs(value):  # one document, or the same ratio in all
         return Estimate(value, _NAN, _NAN)
     return Estimate(value, value - half, value + half)
 
@@ -79,7 +79,7 @@ def compare(model: Sequence[float], baseline: Sequence[float], weights: Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment for so many tests; NaN stays and does not count."""
+    """p-values adjusted by Holm's method; NaN stays NaN and does not count as a test."""
     known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     out, highest = list(p_values), 0.0
     for rank, (p, place) in enumerate(known):
@@ -89,7 +89,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def average(estimates: Sequence[Estimate], errors: Sequence[float]) -> Estimate:
-    """The mean of independent estimates with known standard errors; without an interval where one is unknown."""
+    """The mean of independent estimates with known standard errors; without an interval if any error is unknown."""
     from scipy.stats import norm
 
     if not estimates:

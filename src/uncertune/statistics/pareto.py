@@ -10,8 +10,8 @@ import numpy as np
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
     """Which points are on the Pareto front if lower is better in every coordinate.
 
-    A point is on the front if no other is ≤ in all coordinates and < in one. A pair of coordinates of which one is not
-    finite is not compared.
+    A point is on the front if no other is ≤ in all coordinates and < in at least one. Coordinates that are not finite
+    are not compared.
     """
 
     def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

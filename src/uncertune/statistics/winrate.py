@@ -2,10 +2,10 @@
 
     P(the model wins) = σ(θ + β · tanh(Δ / sd) + γ · s)
 
-Δ: length of the model's answer minus that of the baseline's, sd: its standard deviation (ddof 1); s: +1 where the
-model's answer was shown first, −1 second, 0 unknown. σ(θ) is the win rate at equal length, adjusted for presentation
-order. The length term is that of length-controlled AlpacaEval (Dubois and others, 2024); the paper (§4.1) asks for
-both adjustments.
+Δ: length of the model's answer minus that of the baseline's, sd: its standard deviation (ddof 1); s: +1 if the
+model's answer was shown first, −1 if second, 0 if unknown. σ(θ) is the win rate at equal length, adjusted for
+presentation order. The length term is that of length-controlled AlpacaEval (Dubois et al., 2024); the paper (§4.1)
+adjusts for both.
 
 Legend: N judgements, C columns (constant, length, position).
 """
@@ -35,10 +35,10 @@ _NAN = float("nan")
 class WinRate:
     """Rates in [0, 1]; effects in log-odds; intervals of 95 %, clustered by prompt.
 
-    ``order_averaged`` is the rate at equal length as the mean of both orders; it lies nearer to one half than
-    ``win_rate`` where the judge has a position bias. An effect whose column says nothing (constant, all unknown) is
-    left out of the model: 0, its interval NaN, and a line of ``warnings`` says so. ``decided`` counts prompts by the
-    side the judge takes, whatever its confidence.
+    ``order_averaged`` is the rate at equal length as the mean of both orders; it is nearer to one half than
+    ``win_rate`` if the judge has a position bias. An effect whose column is constant or unknown is left out of the
+    model: it is 0, its interval NaN, and ``warnings`` names it. ``decided`` counts prompts by the side that the judge
+    takes, whatever its confidence.
     """
 
     win_rate: float
@@ -66,10 +66,10 @@ def win_rate(
 ) -> WinRate:
     """Fit the model by maximum likelihood; standard errors by a sandwich clustered by prompt.
 
-    Equals a binomial GLM with cluster covariance and small-sample correction, intervals by Student's t on the scale of
-    log-odds. Where the judgements leave no finite fit (every one a win, the longer or the first always preferred),
-    half a won and half a lost prompt are added for each coefficient (the log-F(1, 1) prior of Greenland and
-    Mansournia, 2015), and ``warnings`` says so.
+    Equals a binomial GLM with cluster covariance and small-sample correction; intervals by Student's t on the scale of
+    log-odds. If no finite fit exists (every judgement a win, or the longer or first answer always preferred), half a
+    won and half a lost prompt are added for each coefficient (the log-F(1, 1) prior of Greenland and Mansournia, 2015),
+    and ``warnings`` says so.
 
     Args:
         preference: (N,) in [0, 1], how sure the judge is that the model's answer is the better one.
@@ -78,7 +78,7 @@ def win_rate(
         prompt: (N,) labels of any kind; judgements of one prompt depend on each other.
 
     Raises:
-        UserError: lengths that differ, values out of range or not finite, fewer than two prompts.
+        UserError: lengths that differ, values out of range or non-finite, fewer than two prompts.
     """
     y, length, place = (np.asarray(one, dtype=np.float64).ravel() for one in (preference, length_difference, position))
     cluster = _clusters(prompt)
@@ -88,7 +88,7 @@ def win_rate(
     fit, penalised = _finite_fit(X_NC, y, cluster)
     if penalised:
         notes.append(
-            "the judgements are too much of one kind for a finite fit: half a won and half a lost prompt were added "
+            "the judgements are too uniform for a finite fit: half a won and half a lost prompt were added "
             "for each coefficient"
         )
     raw, _ = _finite_fit(X_NC[:, :1], y, cluster)
@@ -123,7 +123,7 @@ def _check(y: Array, length: Array, place: Array, cluster: NDArray[np.int64]) ->
 
 
 def _design(length: Array, place: Array, notes: list[str]) -> tuple[Array, list[str]]:
-    """The columns that tell judgements apart: a constant, and those of length and position that add to the rank."""
+    """The columns of the model: a constant, and those of length and position that add to the rank."""
     spread = float(np.std(length, ddof=1))
     scaled = np.tanh(length / spread) if spread > 0 else np.zeros_like(length)
     columns, kept = [np.ones_like(length)], ["constant"]
@@ -138,7 +138,7 @@ def _design(length: Array, place: Array, notes: list[str]) -> tuple[Array, list[
 
 
 def _separated(X_NC: Array, y: Array) -> bool:
-    """Whether some direction of the coefficients never lowers the likelihood (Konis, 2007), by a linear programme."""
+    """Whether the data are separable, so that the likelihood has no maximum (Konis, 2007), by a linear programme."""
     from scipy.optimize import linprog
 
     sign = np.where(y >= 1 - _CERTAIN, 1.0, np.where(y <= _CERTAIN, -1.0, 0.0))
@@ -174,7 +174,7 @@ def _decided(y: Array, length: Array, place: Array, cluster: NDArray[np.int64]) 
 
 
 def _finite_fit(X_NC: Array, y: Array, cluster: NDArray[np.int64]) -> tuple[_Fit, bool]:
-    """The fit; where it is not finite or its error 0, the one with half a pair for each coefficient (True)."""
+    """The fit, and whether half a pair was added for each coefficient: the plain fit is not finite or has error 0."""
     weights = np.ones(len(y))
     fit = None if _separated(X_NC, y) else _fit(X_NC, y, weights, cluster)
     if fit is not None and fit.covariance[0, 0] > _NO_SPREAD:
@@ -193,7 +193,7 @@ def _fit(X_NC: Array, y: Array, weights: Array, cluster: NDArray[np.int64]) -> _
     from scipy.optimize import minimize
     from scipy.special import expit, xlogy
 
-    # From the best possible value, so that the minimum is near 0 and rounding small against it.
+    # Relative to the best possible value, so that the minimum is near 0 and rounding errors are small.
     entropy = -(xlogy(y, y) + xlogy(1 - y, 1 - y))
 
     def value(b: Array) -> float:
@@ -216,7 +216,7 @@ def _fit(X_NC: Array, y: Array, weights: Array, cluster: NDArray[np.int64]) -> _
     correction = clusters / (clusters - 1) * (rows - 1) / (rows - columns)
     bread = np.linalg.inv(hessian(b))
     covariance = correction * bread @ (summed.T @ summed) @ bread
-    if covariance[0, 0] <= _NO_SPREAD:  # both orders cancel within each prompt: what the model itself expects
+    if covariance[0, 0] <= _NO_SPREAD:  # both orders cancel within each prompt: take the model's own covariance
         covariance = bread * rows / clusters
     return _Fit(b, covariance, clusters)
 
