@@ -293,7 +293,7 @@ GOOD = b'{"question": "q", "answer": "a"}\n'
         ("a.jsonl.gz", gzip.compress(GOOD * 1000)[:-20], ("cannot be read",)),
         ("a.parquet", GOOD, ("cannot be read",)),
         ("a.csv", b"question,answer\nq,a,b\n", ("row 0", "more values")),
-        ("a.doc", b"hello", ("not a data file", ".jsonl")),
+        ("a.doc", b"hello", ("unknown file extension", ".jsonl")),
         ("a.jsonl", b'{"ask": "q", "reply": "a"}\n', ("ask, reply", "alpaca")),
         ("a.jsonl", GOOD + b'{"question": "q", "answer": 5}\n', ("row 1", "'answer'")),
         (

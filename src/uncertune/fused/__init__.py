@@ -1,4 +1,4 @@
-"""The head, never materialised: the weighted loss and the statistics of tokens from hidden states and a head."""
+"""The fused head: weighted loss and token statistics from hidden states and a head, without the (T, V) logits."""
 
 from uncertune.fused.chunked import Scored, Swept
 from uncertune.fused.linear import (

@@ -1,4 +1,4 @@
-"""One chunk of tokens: its products, its loss, and the gradient of it.
+"""One chunk of tokens: its products, its loss, and the gradient.
 
 Shape legend: ``t`` tokens of the chunk, ``V`` vocabulary, ``D`` hidden size, ``K`` entries kept of ``V``.
 """
@@ -20,13 +20,13 @@ from uncertune.objectives.head import Finish, slope
 from uncertune.objectives.weighting import TokenView
 
 FAR = 8.0
-"""Nats between the label and the most likely token from which rounding relative to the label costs too much: up to that
-distance bfloat16 errs by one percent of a probability or less (root mean square). Of the tokens of real text two in a
-hundred are farther; they are projected again."""
+"""Nats between the label and the most likely token above which products relative to the label are too inexact. Up to
+this distance bfloat16 has an error of at most one percent of a probability (root mean square). About 2 % of the tokens
+of real text are farther apart and are projected again."""
 
 
 class Work:
-    """Chunk-sized buffers, made once and used for every chunk of a sweep."""
+    """Chunk-sized buffers, allocated once and used for every chunk of a sweep."""
 
     def __init__(self, projection: Projection, rows: int) -> None:
         self.projection, self.rows = projection, rows
@@ -43,7 +43,7 @@ class Work:
 
 
 class Measured(NamedTuple):
-    """The products of some tokens and what ``statistics`` says of them."""
+    """The products of some tokens and their ``statistics``."""
 
     raw: Tensor
     offset: Tensor | None
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
 
 
 def measure(projection: Projection, hidden_tD: Tensor, labels_t: Tensor | None, out_tV: Tensor | None) -> Measured:
-    """Products, relative to the label where they are rounded; to the most likely token where that is far from it."""
+    """Products; rounded ones are relative to the label, or to the most likely token if that is far from the label."""
     offset_t = None if labels_t is None else projection.offset(hidden_tD, labels_t)
     raw_tV = projection.products(hidden_tD, offset_t, out_tV)
     log_norm_t, entropy_t, top_t = kernels(raw_tV).statistics(raw_tV, offset_t, projection.finish)
@@ -78,7 +78,7 @@ def measure(projection: Projection, hidden_tD: Tensor, labels_t: Tensor | None, 
 
 
 class Source(NamedTuple):
-    """Where the products of a factored term come from; ``shared``: through the student's own head."""
+    """The source of a factored term's products; ``shared``: through the student's head."""
 
     projection: Projection
     shared: bool
@@ -86,7 +86,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens, what is asked of them, and the student's products and normalisers."""
+    """Some tokens, their targets, and the student's products and normalisers."""
 
     targets: Targets
     hidden: Tensor
@@ -101,7 +101,7 @@ class Chunk:
         return at_ids(self.raw, self.offset, self.finish, ids_tK)
 
     def view(self) -> TokenView:
-        """What a token weighting sees, from the logits that are there."""
+        """The input of a token weighting, from the logits of the chunk."""
         return TokenView(
             log_prob=self.at(self.targets.ids[:, :1])[:, 0] - self.log_norm,
             entropy=self.entropy,
@@ -116,10 +116,10 @@ def at_ids(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, ids_tK: Tens
 
 
 class Terms(NamedTuple):
-    """What the loss of a chunk has found that its gradient needs."""
+    """Intermediate results of a chunk's loss that its gradient needs."""
 
     mass: Tensor
-    """Σ_x w(x), the tail's included, (t,)."""
+    """Σ_x w(x), including the tail's weight, (t,)."""
     tail: Tensor | None
     rest: Tensor | None
     """Log-sum-exp of the tail bucket."""
@@ -153,28 +153,28 @@ def label_and_dense_loss(chunk: Chunk) -> tuple[Tensor, Terms]:
 
 
 class Taught(NamedTuple):
-    """What the factored terms of a chunk amount to."""
+    """Sums of the factored terms of a chunk."""
 
     loss: Tensor
     mass: Tensor
     """Both (t,)."""
     cross_entropy: Tensor
     divergence: Tensor
-    """Both (n, t), nats: of the student from each of n terms; the divergence is KL(term ‖ student)."""
+    """Both (n, t), in nats, of the student under each of n terms; the divergence is KL(term ‖ student)."""
     listed: Tensor
-    """What they ask of the sparse part's tokens, (t, K)."""
+    """Their weights on the tokens of the sparse part, (t, K)."""
     last: tuple[Teacher, Tensor, Tensor] | None
     """The last term: its products, normaliser and weight."""
     mixture: Tensor | None
-    """What all the others ask, (t, V)."""
+    """The weights of all the other terms, (t, V)."""
 
 
 def factored_loss(
     chunk: Chunk, terms: Sequence[FactoredTerm], sources: Sequence[Source], student: Projection, work: Work
 ) -> Taught:
-    """The loss of factored terms, one after the other: each has its products once, in one buffer for all.
+    """The loss of factored terms, one after the other, each projected once, with one shared buffer.
 
-    All but the last leave their distributions in a mixture, so that a sum of terms is rounded once.
+    All but the last add their distributions to a mixture, so that the sum is rounded once.
     """
     run, dtype, ids_tK = kernels(chunk.raw), chunk.log_norm.dtype, chunk.targets.ids
     loss_t, mass_t = torch.zeros_like(chunk.log_norm), torch.zeros_like(chunk.log_norm)
@@ -199,7 +199,7 @@ def factored_loss(
 
 
 def _products(hidden_tD: Tensor, term: FactoredTerm, source: Source, student: Projection, work: Work) -> Teacher:
-    """A term's products; through a shared head those of the difference of the hidden states, (h − h_ref) headᵀ."""
+    """A term's products; with a shared head, those of the difference of the hidden states, (h − h_ref) headᵀ."""
     teacher_tD = term.hidden
     if source.shared:
         exact, compute = student.exact, student.compute
@@ -219,9 +219,9 @@ def _listed_probabilities(chunk: Chunk, teacher: Teacher, norm_t: Tensor) -> Ten
 
 
 def gradient(chunk: Chunk, terms: Terms, taught: Taught | None, factor: Tensor | float, work: Work) -> Tensor:
-    """``((Σ_x w) · softmax(z) − w) · dz/d(raw) · factor``, (t, V), over the products where it can.
+    """``((Σ_x w) · softmax(z) − w) · dz/d(raw) · factor``, (t, V), in place of the products if possible.
 
-    Tokens with sparse weights are computed apart, in full precision, and written over what the pass over all put there.
+    Entries with sparse weights are computed separately in full precision and overwrite those of the dense pass.
     """
     targets, log_norm_t, head = chunk.targets, chunk.log_norm, work.projection.head
     dtype, run = log_norm_t.dtype, kernels(chunk.raw)
@@ -255,7 +255,7 @@ def gradient(chunk: Chunk, terms: Terms, taught: Taught | None, factor: Tensor |
 
 
 def _listed_gradient(chunk: Chunk, mass_t: Tensor, taught: Taught | None) -> Tensor:
-    """The gradient at the tokens of the sparse part, (t, K); each of some equal ids gets the sum of their weights."""
+    """The gradient at the tokens of the sparse part, (t, K); equal ids get the sum of their weights."""
     targets, dtype = chunk.targets, chunk.log_norm.dtype
     weights_tK = targets.weights.to(dtype)
     if targets.ids.shape[1] > 1:

@@ -1,4 +1,4 @@
-"""Sweeps over the tokens: closed-form gradients, no (T, V) tensor beyond what ``LOGITS_BYTES`` allows, CPU and GPU.
+"""Sweeps over the tokens on CPU and GPU: closed-form gradients, and at most ``LOGITS_BYTES`` of logits at a time.
 
 Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size, ``K`` entries
 kept of ``V``.
@@ -21,10 +21,10 @@ from uncertune.objectives import Targets
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring all tokens leaves for the weighted sweep over the same hidden states and head.
+    """Results of scoring all tokens, for the weighted sweep over the same hidden states and head.
 
-    ``stats`` is what was asked for. The rest spares work: the ``offset`` and log-sum-exp of every token (T,), and
-    ``raw``, the products of the first chunks of tokens, as many as the memory allowed.
+    ``stats`` is the result. The rest saves work: the ``offset`` and log-sum-exp of every token (T,), and ``raw``, the
+    products of the first chunks of tokens, as many as memory allows.
     """
 
     stats: TokenStats
@@ -36,11 +36,11 @@ class Scored:
 
     @property
     def kept(self) -> int:
-        """How many tokens' products are there, from the first on."""
+        """The number of tokens, from the first, whose products are stored."""
         return sum(raw_tV.shape[0] for raw_tV in self.raw)
 
     def take(self, rows_t: Tensor, out_tV: Tensor) -> None:
-        """The kept products of some tokens, in ascending order, into ``out``."""
+        """Copy the stored products of some tokens, in ascending order, into ``out``."""
         sizes = torch.tensor([0, *(raw_tV.shape[0] for raw_tV in self.raw)]).cumsum(0)
         cuts = torch.searchsorted(rows_t, sizes.to(rows_t.device)).tolist()
         for raw_tV, first, start, stop in zip(self.raw, sizes.tolist(), cuts, cuts[1:], strict=False):
@@ -49,7 +49,7 @@ class Scored:
 
 
 def score(hidden_TD: Tensor, projection: Projection, labels_T: Tensor, *, keep: bool) -> Scored:
-    """Loss, entropy and correctness of every token, one chunk at a time; with ``keep`` the products stay."""
+    """Loss, entropy and correctness of every token, one chunk at a time; ``keep`` stores the products."""
     size = min(projection.chunk_rows(), max(1, len(labels_T)))
     work = Work(projection, size)
     log_norm = hidden_TD.new_empty(len(labels_T), dtype=projection.exact)
@@ -83,11 +83,11 @@ def top_k(hidden_TD: Tensor, projection: Projection, k: int) -> tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class Job:
-    """One weighted sweep: what is asked of T tokens, through which head, and what is known already.
+    """One weighted sweep: the targets of T tokens, the head, and earlier results.
 
-    ``labels`` (T,) are the tokens whose logits ``products`` are taken relative to. ``sources`` has one entry for each
-    of ``targets.factored``. ``with_stats`` asks for the statistics of all tokens. ``factor`` is what the losses are
-    expected to be multiplied by: the gradient of a trained head is computed for it, and gradients are rounded after it.
+    Products are relative to the logits of the tokens ``labels`` (T,). ``sources`` has one entry for each of
+    ``targets.factored``. ``with_stats`` asks for the statistics of all tokens. ``factor`` is the expected factor of the
+    losses: the gradient of a trained head is computed for it, and gradients are rounded after it.
     """
 
     targets: Targets
@@ -101,10 +101,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep finds of T tokens, nothing of it differentiable but the loss.
+    """The results of a sweep over T tokens; only the loss is differentiable.
 
-    ``loss`` (T,); ``stats`` where they were asked for; and of each of n factored terms, on the tokens where it has
-    weight, ``cross_entropy`` (n, T) of the student and ``divergence`` (n, T) = KL(term ‖ student), in nats.
+    ``loss`` (T,); ``stats`` if requested; and for each of n factored terms, on the tokens where it has weight,
+    ``cross_entropy`` (n, T) of the student and ``divergence`` (n, T) = KL(term ‖ student), in nats.
     """
 
     loss: Tensor
@@ -115,7 +115,7 @@ class Swept:
 
 @dataclass
 class Gradients:
-    """What a sweep computes beside the loss: (T, D), (V, D) and (V,), started at zero; None where not wanted."""
+    """Gradients that a sweep accumulates: (T, D), (V, D) and (V,), initially zero; None if not needed."""
 
     hidden: Tensor | None = None
     head: Tensor | None = None
@@ -125,7 +125,7 @@ class Gradients:
         return not (self.hidden is None and self.head is None and self.bias is None)
 
     def add(self, student: Projection, rows_t: Tensor, hidden_tD: Tensor, grad_tV: Tensor) -> None:
-        """Take in the gradient in the products of some tokens."""
+        """Add the gradient with respect to the products of some tokens."""
         if self.hidden is not None:
             self.hidden[rows_t] = student.to_hidden(grad_tV).to(self.hidden.dtype)
         if self.head is not None:
@@ -135,7 +135,7 @@ class Gradients:
 
 
 class _Group(NamedTuple):
-    """Tokens that are treated alike; ``taught`` are the factored terms that have weight on them."""
+    """Tokens with the same factored terms, ``taught``."""
 
     rows: Tensor
     weighted: bool
@@ -144,7 +144,7 @@ class _Group(NamedTuple):
 
 
 def _groups(job: Job, size: int) -> Iterator[_Group]:
-    """All tokens that a sweep has to do with, in groups of at most ``size``."""
+    """All tokens of a sweep, in groups of at most ``size``."""
     terms = job.targets.factored
     code_T = job.targets.row_mask().long()
     for number, term in enumerate(terms):
@@ -160,7 +160,7 @@ def _groups(job: Job, size: int) -> Iterator[_Group]:
 
 
 def sweep(hidden_TD: Tensor, job: Job, upstream: Tensor | float, gradients: Gradients) -> Swept:
-    """The loss of every token (T,), and into ``gradients`` those of ``Σ_t upstream_t · loss_t``."""
+    """The loss of every token (T,); adds the gradients of ``Σ_t upstream_t · loss_t`` to ``gradients``."""
     student, count = job.student, len(job.targets.factored)
     size = student.chunk_rows(train_head=gradients.head is not None, mixture=count > 1)
     size = min(size, max(1, hidden_TD.shape[0]))
@@ -190,7 +190,7 @@ def sweep(hidden_TD: Tensor, job: Job, upstream: Tensor | float, gradients: Grad
 
 
 def _project(hidden_TD: Tensor, job: Job, group: _Group, work: Work, stats: TokenStats | None) -> Chunk:
-    """The products of a group, as far as they are not known, and its statistics where they are asked for."""
+    """The products of a group, unless stored, and its statistics if requested."""
     rows_t, student, scored = group.rows, job.student, job.scored
     hidden_tD = hidden_TD[rows_t]
     targets = job.targets.rows(rows_t)
@@ -215,10 +215,10 @@ def _project(hidden_TD: Tensor, job: Job, group: _Group, work: Work, stats: Toke
 
 
 class WeightedNLL(torch.autograd.Function):
-    """The parts of ``Swept`` in their order, the loss first; every gradient is computed in the same sweep.
+    """The fields of ``Swept`` in order, the loss first; the same sweep computes every gradient.
 
-    Gradients in the hidden states are right for any incoming gradient. Those in a trained head are computed for one
-    that is the same for all tokens, as that of a sum or mean is; another one takes a second sweep.
+    Gradients with respect to the hidden states are right for any incoming gradient. Those of a trained head assume the
+    same incoming gradient for all tokens, as from a sum or mean; otherwise a second sweep computes them.
     """
 
     @staticmethod

@@ -1,13 +1,13 @@
-"""What is computed of a chunk of logits besides the products: normalisers, entropies and gradients, in plain torch.
+"""Element-wise functions of a chunk of logits: normalisers, entropies and gradients, in plain torch.
 
 Shape legend: ``t`` tokens of a chunk, ``V`` vocabulary, ``K`` entries kept of ``V``.
 
-Every function starts from products ``raw`` (t, V) as the matrix multiplication left them, and finishes them to logits
-on the fly: ``z = cap(scale · (raw + offset + bias))``. Half-precision products lose least where ``offset`` (t,) took
-away what they have in common (``projection.py``). All arithmetic is in float32, or float64 for float64 products.
+Every function takes the products ``raw`` (t, V) of the matrix multiplication and computes the logits on the fly:
+``z = cap(scale · (raw + offset + bias))``. ``offset`` (t,) keeps half-precision products small, so that rounding loses
+less (``projection.py``). All arithmetic is in float32, or float64 for float64 products.
 
-The functions are free of side effects but for ``gradient``, which overwrites what it is told to, so that
-``torch.compile`` makes one pass of each (``kernels.py``); ``triton.py`` has the same functions by hand.
+No function has a side effect but on an argument ``out``, so that ``torch.compile`` fuses each
+into one pass (``kernels.py``); ``triton.py`` has the same functions as Triton kernels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
 def teacher_statistics(
     raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row (t,): log-sum-exp of the teacher y; student's logit z, and y − z, expected under the teacher."""
+    """For each row (t,): log-sum-exp of the teacher's logits y, and the expectations of z and y − z under the teacher."""
     z_tV, teacher_tV = _both(raw_tV, offset_t, finish, teacher)
     top_t = teacher_tV.amax(-1)
     e_tV = (teacher_tV - top_t[:, None]).exp()
@@ -71,7 +71,7 @@ def teacher_statistics(
 
 
 def mean_logit(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[Tensor]:
-    """The mean logit of each row, (t,), as a tuple of it alone."""
+    """The mean logit of each row, (t,), as a tuple of one."""
     return (finished(raw_tV, offset_t, finish).mean(-1),)
 
 
@@ -83,7 +83,7 @@ def add_probabilities(
     teacher_weight_t: Tensor,
     out_tV: Tensor,
 ) -> None:
-    """Add ``teacher_weight · exp(teacher's z − teacher_norm)`` to ``out``, of the exact precision."""
+    """Add ``teacher_weight · exp(teacher's z − teacher_norm)`` to ``out``, in the exact precision."""
     teacher_tV = _teacher_logits(_shifted(raw_tV, offset_t), teacher)
     out_tV.add_((teacher_tV - teacher_norm_t[:, None]).exp() * teacher_weight_t[:, None])
 
@@ -148,8 +148,8 @@ TOP_BLOCK = 64
 def top_logits(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, k: int) -> Tensor:
     """The ``k`` largest logits of each row, (t, k), largest first.
 
-    Without a bias the order of products is that of logits, and only k are finished. The k largest values lie in the k
-    blocks of ``TOP_BLOCK`` columns with the largest maxima: one pass finds them.
+    Without a bias, products have the order of logits, so only k logits are computed. The k largest values are in the k
+    blocks of ``TOP_BLOCK`` columns with the largest maxima, which one pass finds.
     """
     by_product = finish.bias is None and finish.scale > 0
     values_tV = raw_tV if by_product else finished(raw_tV, offset_t, finish)

@@ -1,9 +1,9 @@
-"""Which implementation of ``elementwise`` runs: by hand in Triton, compiled, or plain.
+"""Choice of the implementation of ``elementwise``: Triton kernels, compiled, or plain.
 
-Small vocabularies and float64 run plain: there compiling costs more than it saves. On CUDA the Triton kernels run where
-Triton is installed. Otherwise ``torch.compile`` makes one pass of each function; where it cannot (it needs a C++
-compiler and Python's headers on the CPU), a warning says so once and the plain functions run, with the same results.
-``TORCH_COMPILE_DISABLE=1``, PyTorch's own switch, turns compiling off.
+Small vocabularies and float64 run plain, since compiling costs more than it saves. On CUDA the Triton kernels run if
+Triton is installed. Otherwise ``torch.compile`` fuses each function into one pass; if it fails (on a CPU it needs a C++
+compiler and Python's headers), one warning says so, and the plain functions give the same results.
+``TORCH_COMPILE_DISABLE=1``, PyTorch's switch, disables compiling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from uncertune.fused import elementwise, projection
 
 PLAIN_BYTES = 8 * 2**20
-"""The plain functions go over a CPU chunk in blocks of rows of this many bytes of logits, which stay in its cache."""
+"""Bytes of logits in a block of rows of the plain functions on a CPU, so that a block stays in its cache."""
 
 FUNCTIONS = ("statistics", "teacher_statistics", "mean_logit", "add_probabilities", "gradient", "taught_gradient")
 
@@ -43,7 +43,7 @@ def _compiled() -> SimpleNamespace:
 
 
 class CompiledFunction:
-    """A function under ``torch.compile``, or as it is from the first time that fails."""
+    """A function under ``torch.compile``, or the plain function after the first failure."""
 
     works = True
 
@@ -57,13 +57,13 @@ class CompiledFunction:
                 return self.fast(raw, *args)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # whatever a compiler can do wrong: the plain function is right
+            except Exception as error:  # any error of a compiler: the plain function gives the same result
                 result = in_blocks(self.plain, raw, *args)
                 CompiledFunction.works = False
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 warnings.warn(
-                    f"torch.compile does not work here ({reason}): what it was for runs uncompiled, slower with the "
-                    "same results; on a CPU it needs a C++ compiler and Python's headers",
+                    f"torch.compile does not work here ({reason}): the uncompiled functions run instead, slower, with "
+                    "the same results; on a CPU it needs a C++ compiler and Python's headers",
                     stacklevel=2,
                 )
                 return result
@@ -71,7 +71,7 @@ class CompiledFunction:
 
 
 def in_blocks(function: Callable[..., Any], raw: Tensor, *args: Any) -> Any:
-    """``function`` over blocks of rows, every tensor of as many rows as ``raw`` cut with it."""
+    """``function`` applied to blocks of rows; every tensor with as many rows as ``raw`` is split with it."""
     rows = raw.shape[0]
     size = max(1, PLAIN_BYTES // (4 * raw.shape[-1]))
     if raw.device.type != "cpu" or rows <= size:

@@ -1,12 +1,12 @@
-"""The front door of the fused head.
+"""The public functions of the fused head.
 
 Shape legend: ``T`` response tokens (flattened), ``V`` vocabulary, ``D`` hidden size, ``K`` entries kept of ``V``.
 In every function: ``hidden`` (T, D); ``head`` a ``Head``, or its weight (V, D) with ``bias``, ``softcap`` and ``scale``
 as keywords; and logits ``z = Head(head, bias, softcap, scale).logits(hidden)``.
 
-Precision: products in autocast's type where autocast is on, else in that of ``hidden``, summed in float32; softmax,
-loss and entropy in float32, or float64 for float64. Logits that live at one time take at most
-``uncertune.fused.projection.LOGITS_BYTES``; how half-precision products are kept is ``Projection.rounding``.
+Precision: products in autocast's dtype under autocast, else in that of ``hidden``, summed in float32; softmax, loss and
+entropy in float32, or float64 for float64. At most ``uncertune.fused.projection.LOGITS_BYTES`` of logits exist at a
+time; ``Projection.rounding`` says how half-precision products are stored.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def linear_weighted_nll(
 ) -> Tensor:
     """``weighted_nll(logits, targets)`` without the logits: (T,) in nats, differentiable in hidden, head and bias.
 
-    Equals ``uncertune.objectives.weighted_nll(cap(scale * (hidden @ head.T + bias)), targets)``. Rows of no weight
-    are not projected, teacher rows only where the teacher has weight, and a head that needs no gradient gets none.
+    Equals ``uncertune.objectives.weighted_nll(cap(scale * (hidden @ head.T + bias)), targets)``. Rows without weight
+    are not projected, nor are teacher rows without weight, and a frozen head gets no gradient.
 
-    ``scored`` is what ``score_tokens`` returned for the same hidden states and head: what it kept is not computed
-    again. ``factor`` is what the losses will be multiplied by: half-precision gradients are rounded after it and not
-    before. Raises ValueError where shapes do not fit.
+    ``scored``, the result of ``score_tokens`` for the same hidden states and head, saves computing its products again.
+    ``factor`` is the factor by which the losses will be multiplied: half-precision gradients are rounded after it.
+    Raises ValueError if shapes do not fit.
     """
     head = _built(head, bias, softcap, scale)
     return weighted_sweep(hidden, head, targets, scored=scored, factor=factor).loss
@@ -79,11 +79,11 @@ def weighted_sweep(
     rounded: bool = False,
     factor: float = 1.0,
 ) -> Swept:
-    """``linear_weighted_nll`` with what it finds on its way: the divergence of every factored term, and with ``labels``
-    (T,) the statistics of all tokens.
+    """``linear_weighted_nll`` with further results: the divergence of every factored term and, with ``labels`` (T,),
+    the statistics of all tokens.
 
-    With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as the usual
-    trainers do; it makes plain MLE comparable with them digit for digit and is worse for distillation.
+    With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as in other
+    trainers; this makes plain MLE equal to theirs digit for digit, and is worse for distillation.
     """
     if labels is not None:
         _check_labels(hidden, labels)
@@ -103,10 +103,10 @@ def score_tokens(
     scale: float = 1.0,
     keep: bool = False,
 ) -> Scored:
-    """``linear_token_stats`` as ``.stats``, with what a weighted sweep over the same tokens can use again.
+    """``linear_token_stats`` as ``.stats``, with results that a weighted sweep over the same tokens can reuse.
 
-    With ``keep`` that is the products of as many tokens as ``LOGITS_BYTES`` allows, which saves their second product:
-    worth its memory where most tokens will have weight. Raises ValueError where shapes do not fit.
+    ``keep`` stores the products of as many tokens as ``LOGITS_BYTES`` allows, which saves a second projection; this is
+    worth the memory if most tokens will have weight. Raises ValueError if shapes do not fit.
     """
     head = _built(head, bias, softcap, scale)
     _check(hidden, head)
@@ -127,7 +127,7 @@ def linear_token_stats(
 ) -> TokenStats:
     """Loss and entropy (nats) of every token and whether its label is the most likely one, each (T,); no gradient.
 
-    ``labels`` is (T,) int64 without −100. Raises ValueError where shapes do not fit.
+    ``labels`` is (T,) int64 without −100. Raises ValueError if shapes do not fit.
     """
     return score_tokens(hidden, head, labels, bias=bias, softcap=softcap, scale=scale).stats
 
@@ -153,7 +153,7 @@ def linear_top_k(
 
 
 def _references(targets: Targets) -> Tensor | None:
-    """The token of each row whose logit half-precision products are taken relative to: that of the largest weight."""
+    """The reference token of each row for half-precision products: the one of the largest weight."""
     if targets.ids.shape[1] == 0:
         return None
     return targets.ids.gather(-1, targets.weights.abs().argmax(-1, keepdim=True))[:, 0]
@@ -176,7 +176,7 @@ def _job(
         raise ValueError(f"scored has {len(scored.labels)} rows, hidden {hidden.shape[0]}")
     check_vocabulary(targets, head.vocabulary)
     shared = [_same(term.head.weight, head.weight) for term in targets.factored]
-    # Rounding apart would drown the difference between student and teacher (through one head it is taken before).
+    # Separate rounding would exceed the difference of student and teacher (with one head it is taken before rounding).
     if rounding == "offset" and (labels is None or not all(shared)):
         rounding = "exact"
     if scored is not None and scored.projection.rounding not in ("exact", rounding):
@@ -191,7 +191,7 @@ def _job(
 
 def _apply(hidden: Tensor, head: Head, job: Job) -> Swept:
     weight, bias = head.weight, head.bias
-    if not torch.is_grad_enabled():  # a Function takes leaves for trained ones all the same
+    if not torch.is_grad_enabled():  # a Function would still treat leaves as trained
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     train_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
@@ -200,7 +200,7 @@ def _apply(hidden: Tensor, head: Head, job: Job) -> Swept:
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are one piece of memory, read alike."""
+    """Whether two tensors are the same memory with the same layout."""
 
     def place(one: Tensor) -> tuple[object, ...]:
         return one.data_ptr(), one.shape, one.stride(), one.dtype

@@ -1,4 +1,4 @@
-"""Hidden states to products and back, one chunk of tokens at a time.
+"""Projection of hidden states to products, and its gradients, one chunk of tokens at a time.
 
 Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size.
 """
@@ -16,27 +16,28 @@ from uncertune.fused.elementwise import exact_dtype, finished
 from uncertune.objectives.head import Finish, Head
 
 LOGITS_BYTES = 512 * 2**20
-"""The one knob of memory: the logits that live at one time, those of a chunk and those kept from scoring, take at most
-this many bytes. A larger chunk reads the head less often; more kept logits save a product."""
+"""Memory limit: logits of a chunk and logits stored by scoring take at most this many bytes together. A larger chunk
+reads the head less often; more stored logits save a projection."""
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
-"""Chunks of more rows are not faster. With a trained head four times as many are: its gradient is passed over less."""
+"""Most rows of a chunk: more are not faster. A trained head takes four times as many, to update its gradient less
+often."""
 
 LARGE_VOCABULARY = 16384
-"""From this size on the products of a CPU are worth rounding (``offset``) and their element-wise part compiling."""
+"""Size from which rounding the products (``offset``) and compiling the element-wise functions pay off on a CPU."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
 _WIDENED_ROWS = 8192
-"""Rows of a half-precision head that are float32 at one time."""
+"""Rows of a half-precision head that are converted to float32 at a time."""
 
 Rounding = Literal["exact", "offset", "plain"]
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Per token, all (T,): ``loss`` = −log p(label) and ``entropy`` in nats, ``correct``: the label is the first
-    most likely token."""
+    """Per token, all (T,): ``loss`` = −log p(label) and ``entropy`` in nats; ``correct``: the label is the first most
+    likely token."""
 
     loss: Tensor
     entropy: Tensor
@@ -47,15 +48,14 @@ class TokenStats:
 class Projection:
     """Hidden states to logits, ``z = cap(scale · (hidden headᵀ + bias))``, and gradients back.
 
-    ``compute`` is the precision of the products: that of autocast where it is on, else that of the hidden states. They
-    are always accumulated in float32; ``rounding`` says in what precision half-precision products come back:
+    ``compute`` is the precision of the products' factors: autocast's, else that of the hidden states. Sums are always
+    in float32; ``rounding`` says in what precision half-precision products are stored:
 
-    exact    float32. On the CPU, where no product of PyTorch has half-precision factors and a float32 result, the
+    exact    float32. On the CPU, where PyTorch has no product of half-precision factors with a float32 result, the
              factors are float32 copies.
-    offset   half precision, relative to one logit of each token, its label's or the largest: a softmax does not see
-             what all logits have in common, so the error is 2⁻⁹ of the distance from a likely token, where plain
-             rounding has one of 2⁻⁹ of the logit.
-    plain    half precision, and gradients in float32, as TRL does: for comparison with it digit for digit.
+             offset   half precision, relative to one logit of each token, its label's or the largest: a softmax does
+             not depend on a common offset, so the error is 2⁻⁹ of the distance from a likely token instead of 2⁻⁹ of
+             the logit. plain    half precision, and gradients in float32, as TRL: for equality with it digit for digit.
     """
 
     head: Tensor
@@ -63,7 +63,7 @@ class Projection:
     compute: torch.dtype
     rounding: Rounding
     rounded_bias: Tensor | None = None
-    """Under ``plain`` the bias is part of the products, rounded with them."""
+    """Under ``plain`` the bias is added to the products and rounded with them."""
 
     @classmethod
     def of(
@@ -72,7 +72,7 @@ class Projection:
         head: Head,
         rounding: Rounding = "exact",
     ) -> Projection:
-        """A projection in the precision in force; ``offset`` is ``exact`` where that is cheap: CUDA, small heads."""
+        """A projection in the current precision; ``offset`` becomes ``exact`` if that is cheap: CUDA, small heads."""
         device, compute = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device) and compute != torch.float64:
             compute = torch.get_autocast_dtype(device)
@@ -93,7 +93,7 @@ class Projection:
 
     @property
     def stored(self) -> torch.dtype:
-        """The precision in which products come back."""
+        """The precision in which products are stored."""
         return self.exact if self.rounding == "exact" else self.compute
 
     @property
@@ -101,14 +101,14 @@ class Projection:
         return self.head.shape[0]
 
     def chunk_rows(self, *, train_head: bool = False, mixture: bool = False) -> int:
-        """Tokens of a chunk: its products, a teacher's, their gradient and a mixture fit half of ``LOGITS_BYTES``."""
+        """Tokens per chunk: its products, a teacher's, their gradient and a mixture fit in half of ``LOGITS_BYTES``."""
         limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"]) * (4 if train_head else 1)
         row_bytes = self.vocabulary * (2 * self.stored.itemsize + self.compute.itemsize)
         row_bytes += self.vocabulary * self.exact.itemsize if mixture else 0
         return max(1, min(limit, LOGITS_BYTES // 2 // row_bytes))
 
     def kept_rows(self) -> int:
-        """Tokens whose products may be kept beside the buffers of a chunk."""
+        """Tokens whose products may be stored in addition to the buffers of a chunk."""
         return LOGITS_BYTES // (self.vocabulary * self.stored.itemsize) - 2 * self.chunk_rows()
 
     def chunks(self, rows: int) -> Iterator[slice]:
@@ -126,7 +126,7 @@ class Projection:
         return reference_t.to(self.compute).to(self.exact)
 
     def products(self, hidden_tD: Tensor, offset_t: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """``hidden headᵀ − offset`` (t, V) of precision ``stored``, in ``out`` where given."""
+        """``hidden headᵀ − offset`` (t, V) in precision ``stored``, in ``out`` if given."""
         hidden_tD = hidden_tD.to(self.compute)
         if self.rounding == "exact" and self.compute in _HALF:
             if hidden_tD.device.type == "cpu":
@@ -138,11 +138,11 @@ class Projection:
         return torch.addmm(-offset_t.to(self.compute)[:, None], hidden_tD, self.head.T, out=out)
 
     def logits(self, hidden_tD: Tensor) -> Tensor:
-        """The (t, V) logits of a chunk, of the exact precision."""
+        """The (t, V) logits of a chunk, in the exact precision."""
         return finished(self.products(hidden_tD), None, self.finish)
 
     def to_hidden(self, grad_tV: Tensor) -> Tensor:
-        """The gradient in the hidden states (t, D) from that in the products; a CPU rounds it to half precision."""
+        """The gradient of the hidden states (t, D) from that of the products; a CPU rounds it to half precision."""
         if not self._widens(grad_tV):
             grad_tV = grad_tV.to(self.head.dtype)
             if self.head.dtype in _HALF and grad_tV.device.type == "cuda":
@@ -154,7 +154,7 @@ class Projection:
         return out_tD
 
     def add_to_head(self, total_VD: Tensor, grad_tV: Tensor, hidden_tD: Tensor) -> None:
-        """Add the gradient in the head to ``total`` (V, D), of the exact precision."""
+        """Add the gradient of the head to ``total`` (V, D), in the exact precision."""
         left, right = grad_tV.T.to(self.head.dtype), hidden_tD.to(self.compute).to(self.head.dtype)
         if self._widens(grad_tV):
             left, right = left.float(), right.float()
@@ -166,5 +166,5 @@ class Projection:
             total_VD += torch.mm(left, right)
 
     def _widens(self, grad_tV: Tensor) -> bool:
-        """Whether a CPU adds up a half-precision gradient in float32 and leaves it there, as TRL does (``plain``)."""
+        """Whether a CPU sums a half-precision gradient in float32 and keeps it so, as TRL does (``plain``)."""
         return self.rounding == "plain" and grad_tV.device.type == "cpu"

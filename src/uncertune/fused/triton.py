@@ -174,7 +174,7 @@ def _gradient_kernel(
 
 
 def _student(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple[tuple, dict[str, bool]]:
-    """The arguments of every kernel that describe the student's logits; a pointer that is not read may be any."""
+    """Arguments of every kernel that describe the student's logits; an unused pointer may be any tensor."""
     pointers = (raw_tV if offset_t is None else offset_t, raw_tV if finish.bias is None else finish.bias)
     flags = {
         "HAS_OFFSET": offset_t is not None,

@@ -1,8 +1,8 @@
-"""Models as the rest of the package needs them.
+"""Loading causal language models, their output head, and their adapters.
 
-names      a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` → what ``from_pretrained`` takes
-head       the last linear map of a causal LM as numbers, and a forward that stops before it
-adapters   one adapter of several switched on for a while
+names      from a hub id, a folder, a GGUF file or the short name ``smollm2-135m`` to an argument of ``from_pretrained``
+head       the output head of a causal LM, and a forward that stops before it
+adapters   switching between adapters
 identity   a fingerprint of the base model
 loading    models, tokenizers and adapters, checked while they are loaded
 """

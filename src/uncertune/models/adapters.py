@@ -1,4 +1,4 @@
-"""Adapters of a PEFT model by name."""
+"""Switching between the adapters of a PEFT model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The PEFT model or transformers model inside DDP and its like."""
+    """The PEFT model or transformers model inside DDP and similar wrappers."""
     inner: Any = model
     while not hasattr(inner, "peft_config") and hasattr(inner, "module"):
         inner = inner.module
@@ -21,7 +21,7 @@ def unwrapped(model: nn.Module) -> Any:
 def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Switch to another adapter, or with None to the bare base; switch back on exit.
 
-    Every parameter keeps its ``requires_grad``: use the model without gradient meanwhile.
+    Every parameter keeps its ``requires_grad``, so use the model without gradient inside the block.
     """
     peft_model = unwrapped(model)
     before = peft_model.active_adapter
@@ -37,8 +37,8 @@ def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def _keep_trainable(peft_model: Any, switch: Any) -> None:
-    """PEFT changes ``requires_grad`` of adapters when it switches them. Each parameter's is restored at once: FSDP2
-    copies it to what it gathers in a forward pass, and what is gathered then keeps it."""
+    """Restore ``requires_grad`` at once after PEFT switches adapters, which changes it: FSDP2 copies the flag to the
+    parameters that it gathers in a forward pass."""
     parameters = list(peft_model.parameters())
     trainable = [parameter.requires_grad for parameter in parameters]
     switch()

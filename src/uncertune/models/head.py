@@ -1,4 +1,4 @@
-"""The output head of a causal LM, made visible, and a forward that runs the backbone and leaves the head to a function.
+"""The output head of a causal LM, and a forward that runs the backbone and passes its output to a function.
 
 Shapes: B sequences, L columns, T response tokens (flattened), V vocabulary, D hidden.
 """
@@ -23,7 +23,7 @@ from uncertune.objectives import Head
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The causal LM of transformers inside what DDP, FSDP, DeepSpeed, ``torch.compile`` and PEFT put around it."""
+    """The causal LM of transformers inside the wrappers of DDP, FSDP, DeepSpeed, ``torch.compile`` and PEFT."""
     from accelerate.utils import extract_model_from_parallel
 
     inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -33,8 +33,8 @@ def causal_lm(model: nn.Module) -> Any:
 def output_head(model: nn.Module) -> Head:
     """The output head of any causal LM of transformers, wrapped by PEFT or not.
 
-    A head that PEFT trains (``modules_to_save``, ``trainable_token_indices``) is the active adapter's, or the
-    original where adapters are disabled. Weights sharded by FSDP2 are gathered.
+    If PEFT trains the head (``modules_to_save``, ``trainable_token_indices``), it is the active adapter's, or the
+    original while adapters are disabled. Weights sharded by FSDP2 are gathered.
 
     Raises UserError for a model without an output head, a low-rank adapter on it, or quantised weights.
     """
@@ -42,7 +42,7 @@ def output_head(model: nn.Module) -> Head:
 
 
 def head_shape(model: nn.Module) -> tuple[int, int]:
-    """(V, D) of the output head, also where DeepSpeed ZeRO-3 holds its weight in parts."""
+    """(V, D) of the output head, also if DeepSpeed ZeRO-3 has partitioned its weight."""
     weight = output_head(model).weight
     return tuple(getattr(weight, "ds_shape", weight.shape))
 
@@ -56,16 +56,16 @@ def _head_of(lm: Any) -> Head:
         raise UserError(f"model: the output head of {type(lm).__name__} is quantised: leave lm_head in full precision")
     weight, bias = whole(weight), bias if bias is None else whole(bias)
     config = lm.config.get_text_config()
-    rows = getattr(config, "unpadded_vocab_size", None)  # Inkling cuts the padding rows off
+    rows = getattr(config, "unpadded_vocab_size", None)  # Inkling cuts off the padding rows
     if rows and rows < weight.shape[0]:
         weight, bias = weight[:rows], bias if bias is None else bias[:rows]
     return Head(weight=weight, bias=bias, softcap=_softcap(config), scale=_scale(config))
 
 
 def whole(tensor: Any) -> torch.Tensor:
-    """A DTensor (FSDP2) gathered from all ranks; any other tensor as it is.
+    """A DTensor (FSDP2) gathered from all ranks; any other tensor unchanged.
 
-    Each rank puts its own gradient on the gathered copy, and FSDP averages over ranks: so does the way back here.
+    Each rank has a different gradient for the gathered copy. The backward averages them over ranks, as FSDP does.
     """
     if not hasattr(tensor, "full_tensor"):
         return tensor
@@ -75,10 +75,10 @@ def whole(tensor: Any) -> torch.Tensor:
 
 
 def _head_tensors(module: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias that a call of ``module`` would use now, PEFT's replacements included."""
+    """Weight and bias that a call of ``module`` would use now, including PEFT's replacements."""
     if hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names"):  # peft's BaseTunerLayer
         raise UserError(
-            "target_modules: an adapter sits on the output head, which is then no longer one matrix; "
+            "target_modules: an adapter on the output head makes it more than one matrix; "
             "remove `lm_head` from target_modules (to train the head, put it into modules_to_save)"
         )
     if hasattr(module, "original_module"):  # peft's AuxiliaryTrainingWrapper
@@ -104,7 +104,7 @@ def _softcap(config: Any) -> float | None:
 
 
 def _scale(config: Any) -> float:
-    """What the logits are multiplied by, before the soft-cap. The names are transformers'."""
+    """The factor of the logits before the soft-cap. The names are those of transformers."""
     kind = getattr(config, "model_type", "")
     if kind == "mpt":  # reads `logit_scale` from its configuration and does not use it
         return 1.0
@@ -120,9 +120,9 @@ def _scale(config: Any) -> float:
 def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
     """Check on ``tokens`` token ids that ``output_head`` gives the model's own logits.
 
-    Two forwards without gradient, in eval mode; training mode comes back module by module, no random number is drawn.
-    Raises UserError where they differ by more than rounding: such a model cannot be trained through its head. A model
-    whose weights are not on this rank goes unchecked.
+    Runs two forwards without gradient in eval mode; each module's training flag is restored, and no random number is
+    drawn. Raises UserError if they differ by more than rounding: such a model cannot be trained through its head. A
+    model whose weights are not on this rank is not checked.
     """
     lm = causal_lm(model)
     if not has_weights(lm):
@@ -143,8 +143,8 @@ def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
         for module, mode in training:
             module.training = mode
     if not own.isfinite().all():
-        raise UserError(f"model: {type(lm).__name__} gives logits that are not finite: its weights are damaged")
-    # Rounding after matmul, scale, division, tanh and product: 5 · eps/2 of the largest logit at most.
+        raise UserError(f"model: {type(lm).__name__} gives non-finite logits: its weights are damaged")
+    # Rounding after matmul, scale, division, tanh and product: at most 5 · eps/2 of the largest logit.
     slack = max(1e-5, 4 * torch.finfo(head.weight.dtype).eps) * own.abs().max().item()
     if ours is None or own.shape != ours.shape or (own.float() - ours.float()).abs().max().item() > slack:
         raise UserError(
@@ -154,25 +154,25 @@ def verify_head(model: nn.Module, *, tokens: int = 4) -> None:
 
 
 def attach_head(model: nn.Module) -> None:
-    """Teach ``model`` to run without its head: ``model(**inputs, head_fn=fn, response_mask=mask)``.
+    """Let ``model`` run without its head: ``model(**inputs, head_fn=fn, response_mask=mask)``.
 
-    ``mask`` is (B, L-1) bool: column t says whether the token in column t+1 counts. The backbone runs, and the call
+    ``mask`` is (B, L-1) bool: column t says whether the token in column t+1 counts. The call runs the backbone and
     returns ``fn(hidden, head, aux_loss)`` with::
 
         hidden     (T, D)  ``last_hidden_state[:, :-1][mask]``, on the head's device
-        head       ``output_head(model)`` of this moment
+        head       ``output_head(model)`` at the time of the call
         aux_loss   the load-balancing loss of a mixture of experts whose configuration asks for router logits, not yet
                    multiplied by ``router_aux_loss_coef``; None otherwise
 
     ``fn`` runs inside the forward of the wrapped model, so that the hooks of DDP, FSDP and DeepSpeed see one ordinary
-    call. With ``kept``, hidden states and auxiliary loss of an earlier call, the backbone does not run: ``fn`` gets
-    these. ``labels`` and other arguments of the head are dropped. Without ``head_fn`` the forward is the one that was
-    there, under its own signature. Attaching twice does nothing.
+    call. With ``kept``, the hidden states and auxiliary loss of an earlier call, the backbone does not run and ``fn``
+    gets these. ``labels`` and other arguments of the head are dropped. Without ``head_fn`` the original forward runs,
+    with its signature. Attaching twice has no effect.
     """
     lm = causal_lm(model)
     if "_uncertune_forward" in vars(lm) and "forward" in vars(lm):
         return
-    # An attribute, and not a variable of the closure: a deep copy of the model then calls its own forward.
+    # An attribute instead of a variable of the closure, so that a deep copy of the model calls its own forward.
     lm._uncertune_forward = lm.forward
 
     @functools.wraps(type(lm).forward)  # `generate` and `Trainer` read the signature
@@ -197,7 +197,7 @@ def attach_head(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def attached_head(model: nn.Module) -> Iterator[None]:
-    """``attach_head`` for a while: on exit the forward is the one that was there."""
+    """``attach_head`` inside the block; restores the forward on exit."""
     state = vars(causal_lm(model))
     before = {name: state[name] for name in ("forward", "_uncertune_forward") if name in state}
     attach_head(model)
@@ -217,12 +217,12 @@ def _forward_backbone(lm: Any, head_fn: Callable, response_mask: torch.Tensor, a
     kwargs["use_cache"] = False
     if getattr(lm.config.get_text_config(), "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
-    # Looked up on each call: PEFT and FSDP replace modules after the head was attached.
+    # Looked up on each call, since PEFT and FSDP replace modules after the head is attached.
     outputs = _backbone(lm)(*args, **kwargs)
     hidden_BLD = _last_hidden(outputs)
     batch, length, width = hidden_BLD.shape
     if response_mask.shape != (batch, length - 1):
-        raise ValueError(f"response_mask is {tuple(response_mask.shape)}, the hidden states want {(batch, length - 1)}")
+        raise ValueError(f"response_mask must be {(batch, length - 1)}, got {tuple(response_mask.shape)}")
     predicts = nn.functional.pad(response_mask.to(hidden_BLD.device), (0, 1), value=False)
     # index_select, whose backward adds rows in place; a boolean index sorts them first
     hidden_TD = hidden_BLD.reshape(-1, width).index_select(0, predicts.flatten().nonzero().squeeze(1))
@@ -236,7 +236,7 @@ def _apply_head(lm: Any, head_fn: Callable, hidden_TD: torch.Tensor, aux_loss: t
 
 
 def _backbone(lm: Any) -> nn.Module:
-    # `base_model` is `getattr(lm, lm.base_model_prefix)`, or the model itself where the prefix names nothing (Llama 4)
+    # `base_model` is `getattr(lm, lm.base_model_prefix)`, or the model itself if it has no such attribute (Llama 4)
     for backbone in (lm.base_model, getattr(lm, "model", None)):
         if backbone is not None and backbone is not lm:
             return backbone
@@ -253,27 +253,27 @@ def _aux_loss(lm: Any, outputs: Any, args: tuple, kwargs: dict) -> torch.Tensor 
         return None
     from transformers.models.mixtral import modeling_mixtral
 
-    # Families whose routers differ bring a function of their own beside the class.
+    # Families with other routers define their function in the module of the class.
     balance = getattr(sys.modules[type(lm).__module__], "load_balancing_loss_func", None)
     balance = balance or modeling_mixtral.load_balancing_loss_func
     config = lm.config.get_text_config()
     experts = getattr(lm, "num_experts", None) or config.num_experts
     chosen = getattr(lm, "num_experts_per_tok", None) or config.num_experts_per_tok
     keys = {"num_keys": math.isqrt(experts)} if "num_keys" in inspect.signature(balance).parameters else {}  # Doge
-    # Packed without padding there is no mask, and every token counts.
+    # Rows packed without padding have no mask: every token counts.
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     loss = balance(outputs.router_logits, num_experts=experts, top_k=chosen, attention_mask=mask, **keys)
     return loss if isinstance(loss, torch.Tensor) else None
 
 
 def has_weights(model: nn.Module) -> bool:
-    """False where the weights are elsewhere: on the ranks that FSDP fills later (``fsdp_cpu_ram_efficient_loading``:
-    only the first of a machine reads the model, the others hold shapes), and in the parts of DeepSpeed ZeRO-3."""
+    """False if this rank has no weights yet (``fsdp_cpu_ram_efficient_loading``: only the first rank of a machine reads
+    the model), or if DeepSpeed ZeRO-3 has partitioned them."""
     return not any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def gathered(*parameters: Any) -> AbstractContextManager:
-    """Under DeepSpeed ZeRO-3 a weight is empty until somebody gathers it: reading it is not calling its module."""
+    """Gather weights that DeepSpeed ZeRO-3 has partitioned: reading a weight does not trigger its hooks."""
     if not hasattr(parameters[0], "ds_id"):
         return nullcontext()
     from trl.trainer.utils import maybe_gather_lm_head_ctx

@@ -1,4 +1,4 @@
-"""Which base model is this?"""
+"""Fingerprints of base models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uncertune.models.head import causal_lm, gathered, whole
 
 _SAMPLES = 64
 
-# What may differ between two loadings of one model: where it came from, how it is run, which ids a trainer writes.
+# Fields that may differ between two loads of one model: its origin, how it runs, ids that a trainer writes.
 _VOLATILE = frozenset(
     (
         *("name_or_path", "transformers_version", "architectures", "problem_type", "id2label", "label2id"),
@@ -27,9 +27,9 @@ _VOLATILE = frozenset(
 def fingerprint(model: nn.Module, *, as_dtype: torch.dtype | None = None) -> str:
     """Sixteen hex digits of the base model: configuration, names and shapes of parameters, a sample of their values.
 
-    Every parameter gives at least 64 values at equal strides (all of them if it has fewer). Adapters do not count: a
-    model has the same fingerprint before and after PEFT wraps it. A changed value that is not sampled goes unseen.
-    ``as_dtype`` gives the fingerprint that the model would have after ``model.to(as_dtype)``.
+    At least 64 values of every parameter count, at equal strides (all of them if it has fewer). Adapters do not count:
+    a model has the same fingerprint before and after PEFT wraps it. A change of other values is not detected.
+    With ``as_dtype``, the fingerprint is that of ``model.to(as_dtype)``.
     """
     lm = causal_lm(model)
     digest = hashlib.sha256(json.dumps(_settled(lm.config.to_dict()), sort_keys=True, default=str).encode())
@@ -46,7 +46,7 @@ def fingerprint(model: nn.Module, *, as_dtype: torch.dtype | None = None) -> str
 
 
 def added_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What PEFT has put beside the base model, by name: adapters of every kind, ``modules_to_save``, trained tokens."""
+    """What PEFT has added to the base model, by name: adapters of every kind, ``modules_to_save``, trained tokens."""
     lm = causal_lm(model)
     base = {id(parameter) for _, parameter in _base_parameters(lm)}
     return ((name, parameter) for name, parameter in lm.named_parameters() if id(parameter) not in base)
@@ -61,7 +61,7 @@ def _settled(config: dict) -> dict:
 
 
 def _base_parameters(lm: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names as the model has them without PEFT, in their order; adapters' parameters left out."""
+    """Parameter names without PEFT's prefixes, in order, without the adapters' parameters."""
     added = [
         f"{place}.{part}" if place else part
         for place, module in lm.named_modules()

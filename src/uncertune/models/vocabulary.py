@@ -1,4 +1,4 @@
-"""A base model resized to the vocabulary that an adapter was trained with.
+"""Resizing a base model to the vocabulary that an adapter was trained with.
 
 Training with another model's chat template can add tokens, and TRL then cuts an embedding that has more rows than the
 tokenizer; the adapter's file holds the output head of that size.
@@ -14,7 +14,7 @@ from uncertune.models.head import causal_lm
 
 
 def saved_rows(model: Any, folder: str | Path) -> int | None:
-    """Rows of the embedding (or the output head) in an adapter's file; None where it holds neither."""
+    """Rows of the embedding (or the output head) in an adapter's file; None if it has neither."""
     from safetensors import safe_open
 
     file = Path(folder) / "adapter_model.safetensors"
@@ -39,9 +39,9 @@ def added_rows(model: Any, folder: str | Path) -> int:
 
 
 def fit_vocabulary(model: Any, folder: str | Path) -> int:
-    """Resize ``model`` to the adapter in ``folder``, whose file holds the rows; return how many were added.
+    """Resize ``model`` to the adapter in ``folder``, whose file has the new rows; return the number of added rows.
 
-    Raises UserError for a model that carries other adapters, which the resizing would not fit.
+    Raises UserError for a model with other adapters, which would not fit after resizing.
     """
     added = added_rows(model, folder)
     if not added:

@@ -1,7 +1,7 @@
-"""A teacher is asked for the last hidden states of response tokens; its head turns them into p_ref.
+"""Teachers: the last hidden states of response tokens and a head, which give p_ref.
 
-With LoRA, teacher and student share one copy of the base weights and the teacher is a second adapter; under full
-fine-tuning it is a model of its own, with its own head.
+With LoRA the teacher is a second adapter on the student's base weights; under full fine-tuning it is a separate model
+with a separate head.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from uncertune.objectives import FactoredTeacher, Head
 
 @dataclass(frozen=True)
 class AdapterTeacher:
-    """The adapter ``name`` of the student's own PEFT model, switched on for one forward pass."""
+    """The adapter ``name`` of the student's PEFT model, activated for one forward pass."""
 
     name: str
 
@@ -51,7 +51,7 @@ class AdapterTeacher:
 
 @dataclass(frozen=True)
 class ModelTeacher:
-    """A model of its own, frozen."""
+    """A separate, frozen model."""
 
     model: nn.Module
 
@@ -62,10 +62,10 @@ class ModelTeacher:
 
 @dataclass(frozen=True)
 class BaseTeacher:
-    """The student's own base model: its adapters switched off for one forward pass."""
+    """The student's base model: its adapters are disabled for one forward pass."""
 
     def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
-        """Its distribution of the response tokens of ``mask`` (B, L − 1)."""
+        """The base model's distribution of the response tokens of ``mask`` (B, L − 1)."""
         with active_adapter(student, None):
             return frozen_rows(student, inputs, mask)
 
@@ -88,7 +88,7 @@ def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Fa
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off; the mode is restored, also after an exception."""
+    """Eval mode inside the block, so without dropout; the mode is restored, also after an exception."""
     training = model.training
     model.eval()
     try:
@@ -103,7 +103,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def adapter_folder(source: str) -> str | None:
-    """The folder of a PEFT adapter given by its folder or hub id; None where that is no adapter or cannot be had."""
+    """The local folder of a PEFT adapter given by folder or hub id; None if it is not an adapter or not available."""
     local = Path(resolve_model(source))
     if not local.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         from huggingface_hub import snapshot_download
@@ -117,14 +117,14 @@ def adapter_folder(source: str) -> str | None:
 
 
 def load_base(student: nn.Module) -> Teacher:
-    """The model as it is before training: of a PEFT model its base, otherwise a frozen copy.
+    """The model before training: the base of a PEFT model, otherwise a frozen copy.
 
-    Raises UserError where the weights are not on this rank and cannot be copied.
+    Raises UserError if the weights are not on this rank and cannot be copied.
     """
     if hasattr(student, "peft_config"):
         return BaseTeacher()
     if not has_weights(student):
-        raise UserError("anchor='base' cannot copy weights that are sharded: give the model's folder or hub id")
+        raise UserError("anchor='base' cannot copy sharded weights: give the model's folder or hub id")
     model = copy.deepcopy(student)
     model.requires_grad_(False)
     model.eval()
@@ -141,10 +141,10 @@ def load_teacher(
     allow_pickle: bool = False,
     field: str = "teacher",
 ) -> Teacher:
-    """The teacher of a path, a hub id or a model, for a student that is an unwrapped transformers or PEFT model.
+    """The teacher from a path, a hub id or a model, for an unwrapped transformers or PEFT model as student.
 
-    ``name`` is the adapter's name on the student, ``field`` the configuration's, for errors. Raises UserError for a
-    missing or unfitting model, and for one of another vocabulary.
+    ``name`` is the adapter's name on the student; ``field`` is the configuration field that errors name. Raises
+    UserError for a model that is missing, does not fit, or has another vocabulary.
     """
     if isinstance(source, str):
         folder = adapter_folder(source) if hasattr(student, "peft_config") else None

@@ -1,10 +1,10 @@
-"""What a frozen model says of the response tokens, computed once and kept on disk (SPEC B6).
+"""Outputs of a frozen model for the response tokens, computed once and cached on disk (SPEC B6).
 
-Three kinds, each a few numbers a token:
+Three kinds, each with a few numbers per token:
 
     hidden   the last hidden states in bfloat16: with the head, p_ref over the full vocabulary
-    topk     the k most probable tokens and their log-probabilities; what they leave of 1 is the tail
-    loss     the loss of the label, −log p(y_t): all that the metric ``rho`` asks of its reference
+    topk     the k most probable tokens and their log-probabilities; the remaining mass is the tail
+    loss     the loss of the label, −log p(y_t), which the metric ``rho`` needs of its reference
 
 Shape legend: ``T`` response tokens, ``D`` hidden size, ``K`` tokens kept of the vocabulary ``V``.
 """
@@ -31,13 +31,13 @@ from uncertune.teachers.shards import HEAD, Shards, shard_name
 Kind = Literal["hidden", "topk", "loss"]
 STORED = torch.bfloat16
 SHARD_TOKENS = 2**16
-"""Input tokens that a shard is computed from, at most: what a kill costs."""
+"""Most input tokens of a shard, which is the work that a kill loses."""
 SHARD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document that is to be cached: its hash, its length, its response tokens, and where its text is found."""
+    """A document to cache: its hash, its length, its response tokens, and its place in the data."""
 
     key: str
     length: int
@@ -51,7 +51,7 @@ def bytes_per_token(kind: Kind, width: int) -> int:
 
 
 def columns_of(kind: Kind, rows: FactoredTeacher, labels: Tensor, top_k: int) -> dict[str, Tensor]:
-    """What is kept of a teacher's rows (T, D) and labels (T,)."""
+    """The columns to cache of a teacher's rows (T, D) and labels (T,)."""
     if kind == "hidden":
         return {"hidden": rows.hidden.to(STORED)}
     if kind == "topk":
@@ -61,7 +61,7 @@ def columns_of(kind: Kind, rows: FactoredTeacher, labels: Tensor, top_k: int) ->
 
 
 def sparse_teacher(columns: dict[str, Tensor]) -> SparseTeacher:
-    """The teacher of a ``topk`` cache."""
+    """The sparse teacher from the columns of a ``topk`` cache."""
     return SparseTeacher(columns["ids"].long(), columns["log_probs"].exp())
 
 
@@ -69,7 +69,7 @@ def sparse_teacher(columns: dict[str, Tensor]) -> SparseTeacher:
 
 
 def head_digest(head: Head) -> str:
-    """32 hex digits of an output head: every byte of weight and bias, soft-cap and scale."""
+    """Hash of an output head (weight, bias, soft-cap and scale), 32 hex digits."""
     weight = head.weight
     digest = xxhash.xxh3_128(f"{weight.dtype} {tuple(weight.shape)} {head.softcap} {head.scale}".encode())
     for tensor in (weight, head.bias):
@@ -79,7 +79,7 @@ def head_digest(head: Head) -> str:
 
 
 def write_head(shards: Shards, rows: FactoredTeacher) -> None:
-    """Keep the teacher's head beside its hidden states, once."""
+    """Store the teacher's head with its hidden states, once."""
     head = rows.head
     tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
     about = {"digest": head_digest(head), "softcap": head.softcap, "scale": head.scale}
@@ -92,7 +92,7 @@ def write_head(shards: Shards, rows: FactoredTeacher) -> None:
 
 
 def check_space(folder: Path, documents: Iterable[Document], per_token: int, extra: int = 0) -> str:
-    """One line of what is to be written and how much room there is. Raises UserError where it does not fit."""
+    """One line with the size of the cache and the free space. Raises UserError if it does not fit."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     tokens = sum(document.tokens for document in documents)
     need, free = tokens * per_token + extra, shutil.disk_usage(there).free
@@ -112,12 +112,12 @@ def fill(
     gather: Callable[[Any], list[Any]],
     progress: Callable[[int], Any],
 ) -> None:
-    """Compute and write what is missing of ``documents``; all ranks call this together.
+    """Compute and write the missing ``documents``; all ranks call this together.
 
-    Documents are cut into shards in their order, so a run that was killed goes on with the same shards, and the bytes
-    do not depend on when it was killed or on how many ranks there are. Each rank, and each other run that fills the
-    same folder, takes the next shard that nobody has claimed. ``compute`` runs equally often on every rank, as sharded
-    models need it. ``gather`` returns every rank's value, ``progress`` is told of response tokens done.
+    Documents are split into shards in order, so a killed run resumes with the same shards, and the bytes depend neither
+    on when it was killed nor on the number of ranks. Each rank, and each other run that fills the same folder, takes
+    the next unclaimed shard. ``compute`` runs equally often on every rank, which sharded models require. ``gather``
+    returns the values of all ranks, ``progress`` receives the number of response tokens done.
     """
     shards.begin()
     groups = list(_groups(documents, per_token))
@@ -131,7 +131,7 @@ def fill(
             if not any(count for count, _ in state):
                 if not any(missing for _, missing in state):
                     return
-                time.sleep(0.5)  # another run is at what is left
+                time.sleep(0.5)  # another run is computing the rest
                 continue
             pieces = []
             for turn in range(max(count for count, _ in state)):
@@ -146,7 +146,7 @@ def fill(
 
 
 def _claimed(groups: Sequence[list[Document]], shards: Shards, claims: ExitStack) -> list[Document]:
-    """The missing documents of the first group that is free, longest first; none where all are taken."""
+    """The missing documents of the first unclaimed group, longest first; empty if all groups are claimed."""
     for group in groups:
         missing = sorted((one for one in group if one.key not in shards), key=lambda one: -one.length)
         with ExitStack() as attempt:
@@ -159,7 +159,7 @@ def _claimed(groups: Sequence[list[Document]], shards: Shards, claims: ExitStack
 
 
 def _groups(documents: Iterable[Document], per_token: int) -> Iterator[list[Document]]:
-    """Documents in their order, each once, in groups of at most ``SHARD_TOKENS`` and ``SHARD_BYTES`` (or one alone)."""
+    """Documents in order, each once, in groups of at most ``SHARD_TOKENS`` and ``SHARD_BYTES``, or singly."""
     group: list[Document] = []
     length = size = 0
     for one in {document.key: document for document in documents}.values():

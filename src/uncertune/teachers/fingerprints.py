@@ -1,4 +1,4 @@
-"""Which teacher, tokenizer and template is this? Answered from files where the model is not loaded."""
+"""Fingerprints of teachers, tokenizers and templates; from files if the model is not loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _PASSING = frozenset(
 
 
 def teacher_fingerprint(source: str | nn.Module, student: nn.Module) -> str:
-    """16 hex digits of a teacher: of a folder every byte of its weights and its configuration, of a hub id its commit,
-    of a model a sample of its base's weights and everything that PEFT has added to them. An adapter counts with the
-    base it is put on."""
+    """Fingerprint of a teacher, 16 hex digits: of a folder all bytes of its weights and its configuration, of a hub id
+    its commit, of a model a sample of its base's weights and all that PEFT has added. An adapter's includes its
+    base.
+    """
     parts: list[Any]
     if not isinstance(source, str):
         parts = [fingerprint(source), str(getattr(source, "active_adapters", None) or "")]
@@ -46,7 +47,7 @@ def teacher_fingerprint(source: str | nn.Module, student: nn.Module) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    """A configuration as text, without what changes nothing."""
+    """A configuration as text, without fields that have no effect on the outputs."""
     kept = {name: value for name, value in settings.items() if name not in _PASSING}
     return json.dumps(
         kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
@@ -54,22 +55,22 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def base_fingerprint(student: nn.Module) -> str:
-    """16 hex digits of the student's own base model."""
+    """Fingerprint of the student's base model, 16 hex digits."""
     return _hash(["base", fingerprint(student)])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """16 hex digits of a vocabulary."""
+    """Fingerprint of a vocabulary, 16 hex digits."""
     return _hash([json.dumps(sorted(tokenizer.get_vocab().items()))])
 
 
 def text_fingerprint(text: str | None) -> str:
-    """16 hex digits of a chat template, or ``none``."""
+    """Fingerprint of a chat template, 16 hex digits, or ``none``."""
     return "none" if text is None else _hash([text])
 
 
 def documents_fingerprint(keys: Iterable[str]) -> str:
-    """16 hex digits of a set of documents, whatever their order."""
+    """Fingerprint of a set of documents in any order, 16 hex digits."""
     return _hash(sorted(set(keys)))
 
 

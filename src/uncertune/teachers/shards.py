@@ -1,8 +1,8 @@
-"""Tensors of many documents on disk: checked when opened, written whole or not at all, shared by concurrent runs.
+"""Tensors of many documents on disk: checked when opened, written atomically, shared by concurrent runs.
 
-A folder holds memory-mapped safetensors files (shards) and ``manifest.json``: what the numbers are (``about``), what
-they were made with (``fingerprints``), and each file's size and checksum. A file counts from the moment the manifest
-names it.
+A folder contains memory-mapped safetensors files (shards) and ``manifest.json``: the kind of numbers (``about``), the
+models and tokenizers that they come from (``fingerprints``), and each file's size and checksum. A file counts once the
+manifest names it.
 
 Shape legend: ``N`` documents of a shard, ``T`` response tokens.
 """
@@ -34,7 +34,7 @@ HEAD = "head.safetensors"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document's rows lie: the shard's columns, and the rows [start, end) in them."""
+    """The place of a document's rows: the shard's columns, and the rows [start, end) in them."""
 
     columns: dict[str, Tensor]
     start: int
@@ -42,11 +42,11 @@ class Place:
 
 
 class Shards:
-    """A folder of shards. Opening reads and checks, and writes nothing.
+    """A folder of shards. Opening it reads and checks the files, and writes nothing.
 
-    ``about`` and ``fingerprints`` must be those of the manifest, where there is one: UserError names what differs.
-    Files that are missing, cut short or changed are ``damaged``: their documents are not in the index, and ``begin``
-    removes them, so that they are written again.
+    ``about`` and ``fingerprints`` must equal those of an existing manifest; UserError names what differs. Files that
+    are missing, cut short or changed are ``damaged``: their documents are not in the index, and ``begin`` removes them,
+    so that they are written again.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
@@ -68,7 +68,7 @@ class Shards:
     # ---- reading
 
     def refresh(self, *, check: bool = False) -> None:
-        """Take in what the manifest names and this process does not know yet; ``check`` reads all of it."""
+        """Add files that the manifest has gained; with ``check``, verify all their bytes."""
         manifest = _manifest(self.folder)
         if manifest is None:
             return
@@ -83,11 +83,11 @@ class Shards:
             self._known.add(name)
 
     def has(self, name: str) -> bool:
-        """Whether a file is there, named by the manifest and not damaged."""
+        """Whether a file exists, is named by the manifest, and is not damaged."""
         return name in self._known
 
     def entry(self, name: str) -> dict[str, Any]:
-        """What the manifest says of a file."""
+        """The manifest's entry of a file."""
         return self._files[name]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class Shards:
         return next(iter(self._index.values())).columns
 
     def _take_in(self, name: str) -> bool:
-        """Enter a file's documents into the index; False where it cannot be read."""
+        """Add a file's documents to the index; False if it cannot be read."""
         try:
             columns = self.tensors(name)
         except (OSError, SafetensorError):
@@ -131,7 +131,7 @@ class Shards:
     # ---- writing
 
     def begin(self) -> None:
-        """Make the folder and its manifest, and take damaged files out of it."""
+        """Create the folder and its manifest, and remove damaged files from it."""
         with _refusals(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -147,7 +147,7 @@ class Shards:
                 self._write_manifest(manifest)
 
     def write(self, keys: Sequence[str], counts: Sequence[int], columns: Mapping[str, Tensor]) -> None:
-        """Add documents: their rows lie one after the other in each column, ``counts`` of them each."""
+        """Add documents, whose rows follow one another in each column, ``counts`` rows each."""
         numbers = np.array([int(key, 16) for key in keys], dtype=np.uint64)
         ends = torch.tensor(counts, dtype=torch.int64).cumsum(0)
         if any(len(column) != int(ends[-1]) for column in columns.values()):
@@ -155,7 +155,7 @@ class Shards:
         self.write_file(shard_name(keys), {**columns, "keys": torch.from_numpy(numbers.view(np.int64)), "ends": ends})
 
     def write_file(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
-        """Write a file under another name, rename it into place and enter it into the manifest, with ``about``."""
+        """Write a file atomically and add it to the manifest, with ``about``."""
         path = self.folder / name
         whole = {column: tensor.detach().cpu().contiguous() for column, tensor in tensors.items()}
         with _refusals(self.folder):
@@ -174,7 +174,7 @@ class Shards:
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Whether this process alone may write that file; it loses the claim when it ends, however it ends."""
+        """Whether this process alone may write that file; the claim ends with the process."""
         lock = FileLock(self.folder / f".{name}.lock")
         try:
             lock.acquire(timeout=0)
@@ -197,7 +197,7 @@ class Shards:
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says its numbers are; empty without one."""
+    """``about`` of a folder's manifest; empty without a manifest."""
     manifest = _manifest(folder)
     return {} if manifest is None else manifest["about"]
 
@@ -209,7 +209,7 @@ def shard_name(keys: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
-    """A disk that cannot be written, as a UserError."""
+    """Raise a UserError if the disk cannot be written."""
     try:
         yield
     except (OSError, SafetensorError, NotImplementedError) as error:  # the last: a file system without locks
@@ -226,5 +226,5 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         manifest = {}
     if not isinstance(manifest, dict) or not {"format", "about", "fingerprints", "files"} <= set(manifest):
-        raise UserError(f"teacher_cache_dir: {str(path)!r} is no manifest of a cache: delete its folder")
+        raise UserError(f"teacher_cache_dir: {str(path)!r} is not the manifest of a cache: delete its folder")
     return manifest
