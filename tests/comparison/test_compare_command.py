@@ -123,7 +123,7 @@ def test_models_stand_beside_a_file_of_answers(models, data, tmp_path, capsys):
     assert main([*command, "--limit", "4"]) == 0
     assert list(json.loads((tmp_path / "out" / "verdicts.json").read_text())["models"]) == ["base", "a"]
     assert main([*command, "--limit", "5", "--overwrite"]) == 2
-    assert "0 of its 4 are lacking, 1 others are there" in capsys.readouterr().err
+    assert "0 of its 4 are missing, 1 others are present" in capsys.readouterr().err
 
 
 def test_the_page_of_a_run_leads_to_the_comparison(models, data, tmp_path):

@@ -408,8 +408,8 @@ MISTAKES = {
         ["--judge_url", "http://127.0.0.1:9/v1", "--judge_key", KEY.replace("-", "_")],
         "variable that it names is not set",
     ),
-    "secret": (["--judge_url", f"http://me:{KEY}@127.0.0.1:9/v1"], "holds more than an address"),
-    "query": (["--judge_url", f"http://127.0.0.1:9/v1?key={KEY}"], "holds more than an address"),
+    "secret": (["--judge_url", f"http://me:{KEY}@127.0.0.1:9/v1"], "contains a user, a query or a fragment"),
+    "query": (["--judge_url", f"http://127.0.0.1:9/v1?key={KEY}"], "contains a user, a query or a fragment"),
     "address": (["--judge_url", "localhost:8000"], "is not an address"),
     "port": (["--judge_url", "http://127.0.0.1:x"], "is not an address"),
     "large port": (["--judge_url", "http://127.0.0.1:99999/v1"], "is not an address"),
@@ -446,7 +446,7 @@ def test_answers_to_other_prompts_are_refused_before_anything_is_asked(files, tm
     empty.write_text('{"prompt": "Hi"}\n')
     with served(prefer_longer) as (url, log):
         assert run((*files, other), url, tmp_path / "out") == 2
-        assert "1 of its 6 are lacking, 1 others are there" in capsys.readouterr().err
+        assert "1 of its 6 are missing, 1 others are present" in capsys.readouterr().err
         for wrong, says in (
             (twice, "row 1 answers a prompt that an earlier row"),
             (empty, "has no column answer"),

@@ -67,6 +67,6 @@ def test_what_is_missing_or_weak_is_said():
     assert "the judge puts only 31% of its probability" in found["warning"]
     assert found["label_mass"] == pytest.approx((80 * 0.3 + 0.9) / 81)
     few = verdict(pairs(3), both([(0.6, 0.6), (0.4, 0.4), (0.7, 0.6)], mass=None))
-    assert "3 decided prompts are few (below 30)" in few["warning"]
+    assert "only 3 prompts are decided (below 30)" in few["warning"]
     assert "6 of 6 judgements came without probabilities" in few["warning"]
     assert verdict(pairs(1), both([(0.6, 0.6)]))["raw"] is None

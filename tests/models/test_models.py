@@ -100,7 +100,7 @@ def test_a_forward_that_changes_the_logits_is_refused(dtype):
 def test_damaged_weights_are_named():
     model = tiny_model("llama")
     model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         verify_head(model)
 
 

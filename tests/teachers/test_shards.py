@@ -131,7 +131,7 @@ def test_a_file_the_manifest_does_not_name_does_not_count(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', ""])
 def test_a_broken_manifest_is_said_in_one_line(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(UserError, match="no manifest of a cache"):
+    with pytest.raises(UserError, match="not the manifest of a cache"):
         Shards(tmp_path, ABOUT, PRINTS)
 
 

@@ -6,8 +6,8 @@ Every function takes the products ``raw`` (t, V) of the matrix multiplication an
 ``z = cap(scale · (raw + offset + bias))``. ``offset`` (t,) keeps half-precision products small, so that rounding loses
 less (``projection.py``). All arithmetic is in float32, or float64 for float64 products.
 
-No function has a side effect but on an argument ``out``, so that ``torch.compile`` fuses each
-into one pass (``kernels.py``); ``triton.py`` has the same functions as Triton kernels.
+The functions have no side effects except on an argument ``out``, so that ``torch.compile`` fuses each into one pass
+(``kernels.py``); ``triton.py`` has the same functions as Triton kernels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
 def teacher_statistics(
     raw_tV: Tensor, offset_t: Tensor | None, finish: Finish, teacher: Teacher
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row (t,): log-sum-exp of the teacher's logits y, and the expectations of z and y − z under the teacher."""
+    """Of each row: log-sum-exp of the teacher's logits y, and the expectations of z and y − z under the teacher."""
     z_tV, teacher_tV = _both(raw_tV, offset_t, finish, teacher)
     top_t = teacher_tV.amax(-1)
     e_tV = (teacher_tV - top_t[:, None]).exp()

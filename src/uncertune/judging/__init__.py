@@ -1,1 +1,1 @@
-"""Judges: which of two answers to a prompt is the better one."""
+"""Judges, which decide which of two answers to a prompt is better."""

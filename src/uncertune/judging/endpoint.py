@@ -1,8 +1,8 @@
-"""A judge behind an OpenAI-compatible endpoint: vLLM, llama.cpp, Ollama, or a hosted one.
+"""A judge behind an OpenAI-compatible endpoint: vLLM, llama.cpp, Ollama, or a hosted service.
 
-One request a question, several at a time. A timeout, a broken connection, a reply that is not a chat completion, 408,
-429 and 5xx are tried again with growing pauses; what still fails is the question's outcome. The key is read from the
-environment when a request is made, and everything a server says is checked for it.
+One request per question, several at a time. A timeout, a broken connection, a reply that is not a chat completion, 408,
+429 and 5xx are retried with growing pauses; the last failure is the question's outcome. The key is read from the
+environment for each request, and every text from the server is checked for it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from uncertune.judging.secret import withhold
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PAUSE = 1.0
-"""Seconds before the first repetition; each further one waits twice as long, at most LONGEST_PAUSE."""
+"""Seconds before the first retry; each further retry waits twice as long, at most LONGEST_PAUSE."""
 LONGEST_PAUSE = 60.0
 HOPELESS = 20
-"""After so many failures in a row, questions are tried only once each until one succeeds."""
+"""After this many failures in a row, questions are not retried until one succeeds."""
 _LONGEST_TEXT = 2000
 _CHECK_SECONDS = 10.0
 
@@ -39,9 +39,9 @@ _CHECK_SECONDS = 10.0
 class Endpoint:
     """A chat model at ``url`` (with its ``/v1``).
 
-    The key is sent where ``key_variable`` says which, and otherwise KEY_VARIABLE's to addresses with https only.
-    ``timeout`` is the longest time in seconds for a whole request. Raises UserError for an address, a key or a number
-    that cannot be used.
+    The key is the value of the environment variable ``key_variable``; without that, KEY_VARIABLE's is sent to https
+    addresses only. ``timeout`` is the longest time in seconds for a whole request. Raises UserError for an address, a
+    key or a number that cannot be used.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Endpoint:
         self._sends_key = parts.scheme == "https" or key_variable is not None
         _check_key(key_variable, self._key if self._sends_key else "-")
         if withhold(url + model, self._key) != url + model:
-            raise UserError("judge_url: the address or the model's name holds the key: leave it to the variable")
+            raise UserError("judge_url: the address or the model's name contains the key: remove it")
         self.url, self._model = url.rstrip("/"), model
         self._concurrency, self._timeout, self._attempts = concurrency, timeout, retries + 1
         self.name = f"{model} ({parts.netloc})"
@@ -88,7 +88,7 @@ class Endpoint:
         return os.environ.get(self._key_variable) if self._sends_key else None
 
     def check(self) -> None:
-        """Raise UserError where nothing answers, or the key is refused."""
+        """Raise UserError if the server does not answer or refuses the key."""
         try:
             with self._client() as client:
                 answer = client.send("GET", f"{self.url}/models", _CHECK_SECONDS)
@@ -99,7 +99,7 @@ class Endpoint:
         self._check_status(answer, (401, 403))
 
     def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
-        """Replies as they come. After an error that ends it all, the replies to requests under way are still given."""
+        """Replies as they come. After a fatal error, replies to pending requests are still returned."""
         self._stopped.clear()
         ending: UserError | None = None
         pool = ThreadPoolExecutor(self._concurrency)
@@ -118,7 +118,7 @@ class Endpoint:
                             other.cancel()
                     else:
                         yield futures[future], reply
-        finally:  # the client is closed, which ends the requests under way
+        finally:  # the client is closed, which ends pending requests
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
         if ending is not None:
@@ -160,7 +160,7 @@ class Endpoint:
         return Reply(outcome, text=said)
 
     def _post(self, client: Requests, question: Question) -> Response:
-        """One request; a field that this server refuses is left out from then on."""
+        """One request; a field that this server refuses is left out from now on."""
         while True:
             fields = dict(self._fields)
             messages = [{"role": "user", "content": text_of(question)}]
@@ -191,13 +191,13 @@ class Endpoint:
             return Reply(BAD_REPLY, text=self._clean(answer.text or "a body that is too long"))
 
     def _check_status(self, answer: Response, statuses: Sequence[int]) -> None:
-        """Raise UserError where every question would be refused."""
+        """Raise UserError for a reply that every question would get."""
         if answer.status not in statuses:
             return
         if answer.status == 404:
             raise UserError(
-                f"judge: {self.url} knows no model {self._model!r}, or is not such a server (404): check --judge, "
-                "and that --judge_url ends as the server says, mostly in /v1"
+                f"judge: {self.url} has no model {self._model!r}, or is not an OpenAI-compatible server (404): check "
+                "--judge, and that --judge_url ends as the server expects, usually in /v1"
             )
         why = f"the key in {self._key_variable} is not accepted" if self._key else "it asks for a key: give --judge_key"
         raise UserError(f"judge_key: {self.url} answers {answer.status}: {why}")
@@ -205,7 +205,7 @@ class Endpoint:
     def _unreachable(self, reason: object) -> UserError:
         return UserError(
             f"judge_url: {self.url} cannot be reached ({self._clean(str(reason)) or type(reason).__name__}): start the "
-            "server or correct the address; what was judged is kept"
+            "server or correct the address; judgements so far are kept"
         )
 
     def _clean(self, text: str) -> str:
@@ -213,15 +213,15 @@ class Endpoint:
 
 
 def _address(url: str) -> SplitResult:
-    """The parts of an address. Raises UserError for what is not one, and for one that may hold a secret."""
+    """The parts of an address. Raises UserError for an invalid address, and for one that may contain a secret."""
     example = "give one like http://localhost:8000/v1"
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # both are checked when they are read
         if parts.username or parts.password or parts.query or parts.fragment or "@" in url or "?" in url:
             raise UserError(
-                f"judge_url: the address of {host or 'the judge'} holds more than an address: put the key in an "
-                "environment variable and name it with --judge_key"
+                f"judge_url: the address of {host or 'the judge'} contains a user, a query or a fragment: put the key "
+                "in an environment variable and name it with --judge_key"
             )
         httpx2.URL(url)
     except UserError:
@@ -234,14 +234,14 @@ def _address(url: str) -> SplitResult:
 
 
 def _check_key(variable: str | None, key: str | None) -> None:
-    """Raise UserError, without repeating what was given, for a variable that is not set and a key that is not one."""
+    """Raise UserError, without repeating the value, for an unset variable and for an invalid key."""
     if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         raise UserError("judge_key takes the name of an environment variable, not the key: put the key in a variable")
     name = KEY_VARIABLE if variable is None else "that it names"
     if not key:
         raise UserError(f"judge_key: the environment variable {name} is not set: put the judge's key there")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"judge_key: the environment variable {name} holds characters that a key cannot have")
+        raise UserError(f"judge_key: the environment variable {name} contains characters that a key cannot have")
 
 
 def _filtered(choice: Mapping[str, Any]) -> bool:
@@ -249,7 +249,7 @@ def _filtered(choice: Mapping[str, Any]) -> bool:
 
 
 def _probabilities(choice: Mapping[str, Any]) -> list[dict[str, float]]:
-    """At each position of the reply the likeliest tokens and their probabilities.
+    """The likeliest tokens at each position of the reply and their probabilities.
 
     The entry of a position with a value that is not a log-probability (NaN, above 0, not a number) is empty.
     """
@@ -269,7 +269,7 @@ def _is_log_probability(value: Any) -> bool:
 
 
 _ROUNDING = 1e-3
-"""How far above 0 a server's rounding may put a log-probability."""
+"""Largest log-probability above 0 that counts as a server's rounding."""
 
 
 def _retry_after(answer: Response) -> float:

@@ -1,7 +1,7 @@
-"""What a judge is asked, and how its reply is read: which of two answers to a prompt is the better one.
+"""Questions to a judge, and how its replies are read.
 
-A reply is one of two letters. Where the judge's probabilities are known, the preference is p(A) / (p(A) + p(B)), and
-p(A) + p(B) says how well it kept to the letters; where only text is known, the letter in it counts as certain.
+A reply is one of two letters. If the judge's probabilities are known, the preference is p(A) / (p(A) + p(B)), and
+p(A) + p(B) shows how well it kept to the letters; of a reply without probabilities, the letter counts as certain.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from uncertune.data.turns import Messages
 LABELS = ("A", "B")
 JUDGED, UNPARSABLE, REFUSED, TOO_LONG = "judged", "unparsable", "refused", "too_long"
 BAD_REPLY = "bad_reply"
-"""A server's reply that is not a chat completion: HTML, nothing, broken JSON."""
+"""A server's reply that is not a chat completion: HTML, empty, or broken JSON."""
 FINAL = frozenset((JUDGED, UNPARSABLE, REFUSED, TOO_LONG))
-"""Outcomes that asking again would not change; the others (timeout, http_429, …) are asked again by the next run."""
+"""Outcomes that another attempt would not change; the next run asks again after the others (timeout, http_429, …)."""
 
 TEMPLATE = """\
 Two answers to the same instruction are given below. Decide which one is better: the more helpful, correct and \
@@ -65,10 +65,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a question.
+    """The reply to a question.
 
-    ``first`` is the probability that the answer shown first is the better one, ``mass`` that of both letters together
-    among all that could have been said; None where there is no preference, or no probability.
+    ``first`` is the probability that the answer shown first is better, None without a preference. ``mass`` is the
+    probability of the two letters together, None if unknown.
     """
 
     outcome: str
@@ -86,32 +86,32 @@ class Judge(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
 
     def check(self) -> None:
-        """Raise UserError, one line, where it cannot be asked."""
+        """Raise UserError if the judge cannot be asked."""
 
     def ask(self, questions: Sequence[Question]) -> Generator[tuple[int, Reply]]:
-        """Replies as they come, each with its question's number; every question gets one, or UserError ends it."""
+        """Replies as they come, each with its question's number, one for every question unless UserError is raised."""
 
 
 def instruction(messages: Messages) -> str:
-    """A conversation as text: a single turn as it is, several with their roles."""
+    """A conversation as text: a single turn alone, several turns with their roles."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in messages)
 
 
 def text_of(question: Question) -> str:
-    """The judge's prompt, filled in one pass: an answer that holds a placeholder stays as it is."""
+    """The judge's prompt, filled in one pass, so that placeholders inside an answer stay unchanged."""
     filled = {"instruction": instruction(question.messages), "first": question.first, "second": question.second}
     return re.sub(r"\{(instruction|first|second)\}", lambda found: filled[found[1]], TEMPLATE)
 
 
 def writable(text: str) -> str:
-    """The text with U+FFFD for surrogates that stand alone, which cannot be written as UTF-8."""
+    """The text with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_reply(text: str, probabilities: Sequence[Mapping[str, float]] = (), *, refused: bool = False) -> Reply:
-    """A reply of text, and of the likeliest tokens of each of its places with their probabilities, where known."""
+    """A reply from its text and, if known, the likeliest tokens at each position with their probabilities."""
     decision = _THOUGHT.sub("", text)
     alone = _ALONE.fullmatch(decision)
     if refused or (alone is None and _REFUSAL.search(decision)):
@@ -137,7 +137,7 @@ def _letter(text: str) -> str | None:
 
 
 def _places(probabilities: Sequence[Mapping[str, float]], letter: str | None) -> Iterator[Mapping[str, float]]:
-    """Where the letter was said last; without one the first place, if both letters are among its likeliest tokens."""
+    """The last position with a letter; without a letter, the first position if both are among its likeliest tokens."""
     if letter is None:
         first = {token.strip() for token in probabilities[0]} if probabilities else set()
         yield from probabilities[:1] if first.issuperset(LABELS) else ()

@@ -1,4 +1,4 @@
-"""Every pair judged in both orders, and a cache by content, so that nothing is asked twice."""
+"""Judgements of every pair in both orders, with a cache by content so that no question is repeated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL_FIRST, BASELINE_FIRST = "model_first", "baseline_first"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge said of one pair in one order; ``preference`` is that for the model's answer, or None."""
+    """The judge's reply to one pair in one order; ``preference`` is that for the model's answer, or None."""
 
     id: str
     order: str
@@ -31,11 +31,11 @@ class Judgement:
     reply: str
     judge: str
     mass: float | None
-    """Probability of the two letters together, where it is known."""
+    """Probability of the two letters together, if known."""
 
 
 class Cache:
-    """Replies by a digest of the judge and all it was shown: JSON lines, only ever appended to.
+    """Replies by a digest of the judge and the question: an append-only file of JSON lines.
 
     A reply that another attempt could change (a timeout, a server's error) is not kept.
     """
@@ -45,7 +45,7 @@ class Cache:
         self._known: dict[str, Reply] = {}
         whole = path.read_bytes() if path.is_file() else b""
         kept = whole[: whole.rfind(b"\n") + 1]
-        if len(kept) < len(whole):  # a crash cut the last line short
+        if len(kept) < len(whole):  # a crash truncated the last line
             os.truncate(path, len(kept))
         for line in kept.decode("utf-8", "replace").split("\n")[:-1]:
             if (found := _read_line(line)) is not None:
@@ -77,9 +77,9 @@ def _read_line(line: str) -> tuple[str, Reply] | None:
 
 
 def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str = "") -> list[Judgement]:
-    """Both orders of every pair, those that the cache knows without asking.
+    """Judgements of both orders of every pair, from the cache if it has them.
 
-    Raises UserError where the judge cannot go on; what it said before is in the cache then.
+    Raises UserError if the judge cannot continue; its replies so far are in the cache.
     """
     asked = list(_both_orders(pairs))
     keys = [_key(judge, question) for _, _, question in asked]
@@ -105,7 +105,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str
 
 
 def write_judgements(path: Path, judgements: Sequence[Judgement]) -> None:
-    """One line a judgement."""
+    """Write one line per judgement."""
     write_atomically(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in judgements))
 
 

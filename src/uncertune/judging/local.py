@@ -17,7 +17,7 @@ from uncertune.models.loading import checked_weights
 
 
 class LocalJudge:
-    """One forward pass a question, batched by length; the model is loaded when the first question comes."""
+    """One forward pass per question, batched by length; the model is loaded at the first question."""
 
     def __init__(self, model: str, *, batch_size: int = 4, dtype: str = "auto", allow_pickle: bool = False) -> None:
         self.name, self._batch_size, self._dtype, self._allow_pickle = model, batch_size, dtype, allow_pickle
@@ -48,7 +48,7 @@ class LocalJudge:
         fitting = []
         for number, one in enumerate(ids):
             if room and len(one) > room:
-                yield number, Reply(TOO_LONG, text=f"{len(one)} tokens, the judge reads {room}")
+                yield number, Reply(TOO_LONG, text=f"{len(one)} tokens, more than the judge's {room}")
             else:
                 fitting.append(number)
         fitting.sort(key=lambda number: -len(ids[number]))
@@ -58,7 +58,7 @@ class LocalJudge:
             for number, log_probs_V in zip(chosen, log_probs_BV, strict=True):
                 a, b = (log_probs_V[tokens].logsumexp(0) for tokens in self._labels)
                 if not torch.isfinite(a + b):
-                    yield number, Reply(UNPARSABLE, text="its probabilities of the letters are not finite")
+                    yield number, Reply(UNPARSABLE, text="non-finite probabilities of the letters")
                     continue
                 said = self._tokenizer.decode([int(log_probs_V.argmax())])
                 yield number, Reply(JUDGED, float((a - b).sigmoid()), said, float(torch.logaddexp(a, b).exp()))
@@ -71,7 +71,7 @@ class LocalJudge:
         return list(found["input_ids"])
 
     def _next_token(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """(B, V) log-probabilities of the token behind each row."""
+        """(B, V) log-probabilities of the token after each row."""
         model = self._loaded()
         length = max(map(len, rows))
         pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
@@ -109,6 +109,6 @@ def _as_judge() -> Iterator[None]:
 
 
 def _tokens_of(label: str, tokenizer: Any) -> list[int]:
-    """The single tokens that say the letter, with and without a space before it."""
+    """The single tokens of the letter, with and without a space before it."""
     spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (label, f" {label}")]
     return sorted({ids[0] for ids in spelled if len(ids) == 1})

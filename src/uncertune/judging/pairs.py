@@ -1,4 +1,4 @@
-"""Answers of two models to the same prompts, from the files of ``uncertune generate`` or from others' files."""
+"""Answers of two models to the same prompts, from files of ``uncertune generate`` or of other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uncertune.errors import UserError
 ANSWER_COLUMNS = ("answer", "output", "response", "completion")
 
 Answers = dict[str, dict[str, Any]]
-"""By prompt, in the file's order: id, messages, answer, and what else the line says."""
+"""By prompt, in the file's order: id, messages, answer, and the line's other fields."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Pair:
 
 
 def is_answer_file(name: str) -> bool:
-    """Whether a name on the command line stands for a file of answers, and not for a model."""
+    """Whether a name on the command line is a file of answers instead of a model."""
     path = Path(name).expanduser()
     return path.is_file() or (extension(path) is not None and not path.is_dir())
 
 
 def stem(name: str) -> str:
-    """A file's path without its ending."""
+    """A file's path without its extension."""
     return next((name[: -len(ending)] for ending in reversed(EXTENSIONS) if name.lower().endswith(ending)), name)
 
 
 def read_answers(path: str | Path) -> Answers:
     """The answers of a file: a prompt (messages, prompt, instruction) and an ``answer``, ``output`` or ``response``.
 
-    Raises UserError, one line, for a row without either, and for a prompt that is answered twice.
+    Raises UserError for a row without a prompt or an answer, and for a prompt that is answered twice.
     """
     out: Answers = {}
     for index, row in enumerate(read_rows(Path(path).expanduser())):
@@ -71,7 +71,7 @@ def read_answers(path: str | Path) -> Answers:
 
 
 def check_same_prompts(answers: Mapping[str, Answers], baseline: str) -> None:
-    """Raise UserError where a model answers other prompts than the baseline."""
+    """Raise UserError if a model answers other prompts than the baseline."""
     asked = answers[baseline]
     for label, given in answers.items():
         lacking, extra = asked.keys() - given.keys(), given.keys() - asked.keys()
@@ -80,7 +80,7 @@ def check_same_prompts(answers: Mapping[str, Answers], baseline: str) -> None:
             opening = json.dumps(str(source[name]["messages"][-1]["content"])[:60], ensure_ascii=False)
             raise UserError(
                 f"answers of {label!r} are to other prompts than those of {baseline!r}: {len(lacking)} of its "
-                f"{len(asked)} are lacking, {len(extra)} others are there (such as {opening})"
+                f"{len(asked)} are missing, {len(extra)} others are present (such as {opening})"
             )
 
 

@@ -19,24 +19,24 @@ LARGEST_BODY = 4 * 2**20
 
 @dataclass(frozen=True)
 class Response:
-    """What came back: the status, the headers, and the body as text (None: it is longer than LARGEST_BODY)."""
+    """A response: status, headers, and body as text (None if it is longer than LARGEST_BODY)."""
 
     status: int
     headers: Mapping[str, str]
     text: str | None
 
     def json(self) -> Any:
-        """Raises ValueError for what is not JSON."""
+        """The body as JSON. Raises ValueError for anything else."""
         if self.text is None:
             raise ValueError("the body is too long")
         return json.loads(self.text)
 
 
 class Requests:
-    """A client for many threads. An event loop in one thread of its own sends; ``send`` waits for the result.
+    """A client for many threads. An event loop in a separate thread sends; ``send`` waits for the result.
 
-    The timeouts of an HTTP library count from one byte to the next, so a server that sends a byte at a time is never
-    too slow for them. Here a request is cancelled when its time is over, wherever it is.
+    The timeouts of HTTP libraries restart with every byte, so a server that sends slowly never exceeds them. Here a
+    request is cancelled when its total time is over.
     """
 
     def __init__(self, headers: Mapping[str, str], connections: int = 1) -> None:
@@ -65,7 +65,7 @@ class Requests:
     def send(self, method: str, url: str, seconds: float, content: Any = None) -> Response:
         """One request and its whole reply within ``seconds``.
 
-        Raises ``TimeoutError`` after them, ``httpx2.TransportError`` for a connection that fails, and
+        Raises ``TimeoutError`` after that, ``httpx2.TransportError`` for a connection that fails, and
         ``CancelledError`` once the client is closed.
         """
         with self._closing:
@@ -75,7 +75,7 @@ class Requests:
         return sent.result()
 
     async def _send(self, method: str, url: str, seconds: float, content: Any) -> Response:
-        body = None if content is None else json.dumps(content).encode()  # ASCII: any text of a file can be sent
+        body = None if content is None else json.dumps(content).encode()  # ASCII, so that any text can be sent
         headers = {"Content-Type": "application/json"} if body is not None else {}
         async with (
             asyncio.timeout(seconds),
@@ -89,7 +89,7 @@ class Requests:
             return Response(answer.status_code, answer.headers, taken.decode("utf-8", "replace"))
 
     async def _finish(self) -> None:
-        """Cancel what is still under way, and close the connections."""
+        """Cancel pending requests, and close the connections."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

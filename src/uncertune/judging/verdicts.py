@@ -1,7 +1,7 @@
-"""What the judgements say of each model: outcomes counted, and the win rate over the baseline (``winrate``).
+"""Verdicts on each model: counts of outcomes, and the win rate over the baseline (``winrate``).
 
-Two readings: the *soft* rates are means of the judge's preferences, the *decided* ones count prompts by the side that
-it takes.
+Two readings: *soft* rates are means of the judge's preferences, *decided* rates count prompts by the side that it
+takes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from uncertune.statistics.winrate import WinRate, win_rate
 
 SMALL_MASS = 0.5
 LIKE_LENGTH = 0.2
-"""Answers whose lengths differ by at most this share of their mean are of like length."""
+"""Answers whose lengths differ by at most this share of their mean count as of like length."""
 _RATES = ("raw", "order_averaged", "adjusted", "position_bias", "length_effect")
 
 
 def verdict(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """One model's entry of ``verdicts.json``; a rate is None where too few pairs were judged for it."""
+    """One model's entry of ``verdicts.json``; a rate is None if too few pairs were judged."""
     outcomes = Counter(one.outcome for one in judgements)
     notes = _notes(judgements)
     found = {pair.id: len(pair.model) - len(pair.baseline) for pair in pairs}
@@ -46,7 +46,7 @@ def verdict(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> dict[str,
         rates = {**_rates(rate), "decided": _decided(rate.decided, pairs, judged)}
         notes += rate.warnings
         if rate.decided.prompts < FEW_PROMPTS:
-            notes.append(f"{rate.decided.prompts} decided prompts are few (below {FEW_PROMPTS})")
+            notes.append(f"only {rate.decided.prompts} prompts are decided (below {FEW_PROMPTS})")
     return {
         "pairs": len(pairs),
         "outcomes": dict(sorted(outcomes.items(), key=lambda item: (item[0] != JUDGED, item[0]))),
@@ -94,7 +94,7 @@ def _is_alike(one: int, other: int) -> bool:
 
 
 def _position(one: Judgement) -> int:
-    """+1 where the model's answer was shown first, −1 where the baseline's was."""
+    """+1 if the model's answer was shown first, −1 if the baseline's was."""
     return 1 if one.order == MODEL_FIRST else -1
 
 
@@ -120,7 +120,7 @@ def _notes(judgements: Sequence[Judgement]) -> list[str]:
     mass = _mean_mass(judged)
     if mass is not None and mass < SMALL_MASS:
         out.append(
-            f"the judge puts only {mass:.0%} of its probability on the two letters: it does not follow the question, "
+            f"the judge puts only {mass:.0%} of its probability on the two letters: it ignores the instruction, "
             "so choose a stronger one"
         )
     return out

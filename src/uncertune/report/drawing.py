@@ -1,6 +1,6 @@
-"""Curves, points and bars, drawn by matplotlib for a page or for a paper; a :class:`Palette` holds what differs.
+"""Curves, points and bars, drawn by matplotlib for a page or for a paper, each with its :class:`Palette`.
 
-``svg`` sets them in a page; ``draw_sections`` writes them as PNG and SVG.
+``svg`` puts them into a page; ``draw_sections`` writes them as PNG and SVG.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ LINE_WIDTH = 2.0
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours and sizes of a drawing. With ``names``, title, axes and lines are named in the drawing itself."""
+    """Colours and sizes of a drawing. With ``names``, the drawing itself has title, axis labels and legend."""
 
     ink: str
     rule: str
@@ -45,7 +45,7 @@ class Palette:
 
 COLOURS = 7  # the page's style sheet defines --series-0 … --series-6
 PAGE = Palette("#010101", "#020202", tuple(f"#0300{i:02x}" for i in range(COLOURS)), LINE_WIDTH, 8.0, names=False)
-"""Marks that ``svg`` replaces by the classes of the style sheet."""
+"""Placeholders that ``svg`` replaces by the classes of the style sheet."""
 PAPER = Palette(
     "#595e66",
     "#d9dadd",
@@ -55,7 +55,7 @@ PAPER = Palette(
     names=True,
 )
 
-_FEW = 5  # an axis with at most so many different values has a tick at each
+_FEW = 5  # an axis with at most this many different values has a tick at each
 _PANEL_INCHES, _ROW_INCHES = 4.2, 0.2
 RC: dict[Any, Any] = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",
@@ -71,7 +71,7 @@ RC: dict[Any, Any] = {  # matplotlib types the keys one by one
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How one name is drawn: an index of the palette's colours, dashes in units of the line's width, and a marker."""
+    """The style of one name: an index of the palette's colours, dashes in line widths, and a marker."""
 
     colour: int
     dashes: tuple[float, ...]
@@ -89,7 +89,7 @@ class LineStyle:
 
 
 def line_styles(sections: Iterable[Section]) -> dict[str, LineStyle]:
-    """A style for each name, in the order in which the page first uses it; 28 differ, then they repeat."""
+    """A style for each name, in the order of first use; styles repeat after 28."""
     names = dict.fromkeys(name for section in sections for name in _names(section))
     shapes = list(MARKERS)
     return {
@@ -125,7 +125,7 @@ def last_value(series: Series, percent: bool = False) -> str:
 
 @contextlib.contextmanager
 def paper_figure(stem: Path, panels: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure with panels side by side, written as ``stem``.png and .svg at the end; the same bytes on any day."""
+    """A figure with panels side by side, written as ``stem``.png and .svg at the end, reproducible byte for byte."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -142,7 +142,7 @@ def paper_figure(stem: Path, panels: int, size: tuple[float, float]) -> Iterator
 
 
 def draw_sections(stem: Path, sections: Sequence[Drawn]) -> None:
-    """Write ``stem``.png and ``stem``.svg with one panel a section; a name has one colour in all panels."""
+    """Write ``stem``.png and ``stem``.svg with one panel per section; a name has the same colour in all panels."""
     styles = line_styles(sections)
     rows = [sum(1 + len(bars) for _, bars in one.groups) for one in sections if isinstance(one, Bars)]
     height = max([3.2 if len(rows) < len(sections) else 1.2, *(0.9 + _ROW_INCHES * count for count in rows)])
@@ -156,7 +156,7 @@ def draw_sections(stem: Path, sections: Sequence[Drawn]) -> None:
 
 
 def draw(axes: Any, section: Drawn, styles: Mapping[str, LineStyle], palette: Palette) -> None:
-    """Draw one section into axes of matplotlib. ``styles`` is from :func:`line_styles`."""
+    """Draw one section into matplotlib axes. ``styles`` is from :func:`line_styles`."""
     axes.tick_params(length=0, pad=5, labelcolor=palette.ink)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_color(palette.ink)
@@ -175,7 +175,7 @@ def draw(axes: Any, section: Drawn, styles: Mapping[str, LineStyle], palette: Pa
 
 
 def _draw_bars(axes: Any, section: Bars, styles: Mapping[str, LineStyle], palette: Palette) -> None:
-    """A row a bar. Pages draw their bars in HTML, see ``html.bars``."""
+    """One row per bar. Pages draw their bars in HTML, see ``html.bars``."""
     place, places, labels = 0.0, [], []
     for heading, bars in section.groups:
         if heading:
@@ -277,7 +277,7 @@ def _draw_trails(axes: Any, plot: Trails, styles: Mapping[str, LineStyle], palet
 
 
 def _plane(axes: Any, plot: Points | Trails, palette: Palette) -> None:
-    """Grid, ticks and names of a plot of one quantity against another."""
+    """Grid, ticks and axis labels of a plot of one quantity against another."""
     from matplotlib.ticker import MaxNLocator
 
     axes.grid(color=palette.rule, linewidth=0.8)
@@ -297,7 +297,7 @@ def _name_axes(axes: Any, plot: Plot) -> None:
 
 
 def _as_percent(*several: Any) -> None:
-    """Axes of matplotlib in signed percent."""
+    """Format matplotlib axes in signed percent."""
     from matplotlib.ticker import FuncFormatter
 
     for axis in several:
@@ -305,13 +305,13 @@ def _as_percent(*several: Any) -> None:
 
 
 def _whiskers(value: Estimate) -> list[list[float]] | None:
-    """An interval as matplotlib takes it: the distances down and up; None if it is not known."""
+    """An interval as matplotlib takes it, the distances down and up; None if unknown."""
     if not (math.isfinite(value.low) and math.isfinite(value.high)):
         return None
     return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
 
 
 def _finite(series: Series) -> tuple[list[float], list[float]]:
-    """The points with a finite x; a y that is not finite is NaN, which is drawn as a gap."""
+    """The points with a finite x; a non-finite y becomes NaN, which is drawn as a gap."""
     points = [(float(x), float(y)) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x)]
     return [x for x, _ in points], [y if math.isfinite(y) else math.nan for _, y in points]

@@ -1,7 +1,7 @@
-"""A page as one HTML file that asks the network for nothing.
+"""A page as one HTML file without network requests.
 
-The file carries its style, its script and its drawings. Its content security policy admits that one style and that
-one script, by their hashes, and nothing else; all other text passes through Jinja's escaping.
+The file contains its style, script and drawings. Its content security policy admits only this style and this script,
+by their hashes; all other text is escaped by Jinja.
 """
 
 import base64
@@ -29,27 +29,26 @@ from uncertune.report.tokens import Quantity, ScoredDocument, TokenPage
 from uncertune.runs.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# What HTML does not allow in text, in any spelling (controls, lone surrogates, noncharacters), and what would turn the
-# rest of a sentence around (bidirectional overrides and isolates).
+# Characters that HTML does not allow in text (controls, lone surrogates, noncharacters), and those that would reverse
+# the rest of a sentence (bidirectional overrides and isolates).
 _NOT_TEXT = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
 LEAF = 10  # rows of answers on a page
-_LONGEST = 4  # an interval longer than this many times the longest bar is cut at the edge
-_CONTENTS_FROM = 4  # a page of so many sections has a table of contents
+_LONGEST = 4  # an interval longer than this many times the longest bar is clipped
+_CONTENTS_FROM = 4  # a page with this many sections or more has a table of contents
 
 
 def write_page(path: str | os.PathLike[str], page: Page) -> None:
     """Write ``page`` to ``path`` as one self-contained HTML file. The same page gives the same bytes.
 
-    The file appears whole or not at all: an older one stays until the new one is complete. Folders on the way are
-    made.
+    The file is written atomically: an older one stays until the new one is complete. Missing folders are created.
     """
     write_whole(path, render(page).encode())
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that appears whole or not at all; folders on the way are made."""
+    """Write a file atomically; missing folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
@@ -69,14 +68,14 @@ def render(page: Page) -> str:
         page=page,
         blocks=blocks,
         contents=[view for block in blocks for view in block] if len(page.sections) >= _CONTENTS_FROM else [],
-        style=Markup(style),  # our own two files: page.css …
+        style=Markup(style),  # safe, since both files are ours: page.css …
         script=Markup(script),  # … and page.js
         policy=policy(style, script),
     )
 
 
 def page_templates() -> Environment:
-    """Our templates, with everything they print escaped."""
+    """The templates' environment, which escapes all output."""
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -89,7 +88,7 @@ def page_templates() -> Environment:
 
 
 def policy(style: str, script: str) -> str:
-    """A content security policy that admits these two by their hashes, and nothing else."""
+    """A content security policy that admits this style and script by their hashes, and nothing else."""
     rules = ["default-src 'none'", f"style-src '{_hash(style)}'", "img-src data:", "base-uri 'none'"]
     return "; ".join([*rules, "form-action 'none'", *([f"script-src '{_hash(script)}'"] if script else [])])
 
@@ -99,14 +98,14 @@ def _hash(text: str) -> str:
 
 
 def _clean(value: object) -> object:
-    """Text that HTML can hold: everything the templates print passes here, then through escaping."""
+    """Text without characters that HTML forbids; applied to all output of the templates before escaping."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return _NOT_TEXT.sub("\ufffd", value)
     return value
 
 
 def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
-    """The sections' views, plots that follow one another together."""
+    """The sections' views, with adjacent plots grouped."""
     styles = line_styles(page.sections)
     names: set[str] = set()
     views = [_view(section, _name(section.title, index, names), styles) for index, section in enumerate(page.sections)]
@@ -118,7 +117,7 @@ def _blocks(page: Page) -> Iterator[list[Mapping[str, Any]]]:
 
 
 def _view(section: Section, name: str, styles: Mapping[str, LineStyle]) -> Mapping[str, Any]:
-    """What a section's template is given."""
+    """The variables of a section's template."""
     view: dict[str, Any] = {"kind": type(section).__name__.lower(), "name": name, "section": section}
     view["figure"] = isinstance(section, Curves | Points | Trails)
     match section:
@@ -154,13 +153,13 @@ def _view(section: Section, name: str, styles: Mapping[str, LineStyle]) -> Mappi
 
 
 def _tally(answers: Answers, name: str) -> tuple[int, int]:
-    """How many of the checked answers of ``name`` are right, and how many were checked."""
+    """The number of right and of checked answers of ``name``."""
     marks = [row.correct[name] for row in answers.rows if row.correct is not None and name in row.correct]
     return sum(marks), len(marks)
 
 
 def _name(title: str, index: int, taken: set[str]) -> str:
-    """An id for a section: its title in lower case, or its number where that says nothing or is taken."""
+    """An id for a section: its title in lower case, or its number if that is empty or taken."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     name = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
     if not name:
@@ -176,7 +175,7 @@ def _name(title: str, index: int, taken: set[str]) -> str:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One bar: ``left`` and ``width`` of it, ``low`` and ``high`` of its interval (None: not known, or cut off)."""
+    """One bar: its ``left`` and ``width``, ``low`` and ``high`` of its interval (None: unknown or clipped)."""
 
     name: str
     style: LineStyle
@@ -198,7 +197,7 @@ class BarDrawing:
 
 
 def bar_drawing(bars: Bars, styles: Mapping[str, LineStyle]) -> BarDrawing:
-    """Where everything lies. ``styles`` are from :func:`uncertune.report.drawing.line_styles`."""
+    """The layout of the bars. ``styles`` are from :func:`uncertune.report.drawing.line_styles`."""
     low, high = _range(bars)
     signed = low < 0
     column = Column("", "", None, 1 if bars.percent else 3, bars.percent, signed)
@@ -234,7 +233,7 @@ def bar_drawing(bars: Bars, styles: Mapping[str, LineStyle]) -> BarDrawing:
 
 
 def _range(bars: Bars) -> tuple[float, float]:
-    """From the lowest to the highest that is drawn, zero within, a little room at the ends."""
+    """The range of the axis: all drawn values and zero, with a margin."""
     every = [bar.value for _, group in bars.groups for bar in group]
     values = [one.value for one in every if math.isfinite(one.value)]
     ends = [end for one in every for end in (one.low, one.high) if math.isfinite(end)]
@@ -262,7 +261,7 @@ def _tick(value: float, signed: bool, percent: bool) -> str:
 
 
 def write_token_page(path: str | os.PathLike[str], page: TokenPage) -> None:
-    """Write ``page`` as one self-contained HTML file, whole or not at all."""
+    """Write ``page`` atomically as one self-contained HTML file."""
     write_whole(Path(path), render_token_page(page).encode())
 
 
@@ -282,7 +281,7 @@ def render_token_page(page: TokenPage) -> str:
 
 
 def payload(page: TokenPage) -> dict[str, Any]:
-    """What the script reads: scales of the quantities over the whole page, and the documents."""
+    """The data of the script: scales of the quantities over the whole page, and the documents."""
     return {
         "levels": tokens.LEVELS,
         "quantities": [_quantity(one, page) for one in page.quantities if _has(page, one.key)],
@@ -335,13 +334,13 @@ def _document(document: ScoredDocument) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four significant digits; JSON knows neither NaN nor infinity, which are shown as not scored."""
+    """Four significant digits; None for NaN and infinity, which JSON lacks and the page shows as not scored."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.4g}")
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand in a script element: no ``<``, ``>`` or ``&``, nothing HTML does not allow."""
+    """JSON that is safe inside a script element: without ``<``, ``>``, ``&`` and characters that HTML forbids."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,6 +1,6 @@
-"""What a page says: frozen data and nothing else. ``run.write_page`` draws it, ``tables`` prints its tables.
+"""The content of a page as frozen data. ``html`` draws it, ``tables`` prints its tables.
 
-Every string here may come from strangers (a data set, a model): it is text, never markup, wherever it is shown.
+Every string here may come from strangers (a data set, a model), so it is always shown as text, never as markup.
 """
 
 import math
@@ -13,7 +13,7 @@ from uncertune.statistics.intervals import Estimate
 
 @dataclass(frozen=True)
 class FormattedValue:
-    """A value written already, and the interval that stands beneath it."""
+    """A formatted value, and the interval that is shown below it."""
 
     text: str
     interval: str = ""
@@ -21,7 +21,7 @@ class FormattedValue:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value and half of the width of its 95 % interval (None: unknown), in the unit of the value."""
+    """A value and half the width of its 95 % interval (None: unknown), in the unit of the value."""
 
     value: float
     half: float | None = None
@@ -40,11 +40,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers; or of ``words``, whose lines break.
+    """One column of numbers; or of ``words``, which wrap.
 
-    ``digits`` are those after the point. With ``percent`` the value is a share: 0.412 is shown as 41.2% and its
-    differences are in percentage points. ``better`` is None where neither direction is. With ``sign`` a
-    positive value is shown with its +.
+    ``digits`` counts those after the point. With ``percent`` the value is a share: 0.412 is shown as 41.2% and its
+    differences are in percentage points. ``better`` is None if neither direction is better. With ``sign`` a positive
+    value is shown with a +.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values, each with its difference to the row named ``baseline`` (None: no differences).
+    """Rows of values, each with its difference from the row named ``baseline`` (None: no differences).
 
     A row is a mapping from column keys to values; ``row[label_key]`` is its name. A missing key is None, shown as –.
 
@@ -80,7 +80,7 @@ class Table:
 
     @property
     def baseline_row(self) -> Mapping[str, Value] | None:
-        """The first row of that name."""
+        """The first row of this name."""
         if self.baseline is None:
             return None
         return next((row for row in self.rows if row.get(self.label_key) == self.baseline), None)
@@ -88,7 +88,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line, with ``band`` (lower and upper ends) an interval around it, and ``dots`` at its points.
+    """One line, with an interval ``band`` (lower and upper ends) around it, and ``dots`` at its points.
 
     A NaN or an infinite y is a gap.
 
@@ -109,7 +109,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Curves:
-    """One plot of lines. A series keeps its colour and its dashes over the whole page, by its name."""
+    """One plot of lines. A series of the same name has the same colour and dashes over the whole page."""
 
     title: str
     caption: str
@@ -121,7 +121,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Point:
-    """One name by two quantities, each with an interval; a NaN end is not drawn."""
+    """Two quantities of one name, each with an interval; a NaN end is not drawn."""
 
     name: str
     x: Estimate
@@ -129,7 +129,7 @@ class Point:
 
     @property
     def known(self) -> bool:
-        """Whether it has a place; its intervals may still be unknown."""
+        """Whether both values are finite; the intervals may be unknown."""
         return math.isfinite(self.x.value) and math.isfinite(self.y.value)
 
 
@@ -154,20 +154,20 @@ class Points:
 
 @dataclass(frozen=True)
 class Trail:
-    """One name at several moments in order; each point's name is the moment, a NaN end of an interval is not drawn."""
+    """One name at several moments, in order; each point is named after its moment. NaN ends are not drawn."""
 
     name: str
     points: tuple[Point, ...]
 
     @property
     def known(self) -> list[Point]:
-        """The points that have a place."""
+        """The points whose values are finite."""
         return [point for point in self.points if point.known]
 
 
 @dataclass(frozen=True)
 class Trails:
-    """A plot of one quantity against another over time: a line a name, a dot a moment, a larger one at the last."""
+    """A plot of one quantity against another over time: a line per name, a dot per moment, a larger dot at the end."""
 
     title: str
     caption: str
@@ -179,7 +179,7 @@ class Trails:
 
 @dataclass(frozen=True)
 class Bar:
-    """One value from zero, with its interval; ``note`` is said beside it."""
+    """One value from zero, with its interval; ``note`` is shown next to it."""
 
     name: str
     value: Estimate
@@ -188,7 +188,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups of bars from zero on one axis that reaches ``end`` at least, each group under its heading."""
+    """Groups of bars from zero on one axis that reaches at least ``end``, each group under its heading."""
 
     title: str
     caption: str
@@ -237,9 +237,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One prompt, what was expected, and what each model said; ``correct`` where it could be checked.
+    """One prompt, the expected answer, and each model's answer; ``correct`` if it could be checked.
 
-    ``notes`` are said beneath the answer of that name: what a judge made of it.
+    ``notes`` are shown below the answer of that name, such as a judge's verdict.
     """
 
     prompt: str
@@ -251,7 +251,7 @@ class AnswerRow:
 
 @dataclass(frozen=True)
 class Answers:
-    """Generated answers side by side, one column for each of ``names``; many rows are turned in pages."""
+    """Generated answers side by side, one column for each of ``names``; many rows are paginated."""
 
     title: str
     caption: str
@@ -264,9 +264,9 @@ Section: TypeAlias = Facts | Table | Curves | Points | Trails | Bars | Tokens | 
 
 @dataclass(frozen=True)
 class Page:
-    """One page: a title, a lead of a sentence or a few, and its sections in order.
+    """One page: a title, a lead of a few sentences, and its sections in order.
 
-    ``links`` are names and relative addresses of other pages of ours.
+    ``links`` are names and relative addresses of related pages.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""Plots as inline SVG that takes its colours from the page.
+"""Plots as inline SVG with the page's colours.
 
-Names stay in HTML, where they can wrap and be read. The SVG has classes instead of colours (one drawing for a light and
-a dark page), attributes instead of ``style`` (the page forbids inline styles), and ids that are unique in the page.
+Labels are in HTML, where they can wrap. The SVG has classes instead of colours (one drawing for light and dark pages),
+attributes instead of ``style`` (the page forbids inline styles), and ids that are unique in the page.
 """
 
 import io
@@ -22,7 +22,7 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 def svg(plot: Plot, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
-    """The plot, without its names. The same plot gives the same text on any day.
+    """The plot, without its labels. The same plot always gives the same text.
 
     Args:
         styles: from :func:`line_styles`; holds every name of ``plot``.
@@ -56,7 +56,7 @@ def svg(plot: Plot, styles: Mapping[str, LineStyle], prefix: str) -> Markup:
     root.set("stroke-linejoin", "round")
     root.set("role", "img")
     root.set("aria-label", _summary(plot))
-    # Safe: numbers and our own words, set by matplotlib and escaped again by ElementTree.
+    # Safe: numbers and fixed words, set by matplotlib and escaped by ElementTree.
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -71,7 +71,7 @@ def _summary(plot: Plot) -> str:
 
 
 def _attributes(element: ElementTree.Element, prefix: str) -> dict[str, str]:
-    """The element's attributes with marks replaced by classes and ids made unique; removes what it replaces."""
+    """The element's attributes with placeholders replaced by classes and with unique ids; removes what it replaces."""
     classes: list[str] = []
     attributes: dict[str, str] = {}
     for name, value in _declarations(element.attrib.pop("style", "")):

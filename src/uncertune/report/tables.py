@@ -1,6 +1,6 @@
-"""Tables of numbers with differences to a baseline: the cells, and the same table for a terminal and for Markdown.
+"""Tables of numbers with differences from a baseline: the cells, and the table for a terminal and for Markdown.
 
-The arrow points the way the number moved. Filled is better, hollow is worse: nothing is said by colour alone.
+An arrow points in the direction of the change. Filled is better, hollow is worse, so that colour is not needed.
 """
 
 import math
@@ -17,13 +17,13 @@ from uncertune.statistics.intervals import Estimate
 
 MISSING = "–"
 _ARROWS = {("better", True): "▲", ("better", False): "▼", ("worse", True): "△", ("worse", False): "▽"}
-# What would move a cursor, reverse a line or fail to encode; line ends are our own.
+# Characters that would move a cursor, reverse a line or fail to encode; line ends are ours.
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LABEL_WIDTH = 28
 _HEADER_WIDTH = 12
 _SHARES = ("acc", "exact_match", "accuracy", "ece", "f1", "em")  # shown as percentages, also as parts of a name
 _DIGITS = {"kl": 4}
-_NAMES = {  # of lm-eval's metrics, shorter
+_NAMES = {  # shorter names of lm-eval's metrics
     "exact_match,strict-match": "strict",
     "exact_match,flexible-extract": "flexible",
     "prompt_level_strict_acc": "prompt, strict",
@@ -39,7 +39,7 @@ Tone = Literal["better", "worse", "same", "plain"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as shown, its interval, and its difference to the baseline ("" where there is none to show)."""
+    """A value as shown, its interval, and its difference from the baseline ("" if it has none)."""
 
     text: str
     interval: str = ""
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def change(self) -> str:
-        """Difference and arrow in one word."""
+        """Difference and arrow together."""
         return self.difference + self.arrow
 
 
@@ -64,7 +64,7 @@ def counted(number: int, what: str) -> str:
 
 
 def format_value(value: float | str | None, column: Column) -> str:
-    """A value with the column's digits: – for None, NaN and ∞ by name, a string on one line."""
+    """A value with the column's digits; None becomes –, a string is put on one line."""
     if value is None:
         return MISSING
     if isinstance(value, str):
@@ -81,7 +81,7 @@ def format_value(value: float | str | None, column: Column) -> str:
 
 
 def format_estimate(estimate: Estimate, column: Column) -> FormattedValue:
-    """A value with the column's digits, and its interval in brackets where it is known."""
+    """A value with the column's digits, and its interval in brackets if known."""
     if math.isnan(estimate.value):
         return FormattedValue(MISSING)
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
@@ -98,7 +98,7 @@ def signed_percent(value: float) -> str:
 def cell(value: Value, baseline: Value, column: Column) -> Cell:
     """The cell of ``value``; no difference unless both are finite numbers.
 
-    A difference that is zero at the column's digits is shown as ±0 and called neither better nor worse.
+    A difference that is zero at the column's digits is shown as ±0 and counts as neither better nor worse.
     """
     if isinstance(value, FormattedValue):
         return Cell(value.text, value.interval)
@@ -122,7 +122,7 @@ def cell(value: Value, baseline: Value, column: Column) -> Cell:
 
 
 def cells(table: Table) -> list[tuple[str, bool, list[Cell]]]:
-    """Each row as (name, is it the baseline, cells)."""
+    """Each row as (name, whether it is the baseline, cells)."""
     baseline = table.baseline_row
     rows = []
     for row in table.rows:
@@ -140,12 +140,12 @@ def label_heading(table: Table) -> str:
 
 
 def direction(column: Column) -> str:
-    """↑ where higher is better, ↓ where lower is."""
+    """↑ if higher is better, ↓ if lower is better."""
     return {"higher": "↑", "lower": "↓", None: ""}[column.better]
 
 
 def legend(table: Table) -> str:
-    """One sentence on how to read the differences; "" where the table shows none."""
+    """One sentence on how to read the differences; "" if the table has none."""
     if table.baseline is None:
         return ""
     parts = [f"Differences are to {table.baseline}"]
@@ -160,7 +160,7 @@ def legend(table: Table) -> str:
 
 
 def headline(result: Mapping[str, Any]) -> list[str]:
-    """The metrics of a result that a table shows: of a group its own where it has some, never counts."""
+    """The metrics of a result that a table shows: those of the group if it has some, and never counts."""
     names = [name for name in result["metrics"] if name != "tokens"]
     return [name for name in names if "/" not in name] or names
 
@@ -182,7 +182,7 @@ def metric_name(metric: str) -> str:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """A row a claim: what came out, the effect with its interval, what was claimed of it, and the test in words."""
+    """One row per claim: the outcome, the effect with its interval, the claimed range, and the test in words."""
     rows: tuple[Mapping[str, Value], ...] = tuple(
         {
             "claim": f"{f.claim}: {f.says}",
@@ -196,14 +196,14 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     names = ("outcome", "effect", "claimed", "test")
     columns = tuple(Column(name, name, None, 0, words=name == "test") for name in names)
     caption = (
-        "The effect is a mean with its 95 % interval over seeds. A claim is held where the whole interval is on the "
-        "claimed side, not held where it is on the other, else undecided."
+        "The effect is a mean with its 95 % interval over seeds. A claim holds if the whole interval is on the claimed "
+        "side, does not hold if it is on the other side, and is undecided otherwise."
     )
     return Table("What came out", caption, columns, rows, "claim", None)
 
 
 def shown(estimate: Estimate) -> str:
-    """Three digits, or – where there is none; the interval only where there is one."""
+    """Three digits, or – for a missing value; with the interval if it is known."""
     if math.isnan(estimate.value):
         return "–"
     return f"{estimate.value:.3g}" if math.isnan(estimate.low) else str(estimate)
@@ -215,8 +215,8 @@ def shown(estimate: Estimate) -> str:
 def to_text(table: Table, width: int = 100) -> str:
     """The table for a terminal: plain characters, aligned, at most ``width`` columns wide.
 
-    Differences stand beside the values; where that is too wide, beneath them; where that is too wide, the columns
-    are set in blocks under one another.
+    Differences are next to the values, or below them if that is too wide; if that is still too wide, the columns are
+    split into blocks below one another.
     """
     rows = cells(table)
     heading = label_heading(table)
@@ -251,7 +251,7 @@ def _finite(value: Value) -> bool:
 
 
 def markdown_text(text: str) -> str:
-    """Text on one line, with nothing Markdown or HTML would act on."""
+    """Text on one line, with the special characters of Markdown and HTML escaped."""
     line = _UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
     for mark in "\\`*_[]<>|":
         line = line.replace(mark, "&lt;" if mark == "<" else "&gt;" if mark == ">" else "\\" + mark)
@@ -270,7 +270,7 @@ def _text_column(table: Table, index: int, rows: Sequence[tuple[str, bool, list[
     entries = [row[index] for _, _, row in rows]
     changes = max((_width(entry.change) for entry in entries), default=0)
     if beside and changes:
-        # An arrow is a column of its own, so that the digits stay under one another.
+        # Arrows have a separate column, so that digits stay aligned.
         arrows = max(len(entry.arrow) for entry in entries)
         body = [
             [entry.whole + " " + _right(entry.difference + (entry.arrow or " " * arrows), changes)] for entry in entries
@@ -279,13 +279,13 @@ def _text_column(table: Table, index: int, rows: Sequence[tuple[str, bool, list[
         body = [[entry.whole, *([entry.change or ""] if changes else [])] for entry in entries]
     content = max((_width(line) for lines in body for line in lines), default=0)
     label = f"{column.label} {direction(column)}".strip()
-    word = min(max(map(len, label.split()), default=0), _LABEL_WIDTH)  # no word is broken unless it is very long
+    word = min(max(map(len, label.split()), default=0), _LABEL_WIDTH)  # only very long words are broken
     head = textwrap.wrap(label, max(content, _HEADER_WIDTH, word)) or [""]
     return _TextColumn(head, body, max([content, *map(_width, head)]))
 
 
 def _blocks(columns: Iterable[_TextColumn], room: int) -> list[list[_TextColumn]]:
-    """Columns in order, as many to a block as there is room for, at least one."""
+    """Columns in order, as many per block as fit, at least one."""
     blocks: list[list[_TextColumn]] = []
     left = 0
     for column in columns:
@@ -305,7 +305,7 @@ def _text_block(labels: list[list[str]], label_width: int, columns: list[_TextCo
         for line in range(height):
             text = _left(label[line] if line < len(label) else "", label_width)
             for column, part in zip(columns, parts, strict=True):
-                # Headings stand on the rule, values hang from the top of their row.
+                # Headings are aligned at the bottom, values at the top of their row.
                 at = line - (height - len(part)) if index == 0 else line
                 text += "  " + _right(part[at] if 0 <= at < len(part) else "", column.width)
             lines.append(text.rstrip())
@@ -315,7 +315,7 @@ def _text_block(labels: list[list[str]], label_width: int, columns: list[_TextCo
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that ``text`` takes."""
+    """Width of ``text`` in columns of a terminal."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 

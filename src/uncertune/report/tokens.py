@@ -1,7 +1,7 @@
-"""Documents token by token: what each token is shown as, and how deep its colour is. No markup is made here.
+"""Documents token by token: the text and the colour level of each token, without markup.
 
-Token text is data from strangers and may be half a character: whatever cannot be seen, or would change how its
-neighbours are read, is spelled out.
+Token text is untrusted and may be part of a character: invisible characters, and those that would change how their
+neighbours are displayed, are spelled out.
 """
 
 import io
@@ -20,7 +20,7 @@ from uncertune.runs.files import write_atomically
 
 LEVELS = 8  # the page's style sheet defines .s0 … .s7
 _STEPS = (1, 2, 2.5, 5)
-_COVERED = 0.97  # share of the scores below the last level
+_COVERED = 0.97  # share of the scores that the scale covers
 CHARACTERS = 92
 """Characters a line."""
 
@@ -32,7 +32,7 @@ _JOINERS = "\u200c\u200d"  # needed inside emoji and Indic text
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number that every token may have: ``key`` in the moments' ``values``, its name and unit for readers."""
+    """One quantity of tokens: its ``key`` in the moments' ``values``, and its name and unit for readers."""
 
     key: str
     label: str
@@ -44,9 +44,9 @@ QUANTITIES = tuple(Quantity(key, key) for key in ("epistemic", "aleatoric", "tot
 
 @dataclass(frozen=True)
 class Moment:
-    """The numbers of one document at one moment of training: ``values[key]`` and ``selected``, one a token.
+    """The numbers of one document at one moment of training: ``values[key]`` and ``selected``, one per token.
 
-    A value is None where the token was not scored.
+    The value of a token that was not scored is None.
 
     Raises:
         ValueError: the lengths differ.
@@ -64,7 +64,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """One document: its tokens as decoded, which of them are response, and its moments in order.
+    """One document: its decoded tokens, which of them are response, and its moments in order.
 
     Raises:
         ValueError: a moment has another number of tokens.
@@ -83,7 +83,7 @@ class ScoredDocument:
 
 @dataclass(frozen=True)
 class TokenPage:
-    """What the page shows. Quantities that no token has are left out."""
+    """The content of the token page. Quantities that no token has are left out."""
 
     title: str
     lead: str
@@ -93,13 +93,13 @@ class TokenPage:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scores in ``LEVELS`` equal steps from ``low``; what lies outside takes the first or the last."""
+    """A scale of ``LEVELS`` equal steps from ``low``; scores outside take the first or the last level."""
 
     low: float
     step: float
 
     def level(self, score: float) -> int:
-        """The step a score falls in; NaN has none and gives −1."""
+        """The level of a score; −1 for NaN."""
         if math.isnan(score):
             return -1
         if math.isinf(score):
@@ -115,7 +115,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One token, ready for the page: ``note`` is what a hover says."""
+    """One token, ready for the page: ``note`` is its tooltip."""
 
     text: str
     classes: str
@@ -124,7 +124,7 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """One moment: its name, one line that counts it, its tokens."""
+    """One moment: its name, a line of counts, its tokens."""
 
     label: str
     summary: str
@@ -141,7 +141,7 @@ class ShownDocument:
 
 
 def scale_of(tokens: Tokens) -> Scale:
-    """A scale with round steps for the whole section: its moments and documents compare by eye."""
+    """A scale with round steps for the whole section, so that its moments and documents can be compared."""
     frames = (frame for document in tokens.documents for frame in document.frames)
     return scale_of_scores(
         token.score for frame in frames for token in frame.tokens if token.response and token.score is not None
@@ -160,7 +160,7 @@ def scale_of_scores(values: Iterable[float]) -> Scale:
 
 
 def shown(document: TokenDocument, tokens: Tokens, scale: Scale) -> ShownDocument:
-    """A document as the page draws it."""
+    """A document as the page shows it."""
     frames = [
         ShownFrame(
             frame.label,
@@ -181,7 +181,7 @@ def visible(text: str) -> str:
 
 
 def direction(characters: Iterable[str]) -> str:
-    """ltr or rtl, as most characters that have a direction run: the roles and tags around a Hebrew text are Latin."""
+    """ltr or rtl, by the majority of characters with a direction: roles and tags around a Hebrew text are Latin."""
     kinds = Counter(map(unicodedata.bidirectional, characters))
     return "rtl" if kinds["R"] + kinds["AL"] > kinds["L"] else "ltr"
 
@@ -236,7 +236,7 @@ def _mantissa(value: float) -> float:
 
 
 def _round_up(value: float) -> float:
-    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below ``value``."""
+    """The smallest of 1, 2, 2.5 or 5 times a power of ten that is at least ``value``."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -1,11 +1,11 @@
-"""What the model knows: ensembles by Monte-Carlo dropout and otherwise, and uncertainty token by token.
+"""Uncertainty of tokens by ensembles: Monte-Carlo dropout, adapters or checkpoints.
 
-score      the front door: total, aleatoric and epistemic uncertainty of every response token of a batch
-dropout    dropout switched on in eval mode, seeded, place by place; everything restored
-sites      where a module tree has dropout
+score      ``token_uncertainty``: total, aleatoric and epistemic uncertainty of every response token of a batch
+dropout    seeded dropout in eval mode, place by place; everything is restored
+sites      the dropout places of a module tree
 ensemble   members: dropout samples, LoRA adapters, checkpoints
 bald       the decomposition, streamed over members and tokens
-check      whether dropout at a place changes anything
+check      whether dropout at a place has an effect
 documents  a batch row by row, without padding
 """
 

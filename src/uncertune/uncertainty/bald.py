@@ -1,10 +1,9 @@
-"""Uncertainty of tokens under an ensemble, streamed: no tensor of S × T × V.
+"""Uncertainty of tokens under an ensemble, streamed, without an S × T × V tensor.
 
     aleatoric = E_θ[H[p_θ]]        total = H[E_θ[p_θ]]        epistemic = total − aleatoric  ≥ 0
 
-in nats, per token (Houlsby et al. 2011, BALD; SPEC S18). Logits and their exponentials are float32, every sum float64:
-with sums in float32 the difference of two entropies is off by some 1e-6, so it is by 1e-8. No Hugging Face package is
-imported.
+in nats, per token (Houlsby et al. 2011, BALD; SPEC S18). Logits and their exponentials are float32, every sum float64,
+which reduces the error of the difference of two entropies from about 1e-6 to 1e-8. No Hugging Face package is imported.
 
 Shape legend: ``S`` samples, ``T`` tokens, ``t`` those of one chunk, ``V`` vocabulary, ``D`` hidden size.
 """
@@ -24,7 +23,7 @@ from uncertune.fused.projection import LARGE_VOCABULARY
 from uncertune.objectives.head import Head, finish_logits
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
-"""What a chunk's logits and probabilities take at most; a chunk is one token at least."""
+"""Most bytes of a chunk's logits and probabilities; a chunk has at least one token."""
 
 _LOGIT, _SUM = 4, 8  # bytes of an entry: logits are float32, sums of probabilities float64
 
@@ -87,7 +86,7 @@ class Logits:
 
 
 class Accumulator(Protocol):
-    """Takes the hidden states (T, D) of one sample after the other; the decomposition after the last."""
+    """An accumulator of the hidden states (T, D) of one sample after the other, then of the decomposition."""
 
     def add(self, hidden_TD: Tensor, logits: Logits) -> None: ...
 
@@ -95,7 +94,7 @@ class Accumulator(Protocol):
 
 
 class KeptHidden:
-    """Strategy (a): the hidden states of all samples, S × T × D; ``finish`` sweeps the one head over them."""
+    """Strategy (a): the hidden states of all samples, S × T × D; ``finish`` applies the shared head to them."""
 
     def __init__(self) -> None:
         self._hidden: list[Tensor] = []
@@ -112,7 +111,7 @@ class KeptHidden:
 
 
 class StreamedSums:
-    """Strategy (b): Σ_s p_s, float64 (T, V), and Σ_s H[p_s]; nothing of a sample is kept, heads may differ."""
+    """Strategy (b): Σ_s p_s, float64 (T, V), and Σ_s H[p_s]; samples are not kept, and heads may differ."""
 
     def __init__(self) -> None:
         self._chunks: list[_Moments] = []
@@ -129,9 +128,9 @@ class StreamedSums:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a document is held while samples come: ``keep`` says what, ``tokens`` how many tokens at a time.
+    """What is stored of a document while samples come: ``keep`` names it, for ``tokens`` tokens at a time.
 
-    Tokens beyond that are another piece, for which every forward pass is made again with the same seeds.
+    Further tokens form another piece, for which every forward pass is repeated with the same seeds.
     """
 
     keep: Literal["hidden", "sums"]
@@ -142,10 +141,10 @@ class Plan:
     def of(
         cls, tokens: int, samples: int, width: int, vocabulary: int, itemsize: int, memory: int, shared_head: bool
     ) -> Plan:
-        """The plan of fewest forward passes for ``tokens`` tokens within ``memory`` bytes.
+        """The plan with the fewest forward passes for ``tokens`` tokens within ``memory`` bytes.
 
-        Hidden states cost S · D · ``itemsize`` bytes a token, sums 8 · V; where both need equally many passes, hidden
-        states are kept. Without a shared head only sums will do.
+        Hidden states take S · D · ``itemsize`` bytes per token, sums 8 · V; if both need equally many passes, hidden
+        states are stored. Without a shared head only sums are possible.
         """
         plans: list[Plan] = [cls("sums", max(1, memory // (8 * vocabulary)), 8 * vocabulary)]
         if shared_head:
@@ -157,7 +156,7 @@ class Plan:
         return KeptHidden() if self.keep == "hidden" else StreamedSums()
 
     def pieces(self, tokens: int) -> Iterator[slice]:
-        """Slices over a document's tokens; they depend on nothing else that is scored."""
+        """Slices over a document's tokens, independent of other documents."""
         yield from _slices(tokens, self.tokens)
 
 
@@ -179,7 +178,7 @@ def decompose(hidden_STD: Tensor | Sequence[Tensor], logits: Logits) -> Decompos
 
 
 def decompose_members(hidden_STD: Sequence[Tensor], logits_S: Sequence[Logits]) -> Decomposition:
-    """``decompose`` for members with a head each, one chunk of tokens after the other; hidden sizes may differ."""
+    """``decompose`` for members with separate heads, one chunk of tokens after the other; hidden sizes may differ."""
     parts = []
     for chunk in logits_S[0].chunks(hidden_STD[0].shape[0]):
         moments = _Moments()
@@ -198,7 +197,7 @@ class _Moments:
         self._entropy_t: Tensor
 
     def add(self, logits_tV: Tensor) -> None:
-        if logits_tV.device.type == "mps":  # has no float64
+        if logits_tV.device.type == "mps":  # without float64
             logits_tV = logits_tV.cpu()
         if not self._samples:
             self._probs_tV = torch.zeros_like(logits_tV, dtype=torch.float64)
@@ -211,7 +210,7 @@ class _Moments:
         self._samples += 1
 
     def finish(self) -> Decomposition:
-        """Epistemic values of −1e-7 and above are rounding and become 0; lower ones stay, for all to see."""
+        """Negative epistemic values down to −1e-7 are rounding and become 0; lower values stay visible."""
         aleatoric_t = self._entropy_t / self._samples
         difference_t = torch.special.entr(self._probs_tV / self._samples).sum(-1) - aleatoric_t
         rounding = (difference_t < 0) & (difference_t >= -_ROUNDING)
@@ -225,7 +224,7 @@ def _add(logits_tV: Tensor, probs_tV: Tensor, entropy_t: Tensor) -> None:
     z_tV = z_tV.clamp(min=-800.0)  # exp gives 0 from there on, and 0 · −∞ would be NaN
     exp_tV = z_tV.exp()
     norm_t = exp_tV.sum(-1, dtype=torch.float64)
-    # H = log Σ exp z − Σ p z: without a logarithm of V numbers
+    # H = log Σ exp z − Σ p z needs no logarithm of V numbers
     entropy_t += (norm_t.log() - (exp_tV * z_tV).sum(-1, dtype=torch.float64) / norm_t).clamp(min=0.0)
     probs_tV += exp_tV.double() / norm_t[:, None]
 

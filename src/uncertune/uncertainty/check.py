@@ -1,4 +1,4 @@
-"""Does dropout at a place change what the model computes? Some architectures keep a rate that no forward uses."""
+"""A check that dropout at each place has an effect: some architectures have a rate that no forward uses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SLACK = 1e-3  # of the largest hidden state: above the noise of sums in another
 def verify_dropout(model: nn.Module, input_ids: Tensor, places: str | Iterable[str] | None = None) -> None:
     """Check on the first tokens of ``input_ids`` (L,) that dropout at each place changes the last hidden states.
 
-    One short forward a place, and one without dropout. LoRA is not checked: an adapter that has not been trained yet
-    has no effect with or without dropout. Raises UserError for a place without effect, with those that have one.
+    Runs one short forward per place, and one without dropout. LoRA is not checked, since an untrained adapter has no
+    effect at all. Raises UserError for a place without effect, and names the places with one.
     """
     sites = choose_sites(model, places)
     named = list(dict.fromkeys(site.place for site in sites)) if places is None else places

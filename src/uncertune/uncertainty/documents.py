@@ -1,4 +1,4 @@
-"""A batch, row by row and without padding.
+"""The rows of a batch without padding.
 
 Shape legend: ``B`` rows, ``L`` columns, ``T`` response tokens of one row.
 """
@@ -15,8 +15,8 @@ from uncertune.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """One row: ``ids`` (L,) without padding; ``predicts`` (T,) the places in it whose logits predict a response
-    token, ``labels`` (T,) those tokens, ``position`` (T, 2) their (row, column) in the batch, on the CPU."""
+    """One row: ``ids`` (L,) without padding; ``predicts`` (T,) the positions whose logits predict a response token,
+    ``labels`` (T,) those tokens, ``position`` (T, 2) their (row, column) in the batch, on the CPU."""
 
     ids: Tensor
     predicts: Tensor
@@ -30,9 +30,9 @@ class Document:
 def split_rows(
     input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None, device: torch.device | None
 ) -> list[Document]:
-    """The rows of a batch that have response tokens, on ``device`` (None: where ``input_ids`` is).
+    """The rows of a batch that have response tokens, on ``device`` (None: that of ``input_ids``).
 
-    Raises UserError where shapes differ, a mask has holes, or a label lies on padding.
+    Raises UserError if shapes differ, a mask has holes, or a label is on padding.
     """
     if input_ids.dim() != 2 or input_ids.shape != labels.shape:
         raise UserError(

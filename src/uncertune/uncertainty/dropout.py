@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout on any module tree: a seeded context in which chosen dropouts are active and nothing else is.
+"""Monte-Carlo dropout on any module tree: a seeded context in which only the chosen dropouts are active.
 
     with mc_dropout(model, rate=0.1, seed=0):
         model(input_ids)                            # one sample
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from uncertune.errors import UserError
 from uncertune.uncertainty.sites import PLACES, Site, dropout_sites
 
-# What transformers' attention functions do with a rate: `eager`, `sdpa` and FlashAttention 2 apply it; `flex_attention`
-# raises; FlashAttention 3 and 4 have no such argument and leave it out without a word; of others nothing is known.
+# transformers' attention functions and a dropout rate: `eager`, `sdpa` and FlashAttention 2 apply it; `flex_attention`
+# raises; FlashAttention 3 and 4 silently ignore it; others are unknown.
 _BACKENDS = (None, "eager", "sdpa", "flash_attention_2", "kernels-community/flash-attn2")
 
-# Numbers of an active module that also act only while training: layers skipped, noise on a router.
+# Other rates of a module that act only in training mode: skipped layers, router noise.
 _OTHER_NOISE = re.compile(r"drop|jitter")
 
 
@@ -34,18 +34,18 @@ _OTHER_NOISE = re.compile(r"drop|jitter")
 def mc_dropout(
     model: nn.Module, rate: float = 0.1, seed: int = 0, places: str | Iterable[str] | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Dropout of ``rate`` at ``places``; all else in eval mode; the random numbers start at ``seed``.
+    """Dropout of ``rate`` at ``places``, everything else in eval mode; the random numbers start at ``seed``.
 
-    ``places``: any of "attention", "residual" (embeddings included), "mlp" and "lora", or glob patterns of names as
-    ``dropout_places`` gives them; None is every place the model has. A module's own rate does not matter. Rate 0 is
-    the plain forward. The context yields ``reseed(seed)``, which restarts the random numbers.
+    ``places``: any of "attention", "residual" (with embeddings), "mlp" and "lora", or glob patterns of names from
+    ``dropout_places``; None means every place of the model. A module's configured rate is ignored. Rate 0 is the plain
+    forward. The context yields ``reseed(seed)``, which restarts the random numbers.
 
-    On exit, also by an exception, everything is as before: training flags, rates, swapped modules, and the state of
-    the global random generators of the CPU and of the model's devices. The same seed on the same device, with inputs
-    of the same shape, gives the same masks. Not for two threads at once: the generators are torch's global ones.
+    On exit, also by an exception, everything is restored: training flags, rates, replaced modules, and the state of the
+    global random generators of the CPU and of the model's devices. The same seed on the same device, with inputs of the
+    same shape, gives the same masks. Not thread-safe, since it uses torch's global generators.
 
-    Raises UserError for a rate outside [0, 1), for a place the model does not have (the line lists what it has), and
-    for an attention implementation that cannot drop.
+    Raises UserError for a rate outside [0, 1), for a place that the model does not have (with those that it has), and
+    for an attention implementation without dropout.
     """
     if not 0 <= rate < 1:
         raise UserError(f"rate: {rate} is not in [0, 1): give the share of activations to drop, for example 0.1")
@@ -60,7 +60,7 @@ def mc_dropout(
 
 
 def dropout_places(model: nn.Module) -> dict[str, list[str]]:
-    """The names of the model's dropouts by place; a place it does not have is missing."""
+    """The names of the model's dropouts by place; places without dropout are missing."""
     found: dict[str, list[str]] = {}
     for site in dropout_sites(model):
         found.setdefault(site.place, []).append(site.name)
@@ -68,7 +68,7 @@ def dropout_places(model: nn.Module) -> dict[str, list[str]]:
 
 
 def sample_seed(seed: int, document: Tensor | bytes | str | int, sample: int) -> int:
-    """A seed in [0, 2⁶³) that depends on nothing but its arguments: a hash (BLAKE2b).
+    """A seed in [0, 2⁶³), a hash (BLAKE2b) of the arguments alone.
 
     ``document`` is the document's token ids (an integer tensor of any shape and device; the type of its integers does
     not matter), its text or an index.
@@ -85,7 +85,7 @@ def sample_seed(seed: int, document: Tensor | bytes | str | int, sample: int) ->
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode module by module, and each module's own flag back on exit. No method of the model is called."""
+    """Eval mode module by module; each module's flag is restored on exit. No method of the model is called."""
     training = [(module, module.training) for module in model.modules()]
     for module, _ in training:
         module.training = False
@@ -97,7 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def choose_sites(model: nn.Module, places: str | Iterable[str] | None) -> list[Site]:
-    """The dropouts at ``places``, as ``mc_dropout`` reads them. Raises UserError where an entry finds none."""
+    """The dropouts at ``places``, as in ``mc_dropout``. Raises UserError for an entry without a match."""
     sites = dropout_sites(model)
     if places is None:
         wanted: list[str] = []
@@ -107,7 +107,7 @@ def choose_sites(model: nn.Module, places: str | Iterable[str] | None) -> list[S
             raise UserError(f"places: the list is empty: give None for every place, or {_has(sites)}")
     if not sites:
         raise UserError(
-            f"model: {type(model).__name__} has no dropout that could be switched on: give a model with dropout "
+            f"model: {type(model).__name__} has no dropout that could be activated: give a model with dropout "
             "places, or one with LoRA adapters"
         )
     for place in wanted:
@@ -155,7 +155,7 @@ def _activate(model: nn.Module, chosen: list[Site], rate: float, undo: contextli
         if site.name in active or id(site.owner) in owners:
             _set_rate(site, rate if site.name in active else 0.0, undo)
     for module in model.modules():
-        # torch's own layer fuses itself in eval mode, and PEFT's variants (DoRA, …) skip dropout there.
+        # torch's own layer has a fused path in eval mode, and PEFT's variants (DoRA, …) skip dropout there.
         lora = getattr(module, "lora_dropout", None)
         fused = isinstance(module, nn.TransformerEncoderLayer)
         if fused or any(site.owner is lora for site in chosen if lora is not None):
@@ -166,7 +166,7 @@ def _set_rate(site: Site, rate: float, undo: contextlib.ExitStack) -> None:
     owner: Any = site.owner
     if site.kind == "number":
         _set(owner, site.attribute, rate, undo)
-    elif site.kind == "config":  # a copy for this module alone: the configuration is everyone's
+    elif site.kind == "config":  # a copy for this module alone, since modules share the configuration
         config = copy.copy(owner.config)
         setattr(config, site.attribute, rate)
         _set(owner, "config", config, undo)
@@ -180,7 +180,7 @@ def _set_rate(site: Site, rate: float, undo: contextlib.ExitStack) -> None:
 
 
 def _only_training(owner: Any, undo: contextlib.ExitStack) -> None:
-    """``owner.training`` on, and what else it would start off: gradient checkpointing, layer drop, router noise."""
+    """Set ``owner.training``, and disable its other effects: gradient checkpointing, layer drop, router noise."""
     _set(owner, "training", True, undo)
     if getattr(owner, "gradient_checkpointing", False):
         _set(owner, "gradient_checkpointing", False, undo)
@@ -190,7 +190,7 @@ def _only_training(owner: Any, undo: contextlib.ExitStack) -> None:
 
 
 def _set(holder: Any, attribute: str, value: Any, undo: contextlib.ExitStack) -> None:
-    """``holder.attribute = value`` until ``undo``; past every ``__setattr__``, which may have views of its own."""
+    """Set ``holder.attribute`` until ``undo``, bypassing ``__setattr__``, which may be overridden."""
     state = vars(holder)
     if attribute in state:
         undo.callback(state.__setitem__, attribute, state[attribute])
@@ -201,9 +201,9 @@ def _set(holder: Any, attribute: str, value: Any, undo: contextlib.ExitStack) ->
 
 @contextlib.contextmanager
 def _own_generators(model: nn.Module) -> Iterator[Callable[[int], None]]:
-    """The global generators of the CPU and of the model's devices, given back as they were; yields ``reseed``.
+    """Restore the global generators of the CPU and of the model's devices on exit; yields ``reseed``.
 
-    ``torch.manual_seed`` would also touch devices that the model is not on.
+    ``torch.manual_seed`` would also change devices that the model is not on.
     """
     tensors = (*model.parameters(), *model.buffers())
     devices = dict.fromkeys(tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta"))
@@ -212,7 +212,7 @@ def _own_generators(model: nn.Module) -> Iterator[Callable[[int], None]]:
 
     def reseed(seed: int) -> None:
         for index, generator in enumerate(generators):
-            # With layers on several devices, each draws its own masks.
+            # With layers on several devices, each draws separate masks.
             generator.manual_seed(seed if index < 2 else sample_seed(seed, "device", index))
 
     try:

@@ -1,7 +1,7 @@
-"""Ensembles: dropout samples, LoRA adapters, checkpoints; the same code runs over all three (SPEC S17, B3).
+"""Ensembles of dropout samples, LoRA adapters or checkpoints, with one interface (SPEC S17, B3).
 
 for member in ensemble.members:
-    with member.open() as (model, reseed):      # in eval mode but for the member's own dropout
+    with member.open() as (model, reseed):      # in eval mode, except for the member's dropout
         model(**inputs, head_fn=fn, response_mask=mask)
 """
 
@@ -24,10 +24,10 @@ Opened = tuple[nn.Module, Reseed | None]
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble. ``open()`` is a context that gives it, its output head attached, and ``reseed``.
+    """One model of an ensemble. ``open()`` is a context of the model, with its output head attached, and ``reseed``.
 
-    A member that draws (``samples`` draws of dropout) is seeded by ``reseed(seed)`` before each forward, and rows of a
-    batch are draws of their own; otherwise ``reseed`` is None and ``samples`` 1.
+    A member with dropout has ``samples`` draws: ``reseed(seed)`` seeds it before each forward, and each row of a batch
+    is a separate draw. Otherwise ``reseed`` is None and ``samples`` 1.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """``shared_head``: every member has the same output head, so that one sweep of it can serve all of them."""
+    """``shared_head``: every member has the same output head, so that one sweep of it serves all members."""
 
     members: tuple[Member, ...]
     shared_head: bool
@@ -55,12 +55,12 @@ def dropout_ensemble(
     seed: int = 0,
     places: str | Iterable[str] | None = None,
 ) -> Ensemble:
-    """``samples`` draws of Monte-Carlo dropout; the arguments are those of ``mc_dropout``, which also checks them."""
+    """``samples`` draws of Monte-Carlo dropout; the other arguments are those of ``mc_dropout``, which checks them."""
     if samples < 1:
         raise UserError(f"samples: {samples} is not positive: give the number of dropout samples, for example 100")
     chosen = places if places is None or isinstance(places, str) else tuple(places)
     with mc_dropout(model, rate, seed, chosen):
-        pass  # its errors now and not at the first document
+        pass  # raises its errors now instead of at the first document
 
     @contextlib.contextmanager
     def opened() -> Iterator[Opened]:
@@ -71,7 +71,7 @@ def dropout_ensemble(
 
 
 def adapter_ensemble(model: nn.Module, names: Iterable[str]) -> Ensemble:
-    """One member for each adapter of a PEFT model, by name. Raises UserError for a name the model does not have."""
+    """One member for each adapter of a PEFT model, by name. Raises UserError for an unknown name."""
     has = list(getattr(unwrapped(model), "peft_config", ()))
     wanted = list(names)
     if not wanted:
@@ -92,9 +92,9 @@ def adapter_ensemble(model: nn.Module, names: Iterable[str]) -> Ensemble:
 
 
 def model_ensemble(models: Iterable[nn.Module | Callable[[], nn.Module]]) -> Ensemble:
-    """One member for each model: a loaded one, or a function without arguments that loads it (a checkpoint).
+    """One member for each model: a loaded model, or a function without arguments that loads it (a checkpoint).
 
-    A function is called once for each group of documents that fits the memory budget, and its model let go after it.
+    A function is called once for each group of documents that fits the memory budget, and its model is released after.
     """
 
     def opener(source: nn.Module | Callable[[], nn.Module]) -> Callable[[], AbstractContextManager[Opened]]:
@@ -113,8 +113,8 @@ def model_ensemble(models: Iterable[nn.Module | Callable[[], nn.Module]]) -> Ens
 
 
 def _share_head(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether the head is one tensor under every adapter (not so where ``modules_to_save`` trains it)."""
-    heads = []  # all alive at once, so that no two share an address by chance
+    """Whether the head is the same tensor under every adapter (not if ``modules_to_save`` trains it)."""
+    heads = []  # all alive at once, so that no two have the same address by chance
     for name in names:
         with active_adapter(model, name):
             heads.append(output_head(model))

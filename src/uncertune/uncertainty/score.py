@@ -1,4 +1,4 @@
-"""The uncertainty of the response tokens of a batch: each row by itself, whatever else is in the batch.
+"""The uncertainty of the response tokens of a batch; each row is scored independently of the others.
 
 Shape legend: ``B`` rows, ``L`` columns, ``N`` response tokens of the batch, ``T`` those of one row, ``S`` samples,
 ``D`` hidden size, ``V`` vocabulary.
@@ -62,22 +62,22 @@ def token_uncertainty(
     """Total, aleatoric and epistemic uncertainty of every response token (SPEC S17 to S19).
 
     ``input_ids`` and ``labels`` are (B, L), labels −100 outside the response, and logits of column t predict the label
-    of column t + 1: the first token of a row never counts. ``attention_mask`` (B, L) marks padding, which is cut off;
-    without it every column is a token of the row.
+    of column t + 1: the first token of a row never counts. ``attention_mask`` (B, L) marks padding, which is removed;
+    without it every column is a token.
 
     ``samples`` passes with dropout of ``rate`` at ``places`` (see ``mc_dropout``), or the members of ``ensemble``
-    instead. Each row is scored by itself, and its random numbers depend on ``seed``, its own token ids and
-    ``samples`` alone: other rows and padding change nothing. Up to ``pass_tokens`` tokens run as one batch of copies.
+    instead. A row's random numbers depend on ``seed``, its token ids and ``samples`` alone, so other rows and padding
+    have no effect. Up to ``pass_tokens`` tokens run as one batch of copies.
 
-    ``memory``: bytes for what is kept of the samples, hidden states or sums over the vocabulary, whichever takes fewer
-    passes (``bald.Plan``). ``verify``: check first, on a few tokens, that the model's head is understood and that
-    dropout has an effect at each place. ``progress(done, of)`` is called with counts of samples, after each pass.
+    ``memory``: bytes for stored hidden states or sums over the vocabulary, whichever takes fewer passes
+    (``bald.Plan``). ``verify``: first check on a few tokens that the model's head is supported and that dropout has an
+    effect at each place. ``progress(done, of)`` is called with counts of samples after each pass.
 
-    The model is left as it was. Raises UserError for inputs that do not fit together, a model or place that cannot be
-    sampled, and values that are not finite.
+    The model is left unchanged. Raises UserError for inputs that do not fit together, a model or place that cannot be
+    sampled, and non-finite values.
     """
     if ensemble is not None and (samples, rate, seed, places) != (100, 0.1, 0, None):
-        raise UserError("ensemble: it brings its own samples, rate, seed and places: leave those out")
+        raise UserError("ensemble: it defines samples, rate, seed and places: leave those out")
     documents = split_rows(input_ids, labels, attention_mask, _device(model))
     if ensemble is None:
         places = places if places is None or isinstance(places, str) else tuple(places)
@@ -93,7 +93,7 @@ def token_uncertainty(
 
 @dataclass
 class _Piece:
-    """Tokens ``predicts`` (T,) of one document that are held together while the samples come."""
+    """Tokens ``predicts`` (T,) of one document that are processed together."""
 
     document: Document
     part: slice
@@ -106,14 +106,14 @@ class _Piece:
 
     @property
     def mask(self) -> Tensor:
-        """(L − 1,) bool: which columns predict a token of this piece."""
+        """(L − 1,) bool: the columns that predict a token of this piece."""
         mask = torch.zeros(len(self.document) - 1, dtype=torch.bool, device=self.document.ids.device)
         mask[self.document.predicts[self.part]] = True
         return mask
 
 
 def _plain_pass(model: nn.Module, document: Document, ensemble: Ensemble, memory: int) -> Iterator[_Piece]:
-    """Loss and entropy of a document's tokens, dropout off, and the pieces it is cut into for the samples."""
+    """Loss and entropy of a document's tokens without dropout, and the pieces into which it is split for sampling."""
     whole = torch.zeros(len(document) - 1, dtype=torch.bool, device=document.ids.device)
     whole[document.predicts] = True
     found: list[tuple[Tensor, Tensor, Plan, int]] = []
@@ -135,7 +135,7 @@ def _plain_pass(model: nn.Module, document: Document, ensemble: Ensemble, memory
 
 @dataclass
 class _Sampling:
-    """Runs every member over every piece, and counts."""
+    """Runs every member over every piece, and counts samples for ``progress``."""
 
     ensemble: Ensemble
     pass_tokens: int
@@ -150,14 +150,14 @@ class _Sampling:
                 with member.open() as opened:
                     for piece in group:
                         self._sample(opened, piece, member.samples)
-                self._cast = None  # a loaded checkpoint must go before the next one comes
+                self._cast = None  # release a loaded checkpoint before the next is loaded
             for piece in group:
                 piece.result = piece.accumulator.finish()
                 del piece.accumulator
 
     def _sample(self, opened: Opened, piece: _Piece, samples: int) -> None:
-        """All samples of one member for one piece, stacked as copies of the row in batches of a size that depends on
-        the row's length and ``samples`` only."""
+        """All samples of one member for one piece, as batches of copies of the row; the batch size depends on the row's
+        length and ``samples`` only."""
         model, reseed = opened
         ids, mask = piece.document.ids[None], piece.mask[None]
         stack = max(1, min(samples, self.pass_tokens // len(piece.document)))
@@ -179,7 +179,7 @@ class _Sampling:
                 self.progress(self.done, self.total)
 
     def _prepared(self, head: Head, hidden: Tensor) -> Logits:
-        """The head in the hidden states' type, cast once for as long as it is the same tensor."""
+        """The head in the hidden states' dtype, cast again only if the tensor changes."""
         if self._cast is None or self._cast[0].weight is not head.weight or self._cast[0].bias is not head.bias:
             self._cast = head, Logits.of(head, like=hidden)
         return self._cast[1]
@@ -188,13 +188,13 @@ class _Sampling:
 def _forward(model: nn.Module, ids_BL: Tensor, mask_BL: Tensor, head_fn: HeadFn) -> None:
     def called(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
         head_fn(hidden, head, aux_loss)
-        return {}  # what wraps the model may look into its output
+        return {}  # wrappers of the model may inspect its output
 
     model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL), head_fn=called, response_mask=mask_BL)
 
 
 def _groups(pieces: list[_Piece], memory: int) -> Iterator[list[_Piece]]:
-    """Neighbours that are held at the same time within ``memory`` bytes, so that a member is opened less often."""
+    """Consecutive documents that fit into ``memory`` bytes together, so that members are opened less often."""
     group: list[_Piece] = []
     for piece in pieces:
         if group and sum(other.held_bytes for other in group) + piece.held_bytes > memory:
@@ -216,15 +216,13 @@ def _gather(pieces: list[_Piece], device: torch.device) -> TokenUncertainty:
     )
     loss, entropy = column([piece.loss for piece in pieces]), column([piece.entropy for piece in pieces])
     if not torch.stack((total, loss, entropy)).isfinite().all():
-        raise UserError(
-            "model: the uncertainty of some token is not finite: its logits overflow, or weights are damaged"
-        )
+        raise UserError("model: the uncertainty of a token is not finite: its logits overflow, or weights are damaged")
     positions = [piece.document.position[piece.part] for piece in pieces]
     position = torch.cat(positions) if positions else torch.empty((0, 2), dtype=torch.long)
     return TokenUncertainty(total, aleatoric, epistemic, loss, entropy, position.to(total.device))
 
 
 def _device(model: nn.Module) -> torch.device | None:
-    """Where token ids must be; None where the embedding is offloaded and hooks move the inputs."""
+    """The device for token ids; None if the embedding is offloaded and hooks move the inputs."""
     device = causal_lm(model).get_input_embeddings().weight.device
     return None if device.type == "meta" else device

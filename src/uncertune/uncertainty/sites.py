@@ -1,8 +1,7 @@
-"""Where a module tree has dropout: real dropout modules, numbers read in ``forward``, PEFT's empty LoRA places.
+"""The dropout places of a module tree: dropout modules, rates read in ``forward``, and PEFT's empty LoRA places.
 
-Nothing here names an architecture. A number counts if the code of its module reads it (``self.attention_dropout``,
-``self.config.attention_dropout``) anywhere but in ``__init__``: the bytecode says so, and needs no source file. Only
-torch is imported.
+No architecture is named here. A number counts if the bytecode of its module reads it (``self.attention_dropout``,
+``self.config.attention_dropout``) anywhere but in ``__init__``. Only torch is imported.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _MLP_OWNER = re.compile(r"mlp|ffn|feed_?forward", re.IGNORECASE)
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One dropout of a model. ``name`` is the path of what holds the rate: a module, or a number of a module.
+    """One dropout of a model. ``name`` is the path of its rate: a module, or a number of a module.
 
     ``kind``: "module" a dropout module ``owner.attribute``, "number" and "config" a rate read from ``owner`` or from
-    ``owner.config``, "identity" the ``nn.Identity`` that PEFT builds for a LoRA dropout of rate 0. ``by_owner``: the
-    owner's code applies the dropout itself, and only where ``owner.training`` says so.
+    ``owner.config``, "identity" the ``nn.Identity`` that PEFT creates for a LoRA dropout of rate 0. ``by_owner``: the
+    owner's code applies the dropout itself if ``owner.training`` is set.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Site:
 
     @property
     def backend(self) -> str | None:
-        """The attention implementation (transformers) this attention dropout goes through, or None."""
+        """The attention implementation (transformers) that applies this attention dropout, or None."""
         if self.place != "attention" or not self.by_owner:
             return None
         return getattr(getattr(self.owner, "config", None), "_attn_implementation", None)
@@ -54,8 +53,8 @@ class Site:
 def dropout_sites(model: nn.Module) -> list[Site]:
     """Every dropout of ``model``, in the order of ``named_modules``.
 
-    LoRA layers that are merged or disabled, and those on embeddings and bare parameters, have none: PEFT does not
-    apply dropout there.
+    LoRA layers that are merged or disabled, and those on embeddings and bare parameters, have no dropout: PEFT does not
+    apply it there.
     """
     sites: list[Site] = []
     seen: set[int] = set()
@@ -88,7 +87,7 @@ def _numbers(path: str, module: nn.Module, reads: frozenset[str]) -> Iterator[Si
 
 
 def _module_site(path: str, owner: nn.Module, key: str, reads: frozenset[str]) -> Site:
-    # `self.attn_dropout.p if self.training else 0.0`: the module only keeps the number (GPT-2, BERT)
+    # `self.attn_dropout.p if self.training else 0.0`: the module only stores the rate (GPT-2, BERT)
     by_owner = f"{key}.p" in reads
     place = _place(key, type(owner).__name__, path if by_owner else "")
     return Site(_join(path, key), place, owner, key, "module", by_owner)
@@ -102,7 +101,7 @@ def _lora_sites(path: str, layer: nn.Module, lora: nn.ModuleDict) -> Iterator[Si
 
 
 def _applies_lora_dropout(layer: Any) -> bool:
-    """PEFT's layers for embeddings and bare parameters hold an ``nn.Identity`` and never call it."""
+    """PEFT's layers for embeddings and bare parameters have an ``nn.Identity`` that they never call."""
     on_parameter = hasattr(layer, "parameter_name")
     on_embedding = isinstance(getattr(layer, "base_layer", None), nn.Embedding)
     return not (on_parameter or on_embedding or getattr(layer, "merged", False) or _disabled(layer))
@@ -113,9 +112,9 @@ def _disabled(layer: Any) -> bool:
 
 
 def _place(attribute: str, owner: str, path: str) -> str:
-    """The place a dropout belongs to, by its own name first and then by its owner's.
+    """The place of a dropout, by its name, then by its owner's.
 
-    Dropout of embeddings counts as residual: it is the first entry of the residual stream.
+    Dropout of embeddings counts as residual, since embeddings start the residual stream.
     """
     if _RESIDUAL.search(attribute):
         return "residual"
@@ -140,8 +139,8 @@ def _join(path: str, name: str) -> str:
 def own_reads(cls: type) -> frozenset[str]:
     """The attributes that methods of ``cls`` read from ``self``: {"training", "dropout", "attn_dropout.p", …}.
 
-    Dotted names count only where the same method also asks for ``self.training``. ``__init__`` does not count, nor do
-    the methods of ``nn.Module`` itself.
+    Dotted names count only if the same method also reads ``self.training``. ``__init__`` and the methods of
+    ``nn.Module`` itself do not count.
     """
     names: set[str] = set()
     for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
@@ -153,7 +152,7 @@ def own_reads(cls: type) -> frozenset[str]:
 
 
 def _reads(code: types.CodeType, receiver: str | None = None) -> Iterator[str]:
-    """Attribute chains of up to two names that begin at the first argument, nested functions included."""
+    """Attribute chains of up to two names that start at the first argument, including nested functions."""
     receiver = receiver or (code.co_varnames[0] if code.co_argcount else None)
     chain: list[str] | None = None
     for instruction in dis.get_instructions(code):
