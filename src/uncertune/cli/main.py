@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.cli.failures import report_failure
+from uncertune.cli.terminal import Showing, separated
 from uncertune.errors import InterruptedRun, UserError
 
 DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
@@ -26,7 +27,6 @@ COMMANDS = (
     *("demo", "init", "recipes", "check", "train", "merge", "score", "evaluate", "generate", "chat", "compare"),
     *("sweep", "report", "study"),
 )
-_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own field ``debug`` takes
 
 
 def command_of(name: str) -> Any:
@@ -36,21 +36,24 @@ def command_of(name: str) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    arguments, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # trl and peft ask transformers for old names on their own; a user can do nothing about it
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
+    arguments, showing = given, Showing()
     try:
-        return _run(arguments)
+        arguments, showing = separated(given)
+        with showing.applied():
+            return _run(arguments)
     except InterruptedRun as stopped:
-        print(f"uncertune: {stopped}; go on with:\n  {_again(arguments)}", file=sys.stderr)
+        print(f"uncertune: {stopped}; go on with:\n  {_again(given)}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        print(f"uncertune: interrupted; start again with:\n  {_again(arguments)}", file=sys.stderr)
+        print(f"uncertune: interrupted; start again with:\n  {_again(given)}", file=sys.stderr)
         return 130
     except Exception as error:
-        return report_failure(error, arguments[0], debug)
+        return report_failure(error, (arguments or [""])[0], showing.debug)
 
 
 def _run(arguments: list[str]) -> int:
@@ -66,17 +69,6 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
     return command_of(name).run(rest)
-
-
-def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """The arguments without ``--debug``, and whether it or ``UNCERTUNE_DEBUG`` was set."""
-    kept, debug = [], os.environ.get("UNCERTUNE_DEBUG", "") not in ("", "0")
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--debug" and after not in _DEBUG_OPTIONS:
-            debug = True
-        else:
-            kept.append(word)
-    return kept, debug
 
 
 def _again(arguments: list[str]) -> str:

@@ -200,6 +200,8 @@ def help_text(program: str, description: str, specs: Mapping[str, Spec], more: s
         lines += [""]
     lines += ["in every command:"]
     lines += _entry("--config FILE", "YAML file with any of these options; flags win over it", width)
+    lines += _entry("--quiet", "print results and errors only", width)
+    lines += _entry("--log_level LEVEL", "debug, info, warning, error or critical: what libraries log", width)
     lines += _entry("--debug", "show the traceback of an error", width)
     return "\n".join([*lines, *(["", *textwrap.wrap(more, width)] if more else [])])
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from uncertune.data.files import first_line
 from uncertune.data.sources import BUILTIN
@@ -273,25 +274,48 @@ def run(
     from lm_eval.api.model import CacheHook
 
     try:
-        found = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[*task.loaded["groups"].values()] or [*task.loaded["tasks"].values()],
-            num_fewshot=num_fewshot,
-            limit=limit,
-            use_cache=str(kept) if kept else None,
-            apply_chat_template=chat_template,
-            gen_kwargs=dict(generation) or None,
-            task_manager=_manager(False),
-            bootstrap_iters=1000,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        with _without_noise():
+            found = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[*task.loaded["groups"].values()] or [*task.loaded["tasks"].values()],
+                num_fewshot=num_fewshot,
+                limit=limit,
+                use_cache=str(kept) if kept else None,
+                apply_chat_template=chat_template,
+                gen_kwargs=dict(generation) or None,
+                task_manager=_manager(False),
+                bootstrap_iters=1000,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     finally:
         if kept and getattr(lm.cache_hook, "dbdict", None) is not None:
             lm.cache_hook.dbdict.close()
             lm.set_cache_hook(CacheHook(None))
     return _outcome(task, found)
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """While lm-eval runs: its progress bars, which no option switches off, on a terminal only; and no report on the
+    surrounding git repository and machine, for which it starts programs that print."""
+    from lm_eval import evaluator
+
+    def start(bar: Any, *args: Any, **options: Any) -> None:
+        theirs(bar, *args, **{**options, "disable": options.get("disable") or None})
+
+    theirs = tqdm.__init__
+    reports = {name: getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")}
+    tqdm.__init__ = start
+    for name in reports:
+        setattr(evaluator, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = theirs
+        for name, function in reports.items():
+            setattr(evaluator, name, function)
 
 
 def _outcome(task: HarnessTask, found: Mapping[str, Any]) -> Outcome:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,11 +63,17 @@ def load_model(
     if trust_remote_code:
         options["trust_remote_code"] = True
     with _in_one_line(f"model {name!r} cannot be loaded"), checked_weights(path, allow_pickle=allow_pickle) as more:
+        _announce(name)
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, revision=revision, **REPORTED, **options, **more
         )
         check_complete(name, report)
     return model
+
+
+def _announce(name: str) -> None:
+    shown = Path(name).name if Path(name).is_dir() else name
+    print(f"loading the weights of {shown}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -250,6 +257,7 @@ def checked_in_trl(*, allow_pickle: bool = False) -> Iterator[None]:
 
     def create(name: str, *args: Any, **options: Any) -> Any:
         with _in_one_line(f"model {name!r} cannot be loaded"), checked_weights(name, allow_pickle=allow_pickle) as more:
+            _announce(name)
             model, report = original(name, *args, **{**options, **REPORTED, **more})
             check_complete(name, report)
         return model

@@ -95,7 +95,9 @@ def score(folder: Path, settings: Settings, prepared: Prepared) -> None:
     prepared.accelerator.wait_for_everyone()  # all have read before one writes
     todo = [(rate, row) for rate in settings.rate for row in prepared.rows if (rate, row.number) not in done]
     mine = todo[rank::processes]
-    bar = tqdm(total=len(mine) * settings.samples, unit="sample", disable=rank > 0 or not mine, desc="scoring")
+    bar = tqdm(
+        total=len(mine) * settings.samples, unit="sample", disable=(rank > 0 or not mine) or None, desc="scoring"
+    )
     checked = False
     with open(folder / _PARTS / f"{rank}.jsonl", "a", encoding="utf-8") as file:
         for rate, row in mine:

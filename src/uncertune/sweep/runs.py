@@ -26,6 +26,7 @@ from uncertune.errors import InterruptedRun, UserError
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
+from uncertune.training import console
 from uncertune.training.arguments import arguments_of
 from uncertune.training.jobs import job_of
 from uncertune.training.page import write_run_page
@@ -127,6 +128,7 @@ def processes(asked: int | None) -> int:
 
 def _start(devices: Any, jobs: int) -> None:
     """In a new worker: a GPU of its own where there are some, else its share of the processors."""
+    console.ENABLED = False  # the tables of several runs at once would be mixed line by line
     number, count = devices.get(), torch.cuda.device_count()
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -78,7 +79,7 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
         if "save_total_limit" not in values:
             defaults["save_total_limit"] = 2
     if "use_cpu" not in values and not torch.accelerator.is_available():
-        print("no accelerator found: training on the CPU (use_cpu=True)", file=sys.stderr)
+        _say_cpu()
         defaults["use_cpu"] = True
     data, training, model, mixture = _built(defaults, values, over)
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
@@ -86,6 +87,12 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
     if training.assistant_only_loss is None and data.dataset_name and masks_prompts(data.dataset_name):
         training.assistant_only_loss = True
     return Arguments(data, training, model, mixture, frozenset(values))
+
+
+@functools.cache
+def _say_cpu() -> None:
+    """Once in a process, which may train many runs."""
+    print("no accelerator found: training on the CPU (use_cpu=True)", file=sys.stderr)
 
 
 def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, Any]) -> list[Any]:

@@ -47,7 +47,7 @@ from uncertune.runs.folder import (
 )
 from uncertune.runs.replacing import release, replacing
 from uncertune.runs.secrets import without_secrets
-from uncertune.training import devices
+from uncertune.training import dataset, devices
 from uncertune.training.config import (
     CACHE_FIELDS,
     OBJECTIVE_FIELDS,
@@ -96,12 +96,14 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
     number, raise UserError and leave the last good checkpoint.
     """
     stop = Stop()
+    job = _prepared(job)
     with _locked(job, overwrite), stop.listening():
         return _train(_after_references(job, stop), stop)
 
 
 def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
     """Train the references of ``run`` where they are auto, fill the caches, and return the caches' folder."""
+    job = _prepared(job)
     with _locked(job, overwrite):
         stop = Stop()
         with stop.listening():
@@ -112,6 +114,14 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
         if trainer.accelerator.is_main_process:
             release(job.folder)
     return Path(job.config.teacher_cache_dir or job.folder / TEACHER_CACHE)
+
+
+def _prepared(job: Job) -> Job:
+    """The job with readable rows, and ``assistant_only_loss`` decided: every stage trains on the same tokens."""
+    rows = dataset.readable(job.train_dataset, dataset.TRAIN, job.config)
+    config = dataset.resolve_assistant_only_loss(job.config, rows)
+    decided = {"assistant_only_loss": config.assistant_only_loss}
+    return replace(job, train_dataset=rows, config=config, resolved={**job.resolved, **decided} if job.resolved else {})
 
 
 @contextlib.contextmanager
@@ -170,6 +180,7 @@ def _check(job: Job) -> None:
 
 def check_job(job: Job, *, overwrite: bool = False) -> None:
     """Refuse what ``run`` refuses before it builds a trainer. Writes nothing."""
+    job = _prepared(job)
     _check(job)
     check_free(job.folder, _sources(job))
     if not overwrite:

@@ -120,7 +120,7 @@ class Cached:
         main = self.trainer.accelerator.is_main_process
         total = sum(one.tokens for one in self.missing)
         quiet = self.trainer.args.disable_tqdm or not main
-        with tqdm(total=total, unit=" tokens", desc=f"{self.kind} cache", disable=quiet) as bar:
+        with tqdm(total=total, unit=" tokens", desc=f"{self.kind} cache", disable=quiet or None) as bar:
             cache.fill(
                 self.shards,
                 self.documents,

@@ -25,7 +25,7 @@ from uncertune.models import attach_head, checked_in_trl, head_shape, resolve_mo
 from uncertune.models.packing import verify_packing
 from uncertune.runs import checkpoints
 from uncertune.runs.records import METRICS, read_metrics
-from uncertune.training import dataset, devices, publishing
+from uncertune.training import console, dataset, devices, publishing
 from uncertune.training.batch import (
     ROW_LENGTHS,
     SELECTED,
@@ -142,6 +142,7 @@ class UncertuneTrainer(SFTTrainer):
         self.progress = Progress(self)
         self.run_log = RunLog(self)
         self.add_callback(self.run_log)
+        console.take_over(self)
         self.add_callback(self.references.caches)
 
     # ---- construction

@@ -1,0 +1,129 @@
+"""What a command shows: one row of a table per logged step, no bars in files, and nothing but results if quiet."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from helpers.tiny import save_tiny
+from uncertune.cli.terminal import Showing, separated
+from uncertune.errors import UserError
+from uncertune.training.console import CELLS, duration, fitting, number
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A file of ``uncertune train``: two stages of four steps with evaluations."""
+    folder = tmp_path_factory.mktemp("terminal")
+    model = save_tiny(folder / "model", marked=True, max_position_embeddings=4096)
+    rows = [{"instruction": f"Say {n}.", "output": f"{n}, {n * n}."} for n in range(10)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "model_name_or_path": str(model),
+        "dataset_name": str(folder / "rows.jsonl"),
+        "test_split_size": 0.2,
+        "objective": "masked_mle_distill",
+        "teacher": "auto",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "num_train_epochs": 1,
+        "use_peft": True,
+        "lora_r": 2,
+        "save_strategy": "no",
+        "overwrite": True,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def command(run, name, *more):
+    words = ["train", "--config", str(run / "run.yaml"), "--output_dir", str(run / name), *more]
+    return [sys.executable, "-m", "uncertune.cli", *words]
+
+
+def test_a_file_gets_plain_lines(run):
+    done = subprocess.run(command(run, "file"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    assert "\r" not in done.stdout
+    assert "{" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert all(line.strip() for line in lines)
+    assert lines.count("no accelerator found: training on the CPU (use_cpu=True)") <= 1
+    assert lines.count("loading the weights of model") == 2
+    for step in range(1, 5):
+        rows = [line for line in lines if line.strip().startswith(f"{step}/4  ") and "evaluation" not in line]
+        assert len(rows) == 2, f"step {step}: one row in each stage"
+        assert not re.search("['\":]", rows[0].rsplit("  ", 1)[0])
+    heads = [line for line in lines if line.startswith("step  ")]
+    assert len(heads) == 2
+    assert "threshold" in heads[1]
+    assert {len(line) for line in lines if re.match(r"step | \d/4 +[\d.]+ ", line)} == {len(head) for head in heads}
+    assert len([line for line in lines if re.match(r" [24]/4  evaluation: loss \d", line)]) == 4
+    best = [line for line in lines if line.startswith("evaluation: best loss")]
+    assert len(best) == 2
+    assert len([line for line in lines if re.match(r"done: 4 steps, [\d,]+ tokens in \d+:\d\d", line)]) == 2
+    masked = [yaml.safe_load((run / "file" / one / "config.yaml").read_text()) for one in ("", "stage1")]
+    assert [one["assistant_only_loss"] for one in masked] == [True, True]
+    assert lines[-2] == f"page:   {run / 'file' / 'report.html'}"
+
+
+def test_a_terminal_gets_one_line_a_step(run):
+    """Of every line, what stands after its last carriage return is what stays on the screen."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(command(run, "screen"), stdin=child, stdout=child, stderr=child, env=os.environ)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0
+    kept = [line.rstrip("\r").rsplit("\r")[-1].rstrip() for line in shown.decode().split("\n")]
+    for step in range(1, 5):
+        assert len([line for line in kept if line.strip().startswith(f"{step}/4  ") and "evaluation" not in line]) == 2
+    assert not [line for line in kept if "it/s" in line or "%|" in line]
+    assert all(len(line) <= 80 for line in kept if re.match(r"step| \d/4", line))
+
+
+def test_quiet_prints_results_only(run):
+    done = subprocess.run(command(run, "quiet", "--quiet"), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == f"run:    {run / 'quiet'}"
+    wrong = subprocess.run(command(run, "x", "--quiet", "--lora_r", "a"), capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("uncertune: error: lora_r")
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_flags_of_every_command():
+    words, showing = separated(["train", "--quiet", "--log-level", "info", "--lr", "1", "--debug"])
+    assert words == ["train", "--lr", "1"]
+    assert showing == Showing(debug=True, quiet=True, log_level="info")
+    assert separated(["train", "--debug", "underflow_overflow"])[0] == ["train", "--debug", "underflow_overflow"]
+    with pytest.raises(UserError, match="log_level must be one of debug, info"):
+        separated(["score", "--log_level", "loud"])
+
+
+def test_columns_that_fit():
+    everything = {cell.key: 0.0 for cell in CELLS}
+    for width in (40, 80, 120, 300):
+        cells = fitting(everything, width, 9)
+        assert sum(2 + max(cell.width, 9 if cell.key == "progress" else 0) for cell in cells) <= width
+        assert [cell.key for cell in cells][:1] == ["progress"]
+    assert [cell.key for cell in fitting({"progress": "", "loss": 1.0}, 80, 9)] == ["progress", "loss"]
+    assert len(fitting(everything, 300, 9)) == len(CELLS)
+
+
+def test_numbers_are_short():
+    assert [number(one) for one in (0.0, 1.23456, 12345.6, 1e-5, float("nan"), None)] == [
+        *("0.0000", "1.2346", "1.2e+04", "1.0e-05"),
+        *("–", "–"),
+    ]
+    assert [duration(one) for one in (0.4, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
