@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
@@ -20,7 +21,7 @@ SHARD_TOKENS = 600
 
 
 def arguments(model: Path, out: Path, **more: Any) -> list[str]:
-    """A command line that trains ``model`` in two stages, 12 steps each."""
+    """A command line that trains ``model`` in two stages, 12 steps each; a field that is None is left out."""
     fields = {
         "model_name_or_path": model,
         "dataset_name": "word_problems",
@@ -39,12 +40,20 @@ def arguments(model: Path, out: Path, **more: Any) -> list[str]:
         "disable_tqdm": True,
         **more,
     }
-    return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+    given = {name: str(value) for name, value in fields.items() if value is not None}
+    return ["train", *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's steps."""
     return [{k: v for k, v in row.items() if k != "kind"} for row in read_metrics(folder / "metrics.jsonl", "step")]
+
+
+def summaries(folder: Path) -> list[dict[str, Any]]:
+    """Every record of a run, without times and rates."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("runtime", "per_second")
+    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows]
 
 
 def lines(path: Path) -> int:

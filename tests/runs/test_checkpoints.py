@@ -7,6 +7,8 @@ import pytest
 
 from uncertune.errors import UserError
 from uncertune.runs.checkpoints import MARKER, damage, latest_intact, mark_complete, record_entry, remove_unusable
+from uncertune.runs.files import atomic_file
+from uncertune.runs.records import PARTS, selection_table
 
 
 @pytest.fixture
@@ -52,6 +54,16 @@ def test_every_kind_of_damage_is_named(run):
         assert damage(last) is None
     shutil.rmtree(run / "checkpoint-2")
     assert "the best checkpoint so far, checkpoint-2, is missing" in (damage(last) or "")
+
+
+def test_what_a_kill_leaves_of_a_write_is_no_record(run):
+    (run / PARTS).mkdir()
+    writing = atomic_file(run / PARTS / "000002-0.parquet")
+    left = writing.__enter__()  # killed here: the file stays, empty
+    assert selection_table(run) is None
+    assert latest_intact(run) == run / "checkpoint-4"
+    remove_unusable(run, run / "checkpoint-4")
+    assert not left.exists()
 
 
 def test_where_none_is_left_it_is_one_line(run):

@@ -1,7 +1,6 @@
 """A signal, a full disk, a loss that is no number: the run ends in one line and goes on from what it kept."""
 
 import errno
-import json
 import os
 import resource
 import shlex
@@ -11,7 +10,7 @@ import signal
 import pytest
 import torch
 
-from helpers.killable import arguments, steps
+from helpers.killable import arguments, steps, summaries
 from helpers.tiny import save_tiny
 from uncertune.cli.main import _again, main
 from uncertune.errors import InterruptedRun
@@ -30,10 +29,7 @@ RUN = {
 
 
 def words(folder, out, **more):
-    fields = {name: value for name, value in {**RUN, **more}.items() if value is not None}
-    given = arguments(folder / "model", folder / out, **fields)
-    where = given.index("--teacher")
-    return given if "teacher" in fields else given[:where] + given[where + 2 :]
+    return arguments(folder / "model", folder / out, **{**RUN, **more})
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +125,6 @@ def test_the_command_to_go_on_never_overwrites(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("seed: 1\noverwrite: true\n")
     assert _again(["train", "--config", str(file)]) == f"uncertune train --config {file} --overwrite false"
-
-
-def summaries(folder):
-    """Every record, without times and rates."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("runtime", "per_second")
-    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows]
 
 
 def stopped_at(folder, out, step, monkeypatch):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
-from uncertune.runs.files import checksum, file_entry, intact, to_disk, write_atomically
+from uncertune.runs.files import UNFINISHED, checksum, file_entry, intact, to_disk, write_atomically
 from uncertune.runs.records import PARTS, selection_table
 
 MARKER = "uncertune.json"
@@ -209,7 +209,10 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def remove_unusable(output_dir: str | Path, keep: Path | None) -> None:
-    """Delete checkpoints without a marker, and those after ``keep``, from which the run goes on."""
+    """Delete checkpoints without a marker, those after ``keep``, from which the run goes on, and unfinished files."""
+    for place in (Path(output_dir), Path(output_dir) / PARTS):
+        for file in place.glob(f"*{UNFINISHED}"):
+            file.unlink()
     for folder in checkpoints(output_dir):
         if not (folder / MARKER).is_file() or (keep is not None and step_of(folder) > step_of(keep)):
             shutil.rmtree(folder)

@@ -13,6 +13,8 @@ from typing import Any
 
 import xxhash
 
+UNFINISHED = ".unfinished"
+
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, so that it appears whole or not at all."""
@@ -24,10 +26,11 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary file beside ``path``; after the block it is flushed to the disk and renamed into place.
 
-    When the block or the renaming fails, the temporary file is deleted and an older ``path`` stays as it was.
+    When the block or the renaming fails, the temporary file is deleted and an older ``path`` stays as it was. After a
+    kill the temporary file stays; its name ends in ``UNFINISHED``, so that no reader takes it for one of its own.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
