@@ -111,3 +111,45 @@ def test_a_mistake_is_one_line(case, model, tmp_path, capsys):
     assert len(lines) == 1
     assert says in lines[0]
     assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_columns_of_other_names_are_asked_and_measured_as_under_their_known_names(model, tmp_path):
+    rows = [(f"Add {n} to itself.", "Be brief.", str(2 * n)) for n in range(3)]
+    for name, keys in (("known", ("instruction", "input", "output")), ("other", ("query", "context", "response"))):
+        lines = [json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    columns = ["--dataset_columns", json.dumps({"instruction": "query", "input": "context", "output": "response"})]
+
+    def measured(name, *more):
+        data, out = str(tmp_path / f"{name}.jsonl"), tmp_path / name
+        asked = ["--prompts", data, "--max_new_tokens", "6"]
+        assert main(["generate", model, *asked, *more, "--output_dir", str(out / "answers")]) == 0
+        tasks = ["--tasks", f"tokens:{data}" + (",tokens:word_problems" if more else ""), "--limit", "3"]
+        assert main(["evaluate", model, *tasks, *more, "--output_dir", str(out / "measures")]) == 0
+        (result,) = (out / "measures" / "m").glob(f"*{name}*.json")
+        return read(out / "answers" / "m.jsonl"), json.loads(result.read_text())["metrics"]
+
+    answered, metrics = measured("known")
+    assert measured("other", *columns) == (answered, metrics)
+    assert [one["messages"][-1]["content"] for one in answered] == [f"{asked}\n\n{more}" for asked, more, _ in rows]
+    assert metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", "--prompts", "DATA"], "dataset_columns: dataset 'DATA' has no column 'ask' (for 'instruction')"),
+        (["evaluate", "--tasks", "tokens:DATA"], "dataset_columns: dataset 'DATA' has no column 'ask'"),
+        (["evaluate", "--tasks", "gsm8k,tokens:wikitext2"], "dataset_columns has no effect"),
+        (["compare", "MODEL", "--prompts", "alpaca_eval"], "dataset_columns has no effect"),
+        (["generate", "--prompt", "Who?"], "dataset_columns has no effect on a question"),
+        (["generate", "--prompts", "word_problems"], "dataset_columns: dataset 'word_problems' has no column 'ask'"),
+    ],
+)
+def test_columns_that_are_not_there_are_one_line(words, said, model, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "Who?", "response": "Me."}\n')
+    words = [word.replace("DATA", str(data)).replace("MODEL", model) for word in words]
+    out = ["--output_dir", str(tmp_path / "out"), "--dataset_columns", '{"instruction": "ask"}']
+    assert main([words[0], model, *words[1:], *out]) == 2
+    assert said.replace("DATA", str(data)) in capsys.readouterr().err.strip().splitlines()[-1]

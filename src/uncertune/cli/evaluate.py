@@ -7,7 +7,7 @@ from typing import Any
 
 from uncertune.cli import options
 from uncertune.cli.options import Command
-from uncertune.evaluation.checks import BACKENDS, check_tasks, check_unique, read_limits
+from uncertune.evaluation.checks import BACKENDS, check_columns, check_tasks, check_unique, read_limits
 from uncertune.settings import option
 
 
@@ -26,6 +26,7 @@ class ModelOptions:
     batch_size: int = option(16, "prompts that run together", least=1)
     seed: int = option(0, "seed of every random number", least=0)
     data_dir: str | None = options.data_dir()
+    dataset_columns: dict[str, str] | None = options.dataset_columns()
     chat_template_path: str | None = option(
         None,
         "a .jinja file, or a model, whose chat template all models use",
@@ -78,6 +79,7 @@ def check(given: EvaluateOptions) -> None:
     """Raise UserError for tasks, limits or labels that do not go together."""
     numbers = {"max_length": given.max_length, "num_fewshot": given.num_fewshot}
     check_tasks(given.tasks, read_limits(given.limits), **numbers, backend=given.backend)  # type: ignore[arg-type]
+    check_columns(given.dataset_columns, given.tasks)
     check_unique("labels", given.labels)
 
 

@@ -39,7 +39,10 @@ def check(given: GenerateOptions) -> None:
     """Raise UserError for options that do not go together."""
     check_sampling(given.temperature, given.top_p)
     check_unique("labels", given.labels)
-    if not question_of(given)[1] and not given.output_dir:
+    question = question_of(given)[1]
+    if question and given.dataset_columns:
+        raise UserError("dataset_columns has no effect on a question: leave it out")
+    if not question and not given.output_dir:
         raise UserError("output_dir is missing: give it, for example --output_dir answers")
 
 

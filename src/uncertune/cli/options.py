@@ -45,6 +45,11 @@ def dataset_config() -> Any:
     return option(None, "configuration of a data set from the hub", unit="NAME", unset="the only one")
 
 
+def dataset_columns() -> Any:
+    text = 'columns of other names, known name first: {"instruction": "query", "output": "response"}'
+    return option(None, f"{text}; of data that is not built in", unset="none")
+
+
 @dataclass(frozen=True)
 class Command(Generic[T]):
     """One command: ``call`` receives an instance of ``kind`` and returns the exit status, or None for 0."""

@@ -48,9 +48,7 @@ class ScoreOptions:
     dataset_config: str | None = options.dataset_config()
     dataset_format: str = option("auto", "auto, trl, alpaca, gsm8k, sharegpt, responses, mmlu or wikitext")
     dataset_text_field: str = option("text", "column of plain text, all of which is scored")
-    dataset_columns: dict[str, str] | None = option(
-        None, 'columns of other names, known name first: {"instruction": "query", "output": "response"}', unset="none"
-    )
+    dataset_columns: dict[str, str] | None = options.dataset_columns()
     data_dir: str | None = options.data_dir()
     chat_template_path: str | None = options.chat_template_path()
     dtype: str = option("float32", "number format of the model's weights", choices=DTYPES)

@@ -16,6 +16,7 @@ from typing import Any
 
 from uncertune.comparison.measures import HEAD_TO_HEAD
 from uncertune.comparison.page import write_comparison
+from uncertune.data.sources import own_columns
 from uncertune.errors import UserError
 from uncertune.evaluation.checks import check_tasks
 from uncertune.evaluation.models import labels_of
@@ -94,6 +95,7 @@ def compare(
     batch_size: int = 16,
     seed: int = 1234,
     data_dir: str | None = None,
+    dataset_columns: Mapping[str, str] | None = None,
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
@@ -147,6 +149,7 @@ def compare(
                     num_fewshot=num_fewshot,
                     plain_prompts=plain_prompts,
                     max_length=max_length,
+                    dataset_columns=dataset_columns,
                     **same,
                 )
             if prompts:
@@ -156,6 +159,7 @@ def compare(
                     output_dir=folder / "answers",
                     dataset_split=dataset_split,
                     dataset_config=dataset_config,
+                    dataset_columns=own_columns(prompts, dataset_columns),
                     limit=limits.get(prompts, limit),
                     **same,
                 )

@@ -18,7 +18,7 @@ from typing import Any
 
 from uncertune.data import chat
 from uncertune.data.formats import kind
-from uncertune.data.sources import evaluation_split, load
+from uncertune.data.sources import evaluation_split, load, own_columns
 from uncertune.data.templates import Marks, assistant_marks
 from uncertune.data.turns import kind_of
 from uncertune.errors import UserError
@@ -86,14 +86,29 @@ def tokenise(row: Mapping[str, Any], number: int, tokenizer: Any, how: Labelling
 
 
 def read_rows(
-    name: str, tokenizer: Any, *, limit: int | None, max_length: int, data_dir: str | None = None, seed: int = 0
+    name: str,
+    tokenizer: Any,
+    *,
+    limit: int | None,
+    max_length: int,
+    data_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> list[Row]:
     """The rows of ``DATA`` or ``DATA@SPLIT`` that have response tokens, cut to ``max_length`` tokens.
 
-    Labels are those of ``labelling_of``. Raises UserError for data that cannot be loaded or tokenised.
+    ``columns`` names those of data that is not built in, as in ``uncertune.data.sources.load``. Labels are those of
+    ``labelling_of``. Raises UserError for data that cannot be loaded or tokenised.
     """
     data, _, split = name.partition("@")
-    records = load(data, split=split or evaluation_split(data), data_dir=data_dir, max_samples=limit, seed=seed)
+    records = load(
+        data,
+        split=split or evaluation_split(data),
+        data_dir=data_dir,
+        columns=own_columns(data, columns),
+        max_samples=limit,
+        seed=seed,
+    )
     how = labelling_of(records[0], tokenizer)
     rows = [tokenise(one, number, tokenizer, how, f"dataset {data!r}") for number, one in enumerate(records)]
     return within(rows, max_length, name)

@@ -88,6 +88,11 @@ def column_names(given: Mapping[str, Any] | str | None) -> dict[str, str]:
     return dict(found)
 
 
+def own_columns(name: str, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """``dataset_columns`` for one of several data sets: None for a built-in one, whose columns are known."""
+    return None if name in BUILTIN else columns
+
+
 def evaluation_split(name: str) -> str:
     """The split of a data set to measure on: ``test``, or the first split of a built-in data set without it."""
     splits = synthetic.SPLITS if name == "word_problems" else tuple(BUILTIN[name].files) if name in BUILTIN else ()

@@ -37,6 +37,19 @@ def check_tasks(
         raise UserError(f"backend: {TOKENS}… needs the logits of transformers: leave those tasks to --backend hf")
 
 
+def check_columns(columns: Mapping[str, str] | None, tasks: Iterable[str], prompts: str | None = None) -> None:
+    """Raise UserError where ``dataset_columns`` is given and neither tasks nor prompts are data of the user's own."""
+    if not columns:
+        return
+    from uncertune.data.sources import own_columns
+
+    names = [task.removeprefix(TOKENS).partition("@")[0] for task in tasks if task.startswith(TOKENS)]
+    if not any(own_columns(name, columns) for name in (*names, *([prompts] if prompts else []))):
+        raise UserError(
+            "dataset_columns has no effect: lm-eval's tasks and built-in data have columns of their own: leave it out"
+        )
+
+
 def check_unique(name: str, values: Sequence[str]) -> None:
     """Raise UserError for a value that is given twice."""
     twice = [value for value, count in Counter(values).items() if count > 1]

@@ -40,6 +40,7 @@ class _How:
     batch_size: int
     seed: int
     data_dir: str | None
+    dataset_columns: Mapping[str, str] | None
     dtype: str
     attn_implementation: str | None
     backend: str
@@ -98,6 +99,7 @@ def measure(
     batch_size: int = 16,
     seed: int = 1234,
     data_dir: str | None = None,
+    dataset_columns: Mapping[str, str] | None = None,
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
@@ -119,6 +121,7 @@ def measure(
         plain_prompts: prompts as the tasks write them, without the chat template.
         max_length: tokens after which a document of ``tokens:DATA`` is cut.
         max_new_tokens: longest answer; 512 for gsm8k, else the task's own.
+        dataset_columns: for columns of other names in ``tokens:DATA`` that is not built in: known name to given name.
         allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
         backend: ``hf`` (transformers) or ``vllm``.
         overwrite: measure again what the folder holds of these models and tasks.
@@ -127,8 +130,8 @@ def measure(
     """
     check_tasks(tasks, limits or {}, max_length=max_length, num_fewshot=num_fewshot, backend=backend)
     how = _How(
-        limit, limits or {}, num_fewshot, plain_prompts, max_length, max_new_tokens, batch_size, seed, data_dir, dtype,
-        attn_implementation, backend, overwrite,
+        limit, limits or {}, num_fewshot, plain_prompts, max_length, max_new_tokens, batch_size, seed, data_dir,
+        dataset_columns, dtype, attn_implementation, backend, overwrite,
     )  # fmt: skip
     folder = Path(output_dir).expanduser()
     check_usable(folder)
@@ -202,6 +205,7 @@ def _prepare(
             limit=how.limit_of(name),
             max_length=how.max_length,
             data_dir=how.data_dir,
+            columns=how.dataset_columns,
             seed=how.seed,
         )
         data = hashlib.blake2b(digest_size=8)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def generate(
     batch_size: int = 16,
     seed: int = 0,
     data_dir: str | None = None,
+    dataset_columns: Mapping[str, str] | None = None,
     chat_template_path: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
@@ -91,6 +92,7 @@ def generate(
     Args:
         models: a model and LoRA adapters of it (folders, runs, hub ids), or loaded ones.
         prompts: a data set, a file with messages or prompts, a folder or a hub id; ``limit`` takes the first ones.
+        dataset_columns: for columns of other names: the name known to ``uncertune.data`` to the name in the data.
         max_new_tokens: longest answer, in tokens; 1024 by default.
         temperature: 0 takes the likeliest token, above 0 samples from the likeliest that make up ``top_p``.
         allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
@@ -102,7 +104,13 @@ def generate(
     folder = Path(output_dir).expanduser()
     check_usable(folder)
     asked = load_prompts(
-        prompts, config=dataset_config, split=dataset_split, data_dir=data_dir, max_samples=limit, seed=seed
+        prompts,
+        config=dataset_config,
+        split=dataset_split,
+        data_dir=data_dir,
+        columns=dataset_columns,
+        max_samples=limit,
+        seed=seed,
     )
     models = _loaded(
         models,
