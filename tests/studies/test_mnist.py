@@ -50,7 +50,7 @@ def test_files_are_read_and_standardised(tmp_path):
 def test_without_files_the_hub_and_offline_one_line(monkeypatch):
     """Never other digits in its place."""
     monkeypatch.delenv("UNCERTUNE_DATA", raising=False)
-    with pytest.raises(UserError, match=r"cannot be had from the hub .* or --data digits"):
+    with pytest.raises(UserError, match=r"is not available on the hub .* or --data digits"):
         load(None)
 
 
@@ -66,7 +66,7 @@ def test_a_named_folder_without_mnist_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"PK\x03\x04", "not an IDX file"), (idx(np.zeros(9))[:-2], "cut short")]
+    ("content", "says"), [(b"PK\x03\x04", "not an IDX file"), (idx(np.zeros(9))[:-2], "truncated")]
 )
 def test_a_broken_file_is_named(tmp_path, content, says):
     write_mnist(tmp_path)

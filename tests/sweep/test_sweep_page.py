@@ -171,14 +171,14 @@ def test_a_task_on_which_mle_has_nothing_counts_as_won_or_lost_alone(tmp_path):
     assert sweep.relative == ["alpaca, held out", "wikitext2", "mmlu_dev"]
     assert len(sweep.mean_gains("distill")) == 5
     found = drawn(folder)
-    assert "no such gain on gsm8k" in found["figure-5"][0].caption
+    assert "gain on gsm8k is undefined" in found["figure-5"][0].caption
     notes = {bar.name: bar.note for bar in found["figure-6b"][0].groups[0][1]}
     assert notes["distill"] == "3 of 4, 3 with an interval above 0"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "holds no sweep: sweep.json cannot be read"), ("{", "is no JSON"), ("{}", "has no 'arms'")],
+    [(None, "holds no sweep: sweep.json cannot be read"), ("{", "is not JSON"), ("{}", "has no 'arms'")],
 )
 def test_what_is_no_sweep_is_one_line(tmp_path, text, message):
     if text is not None:

@@ -1,4 +1,4 @@
-"""Evaluation: what a trained model gained in distribution, and what it lost elsewhere."""
+"""Evaluation of trained models in and out of distribution: token measures, tasks of lm-eval, and answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["WinRate", "win_rate"]
 
 
 def __getattr__(name: str) -> Any:
-    """SciPy is imported when a win rate is asked for: the help of a command does not need it."""
+    """Import SciPy only for a win rate, since the help of a command does not need it."""
     if name in __all__:
         from uncertune.statistics import winrate
 

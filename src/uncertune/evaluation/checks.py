@@ -1,4 +1,4 @@
-"""Checks of what is to be measured, before anything heavy is imported."""
+"""Checks of the arguments of an evaluation, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_tasks(
     backend: str = "hf",
     limited: Iterable[str] = (),
 ) -> None:
-    """Raise UserError for tasks and numbers that cannot be measured; ``limited`` names what else may have a limit."""
+    """Raise UserError for tasks and numbers that cannot be measured; ``limited`` names other things with a limit."""
     if not tasks:
         raise UserError("tasks is missing: give it, for example --tasks gsm8k,ifeval,tokens:wikitext2")
     check_unique("tasks", tasks)
@@ -58,7 +58,7 @@ def check_unique(name: str, values: Sequence[str]) -> None:
 
 
 def check_limits(limits: Mapping[str, int], names: Sequence[str]) -> None:
-    """Raise UserError for a limit of a task that is not measured, and for one below 1."""
+    """Raise UserError for a limit of an unknown task, and for a limit below 1."""
     for name, count in limits.items():
         if name not in names:
             raise UserError(f"limits: {name!r} is not among {', '.join(names) or 'the tasks'}")
@@ -67,7 +67,7 @@ def check_limits(limits: Mapping[str, int], names: Sequence[str]) -> None:
 
 
 def read_limits(text: str | None) -> dict[str, int]:
-    """``NAME=COUNT`` with commas between them. Raises UserError for anything else."""
+    """Read comma-separated ``NAME=COUNT``. Raises UserError for anything else."""
     out = {}
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
         name, _, count = part.rpartition("=")
@@ -78,7 +78,7 @@ def read_limits(text: str | None) -> dict[str, int]:
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    """Raise UserError for numbers that no sampling has."""
+    """Raise UserError for an invalid temperature or top_p."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature must be 0 (greedy) or more, got {temperature}")
     if not 0 < top_p <= 1:

@@ -1,4 +1,4 @@
-"""``uncertune evaluate``: every model on every task, each result written as soon as it is known."""
+"""``measure``: every model on every task; each result is written at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from uncertune.runs.folder import check_usable, lock_folder
 
 @dataclass(frozen=True)
 class _How:
-    """How everything is measured: the arguments of ``measure``."""
+    """The arguments of ``measure`` that apply to all models and tasks."""
 
     limit: int | None
     limits: Mapping[str, int]
@@ -52,9 +52,9 @@ class _How:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A task for models of one tokenizer: one of lm-eval's, or the documents of a token-level one.
+    """A task prepared for one tokenizer: a task of lm-eval, or the documents of a token-level task.
 
-    ``settings`` are the same for every model, ``preparation`` is what depends on the tokenizer.
+    ``settings`` are the same for every model; ``preparation`` depends on the tokenizer.
     """
 
     name: str
@@ -63,7 +63,7 @@ class _Prepared:
     settings: dict[str, Any]
     preparation: dict[str, Any]
     base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
-    """Outputs of the base on the documents, batch by batch, once they are known."""
+    """Cached outputs of the base on the documents, batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Job:
 
 
 def evaluate(models: Sequence[str] | LoadedModels, **arguments: Any) -> list[dict[str, Any]]:
-    """``measure`` with its arguments, and print the table; return all results in the folder."""
+    """Call ``measure`` and print its table; return all results in the folder."""
     table = measure(models, **arguments)
     folder = Path(str(arguments["output_dir"])).expanduser()
     caption = textwrap.fill(table.caption, 100)
@@ -107,10 +107,10 @@ def measure(
     backend: str = "hf",
     overwrite: bool = False,
 ) -> Table:
-    """Measure models on tasks, write what is missing in ``output_dir``, and return the table of all its results.
+    """Measure models on tasks, write the missing results to ``output_dir``, and return the table of all its results.
 
-    Models, adapters and tasks are all loaded before anything is measured, so that a mistake in the last of them costs
-    nothing. Each adapter is measured with the tokenizer and chat template it was saved with.
+    Models, adapters and tasks are all loaded before anything is measured, so that mistakes show at once. Each adapter
+    is measured with the tokenizer and chat template that it was saved with.
 
     Args:
         models: a model and LoRA adapters of it (folders, runs, hub ids), or loaded ones.
@@ -124,9 +124,9 @@ def measure(
         dataset_columns: for columns of other names in ``tokens:DATA`` that is not built in: known name to given name.
         allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
         backend: ``hf`` (transformers) or ``vllm``.
-        overwrite: measure again what the folder holds of these models and tasks.
+        overwrite: measure again the results that the folder has of these models and tasks.
 
-    Raises UserError, one line, for whatever cannot be loaded, measured or written.
+    Raises UserError for anything that cannot be loaded, measured or written.
     """
     check_tasks(tasks, limits or {}, max_length=max_length, num_fewshot=num_fewshot, backend=backend)
     how = _How(
@@ -155,7 +155,7 @@ def measure(
 
 
 def _check_names(tasks: Sequence[str]) -> None:
-    """Raise UserError for what can be known before a model is loaded."""
+    """Raise UserError for tasks that cannot be measured together, before a model is loaded."""
     if any(not name.startswith(TOKENS) for name in tasks):
         harness.require()
     if len({Place(Path(), "", name).stem for name in tasks}) < len(tasks):
@@ -163,7 +163,7 @@ def _check_names(tasks: Sequence[str]) -> None:
 
 
 def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -> list[_Job]:
-    """What is not measured yet, task by task; every task is prepared once for each tokenizer."""
+    """The missing measurements, task by task; every task is prepared once per tokenizer."""
     prepared: dict[tuple[str, str], _Prepared] = {}
     digests = {label: tokenizer_digest(one) for label, one in models.tokenizers.items()}
     loaded = {name: harness.load_task(name, how.data_dir) for name in tasks if not name.startswith(TOKENS)}
@@ -188,7 +188,7 @@ def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -
 def _prepare(
     name: str, task: harness.HarnessTask | None, one: ModelSpec, tokenizer: Any, digest: str, how: _How
 ) -> _Prepared:
-    """A task for the tokenizer of ``one`` and of every model with the same."""
+    """A task prepared for the tokenizer of ``one``, and so for every model with the same tokenizer."""
     settings: dict[str, Any] = {
         "limit": how.limit_of(name),
         "seed": how.seed,
@@ -235,7 +235,7 @@ def _prepare(
 
 
 def _generation(task: harness.HarnessTask, tokenizer: Any, how: _How) -> dict[str, Any]:
-    """Where answers differ from the task's own settings: their length, and a stop where the template ends a turn."""
+    """Overrides of the task's generation settings: the length, and a stop at the template's end of a turn."""
     if not task.generates:
         return {}
     out: dict[str, Any] = {}
@@ -291,14 +291,14 @@ def _measure(jobs: Sequence[_Job], models: LoadedModels, how: _How) -> None:
 
 
 def _check_vocabulary(job: _Job, models: LoadedModels) -> None:
-    """Raise UserError where a document has a token for which the model has no row."""
+    """Raise UserError if a document has a token outside the model's embedding."""
     if job.what.task is not None:
         return
     rows = models.models[job.one.label].get_input_embeddings().weight.shape[0]
     largest = max(max(document.input_ids) for document in job.what.documents)
     if largest >= rows:
         raise UserError(
-            f"model {job.one.source!r}: its tokenizer gives token {largest}, and the model has {rows} rows: the "
+            f"model {job.one.source!r}: its tokenizer gives token {largest}, but its embedding has {rows} rows: the "
             "tokenizer belongs to another model"
         )
 
@@ -354,7 +354,7 @@ def _check_room(what: _Prepared, lm: Any) -> None:
 
 
 def _prompts_cut(what: _Prepared, lm: Any, samples: list[dict[str, Any]]) -> int:
-    """How many prompts lm-eval had to cut at the left to leave room for the answer."""
+    """The number of prompts that lm-eval truncated at the left to leave room for the answer."""
     assert what.task is not None
     if not what.task.generates:
         return 0
@@ -391,7 +391,7 @@ def _tokens(job: _Job, models: LoadedModels, how: _How) -> tuple[dict[str, Any],
 
 
 def _texts(row: Row, tokenizer: Any) -> tuple[str, str]:
-    """The tokens before the first response token, and the response tokens, as text."""
+    """The text before the first response token, and the text of the response tokens."""
     first = next(place for place, label in enumerate(row.labels) if label != -100)
     answer = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
     return tokenizer.decode(row.input_ids[:first]), tokenizer.decode(answer)

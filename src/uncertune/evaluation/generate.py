@@ -1,7 +1,7 @@
-"""``uncertune generate``: answers of several models to the same prompts, one line each; a repeated command resumes.
+"""``generate``: answers of several models to the same prompts, one line each; an interrupted run can be resumed.
 
-``OUT/LABEL.jsonl`` has one line a prompt, in the order of the prompts, and stands only when it is complete; until then
-the answers so far lie in ``OUT/LABEL.partial.jsonl``. ``OUT/LABEL.settings.json`` says how they were made.
+``OUT/LABEL.jsonl`` has one line per prompt, in the order of the prompts, and exists only when it is complete; until
+then the answers so far are in ``OUT/LABEL.partial.jsonl``. ``OUT/LABEL.settings.json`` has their settings.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NEW_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation, its name (a hash of its content), and its tokens with the opening of the answer."""
+    """A conversation, its id (a hash of its content), and its tokens, which end with the generation prompt."""
 
     id: str
     asked: Asked
@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated: the text without end-of-turn tokens, how many tokens, and whether it ended by itself."""
+    """A generated answer: its text without end-of-turn tokens, its number of tokens, and whether it ended by itself."""
 
     text: str
     tokens: int
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _How:
-    """How prompts are answered."""
+    """Settings of the generation."""
 
     max_new_tokens: int
     temperature: float
@@ -85,9 +85,9 @@ def generate(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the answers that ``output_dir`` lacks; return the files, one a model.
+    """Write the missing answers to ``output_dir``; return the files, one per model.
 
-    Each adapter is asked with the tokenizer, chat template and stops it was saved with.
+    Each adapter is used with the tokenizer, chat template and stop tokens that it was saved with.
 
     Args:
         models: a model and LoRA adapters of it (folders, runs, hub ids), or loaded ones.
@@ -98,7 +98,7 @@ def generate(
         allow_pickle: load weights that are stored as a pickle; reading one can run code that it holds.
         overwrite: answer again what the folder holds of these models.
 
-    Raises UserError, one line, for whatever cannot be loaded, asked or written.
+    Raises UserError for anything that cannot be loaded, prompted or written.
     """
     check_sampling(temperature, top_p)
     folder = Path(output_dir).expanduser()
@@ -175,7 +175,7 @@ def _loaded(models: Sequence[str] | LoadedModels, labels: Sequence[str], **optio
 
 
 def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked], limit: int) -> list[Prompt]:
-    """The prompts as ``one`` is asked them; checked against its length and its vocabulary."""
+    """The prompts as token ids of ``one``, checked against its context length and its vocabulary."""
     asked = encoded(models.tokenizers[one.label], prompts, one.source)
     model = models.models[one.label]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -196,7 +196,7 @@ def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked],
 
 
 def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt]:
-    """Prompts as token ids by the chat template. Raises UserError where it is missing, or refuses a prompt."""
+    """Prompts as token ids by the chat template. Raises UserError if it is missing or refuses a prompt."""
     if not tokenizer.chat_template:
         raise UserError(f"model {model!r} has no chat template: give one with --chat_template_path")
     out = []
@@ -210,7 +210,7 @@ def encoded(tokenizer: Any, prompts: Sequence[Asked], model: str) -> list[Prompt
 def _settings(
     how: _How, asked: Sequence[Prompt], models: LoadedModels, one: ModelSpec, attn_implementation: str | None
 ) -> dict[str, Any]:
-    """What the answers depend on, beside the weights."""
+    """Everything that the answers depend on, except for the weights."""
     digest = hashlib.blake2b(digest_size=8)
     for prompt in asked:
         digest.update(json.dumps([prompt.id, prompt.input_ids]).encode())
@@ -232,7 +232,7 @@ def _settings(
 
 
 def _begin(folder: Path, one: ModelSpec, settings: dict[str, Any], prompts: str, *, overwrite: bool) -> None:
-    """Claim the label for these answers. Raises UserError where others lie under it."""
+    """Claim the label for these answers. Raises UserError if the folder has others under it."""
     path = folder / f"{one.label}.settings.json"
     files = [folder / f"{one.label}.jsonl", _partial(folder, one)]
     if overwrite:
@@ -265,7 +265,7 @@ def _partial(folder: Path, one: ModelSpec) -> Path:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The complete lines of an unfinished file by prompt; a line that a crash cut short is removed from the file."""
+    """The complete lines of an unfinished file by prompt; a line that a crash truncated is removed from the file."""
     if not path.is_file():
         return {}
     content = path.read_bytes()
@@ -319,7 +319,7 @@ def _line(prompt: Prompt, answer: Answer, one: ModelSpec) -> dict[str, Any]:
 
 
 def _batches(asked: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
-    """The same batches every time: longest prompts first."""
+    """Batches in a fixed order: longest prompts first."""
     order = sorted(asked, key=lambda one: (-len(one.input_ids), one.id))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -327,7 +327,7 @@ def _batches(asked: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
 
 @torch.no_grad()
 def answer_batch(model: Any, tokenizer: Any, batch: Sequence[Prompt], how: _How) -> list[Answer]:
-    """Answers of the model as it is, likeliest tokens or sampled; random numbers depend on the seed and the batch."""
+    """Answers of the model in its current state, greedy or sampled; random numbers depend on the seed and the batch."""
     device = next(model.parameters()).device
     length = max(len(one.input_ids) for one in batch)
     pad = tokenizer.pad_token_id
@@ -359,7 +359,7 @@ def _answer(row: list[int], stops: set[int], tokenizer: Any) -> Answer:
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the model's, the tokenizer's, and the one behind a turn in the chat template."""
+    """The tokens that end an answer: the model's, the tokenizer's, and the chat template's end-of-turn token."""
     config = getattr(model, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
     found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}

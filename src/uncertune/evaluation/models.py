@@ -1,4 +1,4 @@
-"""The models of a command: one base in memory, and LoRA adapters of it that are switched on in turn.
+"""The models of a command: one base in memory, and LoRA adapters of it that are activated in turn.
 
 Each adapter is used with the tokenizer, chat template and special tokens that it was saved with, the bare base with its
 own. An adapter whose training resized the vocabulary gets a copy of the base of its own.
@@ -31,20 +31,20 @@ _ROUNDINGS = (None, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as it was named; ``folder`` holds its adapter, None for the bare base."""
+    """A model by name; ``folder`` is that of its adapter, None for the bare base."""
 
     label: str
     source: str
     folder: str | None = None
     name: str | None = None
-    """Of the adapter on the base."""
+    """Fingerprint of base and adapter."""
     digest: str | None = None
-    """Of the adapter's weights."""
+    """Digest of the adapter's weights."""
 
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """The models in the order given; ``models`` and ``tokenizers`` by label, most of them the same object.
+    """The loaded models in the given order; ``models`` and ``tokenizers`` by label, most of them the same object.
 
     ``resized`` names the adapters with a vocabulary of another size: their model is a copy of the base.
     """
@@ -63,7 +63,7 @@ class LoadedModels:
 
     @contextlib.contextmanager
     def active(self, one: ModelSpec) -> Iterator[Any]:
-        """The model of ``one`` with its adapter switched on; for the bare base, without adapters."""
+        """The model of ``one`` with its adapter active; for the bare base, without adapters."""
         model = self.models[one.label]
         with active_adapter(model, one.name) if hasattr(model, "peft_config") else contextlib.nullcontext():
             yield model
@@ -76,7 +76,7 @@ class LoadedModels:
             yield
 
     def weights(self, one: ModelSpec) -> dict[str, str | None]:
-        """What tells these weights from others: digests of the base and of the adapter."""
+        """The identity of the weights: digests of the base and of the adapter."""
         return {"base": self.base_digest, "adapter": one.digest}
 
 
@@ -90,15 +90,14 @@ def load_models(
     allow_pickle: bool = False,
     weights: bool = True,
 ) -> LoadedModels:
-    """A model and LoRA adapters of it, on the accelerator where there is one; without ``weights`` tokenizers alone.
+    """A model and LoRA adapters of it, on the accelerator if there is one; only tokenizers if ``weights`` is false.
 
     Args:
         names: a model, then adapters of it (folders, runs, hub ids); or adapters alone, whose base is inferred.
         labels: one for each name; by default the last part of each path.
         chat_template_path: a .jinja file, or a model, whose chat template replaces that of every model.
 
-    Raises UserError, one line, for a name under which nothing can be loaded, an adapter of another base, labels that
-    cannot be used.
+    Raises UserError for a name that cannot be loaded, an adapter of another base, and unusable labels.
     """
     base, specs = plan(names, labels)
     path = resolve_model(base)
@@ -155,10 +154,10 @@ def _check_base(one: ModelSpec, base: str, path: str) -> None:
 
 
 def _check_fingerprint(one: ModelSpec, base: str, path: str, model: Any) -> None:
-    """Refuse an adapter that a run trained on other weights, where the run says on which.
+    """Refuse an adapter whose run was trained on other weights, if the run recorded them.
 
-    A run may have rounded the weights first (bfloat16), so the roundings are tried too; a base of the same name that
-    was quantised for training counts as the same.
+    A run may have rounded the weights (bfloat16), so rounded weights are compared too; a base of the same name that was
+    quantised for training counts as the same.
     """
     identity = _run_record(Path(str(one.folder))).get("identity")
     theirs = identity.get("model") if isinstance(identity, dict) else None
@@ -177,7 +176,7 @@ def _check_fingerprint(one: ModelSpec, base: str, path: str, model: Any) -> None
 
 
 def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[ModelSpec, ...]]:
-    """The base, given first or inferred from the first adapter, and the models to measure, not yet loaded."""
+    """The base, given first or inferred from the first adapter, and the models to measure, before loading."""
     if not names:
         raise UserError("models is missing: give a model and adapters, for example smollm2-135m runs/mle")
     first = Path(names[0]).expanduser()
@@ -194,7 +193,7 @@ def plan(names: Sequence[str], labels: Sequence[str] = ()) -> tuple[str, tuple[M
 
 
 def base_of(folder: str | Path) -> str:
-    """The model that an adapter was trained on: by its configuration, or the run's where that is a path elsewhere."""
+    """The model that an adapter was trained on: from its configuration, or from the run's if that path is gone."""
     folder = Path(folder).expanduser()
     named = base_model_of(folder)
     if named is not None and Path(named).is_dir():
@@ -212,12 +211,12 @@ def base_of(folder: str | Path) -> str:
 
 
 def _run_record(folder: Path) -> dict[str, Any]:
-    """``run.json`` of the run that left the folder; empty without a run. Raises UserError where damaged."""
+    """``run.json`` of the folder's run; empty without a run. Raises UserError for a damaged file."""
     return read_json(folder / RUN) if (folder / RUN).is_file() else {}
 
 
 def run_base(folder: Path) -> str | None:
-    """``model_name_or_path`` of the run that left the folder. Raises UserError for a damaged config.yaml."""
+    """``model_name_or_path`` of the folder's run. Raises UserError for a damaged config.yaml."""
     named = read_settings(folder).get("model_name_or_path") if _run_record(folder) else None
     return named if isinstance(named, str) else None
 
@@ -226,7 +225,7 @@ def run_base(folder: Path) -> str | None:
 
 
 def labels_of(names: Sequence[str], given: Sequence[str] = ()) -> list[str]:
-    """One label a name, those given or the last parts of each path. Raises UserError for what cannot be one."""
+    """One label per name, as given or the last parts of each path. Raises UserError for an invalid label."""
     if given:
         if len(given) != len(names):
             raise UserError(f"labels: {len(given)} for {len(names)} models: give one for each, with commas")
@@ -248,7 +247,7 @@ def labels_of(names: Sequence[str], given: Sequence[str] = ()) -> list[str]:
 
 
 def _label(name: str, depth: int) -> str:
-    """The last parts of a path, one more where the last is a checkpoint's."""
+    """The last part of a path, or the last two if the last is a checkpoint's."""
     path = Path(name).expanduser()
     parts = [part for part in (path.resolve() if path.exists() else path).parts if part.strip("/.")]
     if parts and parts[-1].startswith("checkpoint-"):
@@ -262,7 +261,7 @@ def place_of(name: str) -> str:
 
 
 def adapter_folder(name: str) -> str:
-    """A local folder with the adapter. Raises UserError where the name does not stand for one."""
+    """A local folder with the adapter. Raises UserError if the name is not that of an adapter."""
     path = Path(name).expanduser()
     if is_adapter(path):
         return str(path)
@@ -270,7 +269,7 @@ def adapter_folder(name: str) -> str:
         kind = (
             "a whole model" if (path / "config.json").is_file() else "not an adapter (adapter_config.json is missing)"
         )
-        hint = "; evaluate it by a command of its own, with the same output_dir" if kind == "a whole model" else ""
+        hint = "; evaluate it by a separate command, with the same output_dir" if kind == "a whole model" else ""
         raise UserError(f"adapter {name!r} is {kind}{hint}")
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"adapter {name!r}: there is no such folder, and it is not a hub id (owner/name)")
@@ -278,7 +277,7 @@ def adapter_folder(name: str) -> str:
 
     try:
         folder = snapshot_download(name, allow_patterns=["adapter_*", "tokenizer*", "chat_template*"])
-    except Exception as error:  # whatever the hub raises
+    except Exception as error:  # any error of the hub
         raise UserError(
             f"adapter {name!r} is neither a local folder nor available on the hub: {first_line(error)}"
         ) from error

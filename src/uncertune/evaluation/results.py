@@ -1,7 +1,7 @@
-"""Results on disk, one file a model and task, and the table made of all of them.
+"""Results on disk, one file per model and task, and the table of all of them.
 
-``OUT/LABEL/TASK.json`` says what was measured and how, ``OUT/LABEL/TASK.samples.jsonl`` has one line a document;
-``OUT/results.json`` and ``OUT/results.md`` are written again from every such file, whichever command wrote it.
+``OUT/LABEL/TASK.json`` has the measures and their settings, ``OUT/LABEL/TASK.samples.jsonl`` one line per document;
+``OUT/results.json`` and ``OUT/results.md`` are written from all such files, whichever command wrote them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEW_DOCUMENTS = 30
 
 @dataclass(frozen=True)
 class Place:
-    """Where one model's result on one task lies."""
+    """The paths of one model's result on one task."""
 
     folder: Path
     label: str
@@ -47,20 +47,20 @@ class Place:
         return self.folder / self.label / f"{self.stem}{SAMPLES}"
 
     def answers(self, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
-        """Where answers are stored as they come, by what they depend on."""
+        """The file that stores answers as they come, named after what they depend on."""
         digest = hashlib.blake2b(json.dumps([weights, settings], sort_keys=True).encode(), digest_size=6)
         return self.folder / self.label / f".{self.stem}.answers-{digest.hexdigest()}"
 
     def forget_answers(self) -> None:
-        """Delete what unfinished runs stored; there is a result now."""
+        """Delete the answers that unfinished runs stored, once there is a result."""
         for left in (self.folder / self.label).glob(f".{self.stem}.answers-*"):
             left.unlink()
 
 
 def is_done(place: Place, measured: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
-    """Whether the result is there already.
+    """Whether the result exists already.
 
-    ``measured`` holds ``weights``, ``settings`` and ``preparation``. Raises UserError for a result of others.
+    ``measured`` has ``weights``, ``settings`` and ``preparation``. Raises UserError for a result of other ones.
     """
     if not place.result.is_file() or overwrite:
         return False
@@ -75,7 +75,7 @@ def is_done(place: Place, measured: Mapping[str, Mapping[str, Any]], *, overwrit
 
 
 def check_alike(place: Place, settings: Mapping[str, Any], preparation: Mapping[str, Any]) -> None:
-    """Refuse to put a result beside another model's that was measured in another way.
+    """Refuse to add a result next to another model's with other settings.
 
     Models of different tokenizers may differ in their preparation.
     """
@@ -102,7 +102,7 @@ def _check_equal(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A result, or None for any other file."""
+    """A result, or None if the file is not a result."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -114,14 +114,14 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write(place: Place, result: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> None:
-    """The samples first: a result stands only with them."""
+    """Write the samples first, so that a result always has them."""
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in samples)
     write_atomically(place.samples, lines)
     write_atomically(place.result, json.dumps(result, indent=1, ensure_ascii=False))
 
 
 def collect(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every result in the folder; labels and tasks that are named come first, in that order, the others by name."""
+    """Every result in the folder: the given labels and tasks first, in that order, then the others by name."""
     found = [
         one for path in sorted(folder.glob("*/*.json")) if (one := read(path)) and one["label"] == path.parent.name
     ]
@@ -144,9 +144,9 @@ def summarise(folder: Path, labels: Sequence[str] = (), tasks: Sequence[str] = (
 
 
 def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Every model × every task, each value with half of its 95 % interval and its number of documents.
+    """The table of every model × every task, each value with half its 95 % interval and its number of documents.
 
-    Differences are to the bare base where it is among them.
+    Differences are to the bare base, if it is among the models.
     """
     labels = list(dict.fromkeys(one["label"] for one in found))
     rows: dict[str, dict[str, Any]] = {label: {"model": label} for label in labels}
@@ -173,7 +173,7 @@ def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _half(one: Mapping[str, Any], metric: str) -> float | None:
-    """Student's quantile times the standard error; None where that is unknown or 0."""
+    """Student's quantile times the standard error; None if that is unknown or 0."""
     from scipy.stats import t
 
     error, count = (one.get("stderr") or {}).get(metric), one.get("documents")

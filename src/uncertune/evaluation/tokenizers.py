@@ -1,4 +1,4 @@
-"""The tokenizer, chat template and special tokens of each model: an adapter's own where it was saved with them."""
+"""The tokenizer, chat template and special tokens of each model: the adapter's own if it was saved with them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PROBE = "Is 12 + 30 = 42?\n\tYes, “it” is… naïve 你好"
 
 
 def load_tokenizers(base: str, folders: Mapping[str, str | None], chat_template_path: str | None) -> dict[str, Any]:
-    """By label: the tokenizer in the adapter's folder, where there is one, else the base's.
+    """By label: the tokenizer in the adapter's folder, if it has one, else the base's.
 
-    ``chat_template_path`` replaces every chat template. Without it, a model without a template takes the one that all
-    adapters share. Prints one line where models differ in tokenizer or template.
+    ``chat_template_path`` replaces every chat template. Otherwise a model without a template takes the one that all
+    adapters share. Prints one line if models differ in tokenizer or template.
     """
     own_base = load_tokenizer(base)
     found = {
@@ -36,7 +36,7 @@ def load_tokenizers(base: str, folders: Mapping[str, str | None], chat_template_
             one.chat_template = own_base.chat_template
         elif not one.chat_template and len(theirs) == 1:
             one.chat_template = next(iter(theirs))
-            print("the base has no chat template: the one its adapters were trained with is used", file=sys.stderr)
+            print("the base has no chat template: that of its adapters is used", file=sys.stderr)
         if one.pad_token_id is None:
             one.pad_token = one.eos_token
     same: dict[str, Any] = {}
@@ -46,7 +46,7 @@ def load_tokenizers(base: str, folders: Mapping[str, str | None], chat_template_
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """What makes two tokenizers the same here: vocabulary, special tokens, chat template, and how they cut a text."""
+    """The identity of a tokenizer: vocabulary, special tokens, chat template, and its tokens of a probe text."""
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
     content = [sorted(tokenizer.get_vocab().items()), special, _template(tokenizer), tokenizer(_PROBE)["input_ids"]]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
@@ -59,7 +59,7 @@ def template_digest(tokenizer: Any) -> str | None:
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
-    """What the chat template writes behind an assistant's turn; None where that is nothing."""
+    """The text that the chat template writes after an assistant's turn; None if it is empty."""
     mark = "An answer"
     turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": mark}]
     after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(mark)[2]
@@ -94,7 +94,7 @@ def _given_template(path: str) -> str:
 
 
 def _say_differences(tokenizers: Mapping[str, Any]) -> None:
-    """One line on stderr where the models of one command are not all asked in the same way."""
+    """Print one line to stderr if the models of a command differ in tokenizer or template."""
     aspects = {
         "vocabulary": lambda one: len(one.get_vocab()),
         "chat template": _template,
@@ -109,7 +109,7 @@ def _say_differences(tokenizers: Mapping[str, Any]) -> None:
     names = [name for name, of in aspects.items() if len({of(one) for one in tokenizers.values()}) > 1]
     who = " | ".join(", ".join(labels) for labels in groups.values())
     print(
-        f"models differ in {', '.join(names) or 'tokenizer'} ({who}): each is used with what it was trained with; "
+        f"models differ in {', '.join(names) or 'tokenizer'} ({who}): each is used with its own; "
         "--chat_template_path sets one template for all",
         file=sys.stderr,
     )

@@ -28,11 +28,11 @@ HIGHER_IS_BETTER = {"accuracy": True, "loss": False, "ece": False}
 
 @dataclass(frozen=True)
 class TokenMeasures:
-    """``sums`` has one entry a document (sums over its response tokens, in nats, and ``tokens``, their number)."""
+    """``sums`` has one entry per document: sums over its response tokens, in nats, and ``tokens``, their number."""
 
     sums: list[dict[str, float]]
     bins: list[dict[str, float]]
-    """Of equal width in the probability of the likeliest token: mean confidence, accuracy, and tokens of each."""
+    """Bins of equal width in the probability of the likeliest token: mean confidence, accuracy, count of tokens."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class TokenMeasures:
 
     @property
     def errors(self) -> dict[str, float]:
-        """Standard errors of the means, documents taken as the independent units (ratio estimator)."""
+        """Standard errors of the means, with documents as the independent units (ratio estimator)."""
         tokens, count = self._total("tokens"), len(self.sums)
         if count < 2:
             return {}
@@ -77,10 +77,10 @@ def measure_tokens(
     kept: dict[int, FactoredTeacher] | None = None,
     label: str = "",
 ) -> TokenMeasures:
-    """Measure ``model`` as it is (``attach_head`` was called on it); with ``base``, also its KL from the base.
+    """Measure ``model`` in its current state, after ``attach_head``; with ``base``, also its KL from the base.
 
-    ``base()`` is a context in which the same model is the base: KL(base ‖ model), exact over the vocabulary. What it
-    says is put into ``kept``, batch by batch, and taken from there for the next model on the same documents.
+    ``base()`` is a context in which the same model is the base, for KL(base ‖ model), exact over the vocabulary. The
+    base's outputs are cached in ``kept``, batch by batch, for the next model on the same documents.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(documents)), key=lambda g: -len(documents[g].input_ids))
@@ -133,7 +133,7 @@ def _measure(rows: FactoredTeacher, labels_T: Tensor, base: FactoredTeacher | No
 
 
 def _likeliest(hidden_TD: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each position and its probability, (T,) each; no (T, V) logits at once."""
+    """The likeliest token of each position and its probability, (T,) each, without all (T, V) logits at once."""
     chunk = max(1, _LOGITS_BYTES // (4 * head.vocabulary))
     tops, confidences = [], []
     for hidden_tD in hidden_TD.split(chunk):

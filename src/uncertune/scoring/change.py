@@ -1,4 +1,4 @@
-"""What changed from one model to another on the same tokens, for example between checkpoints (claim C10)."""
+"""Changes from one model to another on the same tokens, for example between checkpoints (claim C10)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOKEN = ("rate", "document", "position", "token")
 
 
 def earlier_scores(folder: str) -> pa.Table:
-    """The finished scores of ``folder``. Raises UserError where there are none."""
+    """The finished scores of ``folder``. Raises UserError if it has none."""
     path = Path(folder)
     if not is_complete(path):
         raise UserError(f"against: {folder!r} holds no {TOKENS}: give an output_dir of uncertune score")
@@ -24,9 +24,9 @@ def earlier_scores(folder: str) -> pa.Table:
 
 
 def aligned(now: pa.Table, before: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Both in the order of rates, documents and positions.
+    """Both tables in the order of rates, documents and positions.
 
-    Raises UserError where the two do not score the same tokens at the same rates.
+    Raises UserError if they do not score the same tokens at the same rates.
     """
     order = [(name, "ascending") for name in _TOKEN[:3]]
     now, before = now.sort_by(order), before.sort_by(order)

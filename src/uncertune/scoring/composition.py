@@ -1,7 +1,7 @@
-"""What the hardest tokens are made of, and how that changes from one model to another (Fig. 4, claim C4).
+"""The kinds of the hardest tokens, and how they change from one model to another (Fig. 4, claim C4).
 
-A token is a number where it holds a digit, a word where it holds a letter and no digit, and structure otherwise:
-punctuation, operators, white space, and the marks of the chat template such as the end of a turn.
+A token is a number if it contains a digit, a word if it contains a letter and no digit, and structure otherwise:
+punctuation, operators, white space, and special tokens of the chat template such as the end of a turn.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from uncertune.statistics.intervals import Estimate
 
 KINDS = ("structure", "number", "word")
 BY = ("loss", "epistemic", "entropy")
-"""What tokens are ranked by."""
+"""Quantities that rank tokens."""
 
 Shares = dict[str, Estimate]
 Mask = NDArray[np.bool_]
 
 
 def kind_of(text: str, *, special: bool = False) -> str:
-    """The kind of a token; ``special`` for those of the tokenizer's own, whatever they are written as."""
+    """The kind of a token; ``special`` tokens of the tokenizer count as structure."""
     if special or not any(character.isalnum() for character in text):
         return "structure"
     return "number" if any(character.isnumeric() for character in text) else "word"
 
 
 def kinds_of(table: pa.Table, special: Collection[int]) -> Sequence[str]:
-    """Of every token of a table of scores."""
+    """The kind of every token of a table of scores."""
     pairs = zip(table["text"].to_pylist(), table["token"].to_pylist(), strict=True)
     return [kind_of(text, special=token in special) for text, token in pairs]
 
@@ -47,7 +47,7 @@ def hardest(table: pa.Table, by: str, fraction: float) -> Mask:
 def composition(
     kinds: Sequence[str], document: NDArray[np.int64], now: Mask, before: Mask | None = None, *, draws: int, seed: int
 ) -> Shares:
-    """Each kind's share of the tokens in ``now`` (N,), or that share less the one in ``before``.
+    """Each kind's share of the tokens in ``now`` (N,), or the change of that share from ``before``.
 
     Intervals are over documents (cluster bootstrap).
     """
@@ -69,7 +69,7 @@ def composition(
 def _share(
     is_kind: Mask, chosen: Mask, index: NDArray[np.int64], weights_RG: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(R,): of the chosen tokens, those of the kind; NaN where a draw has no chosen token."""
+    """(R,): the share of the kind among the chosen tokens; NaN for a draw without chosen tokens."""
     of_kind = weights_RG @ np.bincount(index, is_kind & chosen)
     of_all = weights_RG @ np.bincount(index, chosen)
     out = np.full(len(weights_RG), np.nan)

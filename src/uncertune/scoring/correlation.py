@@ -1,7 +1,7 @@
 """Correlations of token quantities, with intervals from a bootstrap over documents.
 
-Tokens of a document are not independent, so whole documents are drawn anew (cluster bootstrap, percentile intervals);
-a draw is a weight for each document: how many times it was drawn.
+Tokens of a document are not independent, so whole documents are resampled (cluster bootstrap, percentile intervals); a
+draw is a weight for each document: how many times it was drawn.
 
 Shape legend: ``N`` tokens, ``G`` documents, ``R`` draws.
 """
@@ -25,7 +25,7 @@ PROXIES = ("loss", "entropy")
 
 @dataclass(frozen=True)
 class Correlations:
-    """``by[kind][uncertainty, proxy]``, kind ``pearson`` or ``spearman``, and SPEC's claim C1 as two differences:
+    """``by[kind][uncertainty, proxy]``, kind ``pearson`` or ``spearman``, and claim C1 as two differences:
 
     ``closer[kind]["epistemic"]`` = r(epistemic, loss) − r(epistemic, entropy),
     ``closer[kind]["aleatoric"]`` = r(aleatoric, entropy) − r(aleatoric, loss); the claim says both are above 0.
@@ -39,7 +39,7 @@ class Correlations:
 
 
 def correlations(columns: Mapping[str, Array], document: NDArray[np.int64], *, draws: int, seed: int) -> Correlations:
-    """Of ``epistemic`` and ``aleatoric`` with ``loss`` and ``entropy``; ``columns`` (N,) each, ``document`` (N,)."""
+    """Correlations of ``epistemic`` and ``aleatoric`` with ``loss`` and ``entropy``; all columns are (N,)."""
     names, index = np.unique(document, return_inverse=True)
     weights_RG = document_draws(len(names), draws, seed)
     by: dict[str, dict[tuple[str, str], Estimate]] = {}
@@ -59,7 +59,7 @@ def correlations(columns: Mapping[str, Array], document: NDArray[np.int64], *, d
 
 
 def ranks(values: Array, weights: Array) -> Array:
-    """Midranks (N,) of values that occur ``weights`` times each; equal values share one."""
+    """Midranks (N,) of values that occur ``weights`` times each; equal values share a rank."""
     _, group = np.unique(values, return_inverse=True)
     return _ranks(group, weights)
 
@@ -91,7 +91,7 @@ def _pearson(columns: Mapping[str, Array], index: NDArray[np.int64], weights_RG:
 def _spearman(
     columns: Mapping[str, Array], index: NDArray[np.int64], weights_RG: Array
 ) -> dict[tuple[str, str], Array]:
-    """Pearson of the ranks, which every draw has anew."""
+    """Pearson's coefficient of the ranks, which are computed for each draw."""
     groups = {name: np.unique(columns[name], return_inverse=True)[1] for name in (*UNCERTAINTIES, *PROXIES)}
     rows = []
     for weights_G in weights_RG:

@@ -1,4 +1,4 @@
-"""Model and data of a scoring run: the documents as training would see them, token ids and labels."""
+"""Model and data of a scoring run: the documents as token ids and labels, as in training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uncertune.scoring.settings import Settings
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a scoring run works on; ``accelerator`` says which part of the documents is this process's."""
+    """Model and documents of a scoring run; ``accelerator`` assigns documents to this process."""
 
     model: nn.Module
     tokenizer: Any
@@ -28,7 +28,7 @@ class Prepared:
 
 
 def prepare(settings: Settings) -> Prepared:
-    """Load model and data; label as training does. Raises UserError for what cannot be loaded or has no response."""
+    """Load model and data, labelled as in training. Raises UserError if they cannot be loaded or have no response."""
     field = settings.dataset_text_field
     data = load(
         settings.data,
@@ -67,10 +67,10 @@ def load_model(
     attn_implementation: str | None = None,
     allow_pickle: bool = False,
 ) -> tuple[Any, Any]:
-    """A model in eval mode, with the adapter where one is given, and its tokenizer.
+    """A model in eval mode, with the adapter if given, and its tokenizer.
 
-    The tokenizer is the adapter's where it was saved with one, else the model's; the model is resized where the
-    adapter's training added tokens. Raises UserError, one line.
+    The tokenizer is the adapter's if it was saved with one, else the model's; the model is resized if the adapter's
+    training added tokens. Raises UserError.
     """
     model = models.load_model(name, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle)
     folder = None if adapter is None else adapter_folder(adapter)

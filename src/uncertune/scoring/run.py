@@ -1,6 +1,6 @@
-"""Scoring document by document, on every process, so that an interrupted run goes on where it stopped.
+"""Scoring document by document on every process, so that an interrupted run can be resumed.
 
-A folder of scores holds ``run.json`` (what the scores depend on), ``parts/`` while it is unfinished (one line a
+A folder of scores has ``run.json`` (what the scores depend on), ``parts/`` while it is unfinished (one line per
 document and rate), and ``tokens.parquet`` once it is complete: document, position, token, text, rate, and the five
 quantities in nats.
 """
@@ -36,12 +36,12 @@ _PARTS, _RUN = "parts", "run.json"
 _OURS = (TOKENS, _RUN, "config.yaml", "environment.json", "summary.json", "summary.md", "tokens.html")
 _FIGURES = ("correlations", "losses", "dropout")
 
-# What changes the numbers; the rest of the settings changes figures, speed or where they are written.
+# Settings that change the numbers; the others change figures, speed or paths.
 _NUMBERS = ("samples", "places", "seed", "max_length", "dtype", "attn_implementation", "pass_tokens")
 
 
 def identity(settings: Settings, prepared: Prepared) -> dict[str, Any]:
-    """What the scores depend on, to be compared with what a folder holds."""
+    """Everything that the scores depend on, to compare with a folder's."""
     digest = hashlib.blake2b(digest_size=8)
     for row in prepared.rows:
         digest.update(json.dumps([row.input_ids, row.labels]).encode())
@@ -60,7 +60,7 @@ def identity(settings: Settings, prepared: Prepared) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Delete what a scoring run left, and nothing else."""
+    """Delete the files of a scoring run, and nothing else."""
     if not (folder / _RUN).is_file():
         return
     shutil.rmtree(folder / _PARTS, ignore_errors=True)
@@ -69,7 +69,7 @@ def clear(folder: Path) -> None:
 
 
 def begin(folder: Path, mine: dict[str, Any]) -> None:
-    """Claim the folder for these scores. Raises UserError where it holds others."""
+    """Claim the folder for these scores. Raises UserError if it has others."""
     path = folder / _RUN
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -84,12 +84,12 @@ def begin(folder: Path, mine: dict[str, Any]) -> None:
     (folder / _PARTS).mkdir(exist_ok=True)
     for part in (folder / _PARTS).glob("*.jsonl"):
         whole = part.read_bytes()
-        part.write_bytes(whole[: whole.rfind(b"\n") + 1])  # a crash may have cut the last line short
+        part.write_bytes(whole[: whole.rfind(b"\n") + 1])  # a crash may have truncated the last line
     write_atomically(path, json.dumps(mine, indent=1))
 
 
 def score(folder: Path, settings: Settings, prepared: Prepared) -> None:
-    """Score what is missing of this process's share, and write each document down as it is done."""
+    """Score the missing documents of this process, and write each one as it is done."""
     done = {(part["rate"], part["document"]) for part in _parts(folder)}
     rank, processes = prepared.accelerator.process_index, prepared.accelerator.num_processes
     prepared.accelerator.wait_for_everyone()  # all have read before one writes
@@ -136,7 +136,7 @@ def _score_one(
 
 
 def _parts(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every document written down so far."""
+    """Every document written so far."""
     for path in sorted((folder / _PARTS).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             yield json.loads(line)
@@ -147,7 +147,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def finish(folder: Path, prepared: Prepared) -> pa.Table:
-    """All parts as one table, in the order of rates, documents and positions; written, then the parts are deleted."""
+    """Write all parts as one table, in the order of rates, documents and positions; then delete the parts."""
     rows = {row.number: row for row in prepared.rows}
     parts = {(part["rate"], part["document"]): part for part in _parts(folder)}
     rates = json.loads((folder / _RUN).read_text(encoding="utf-8"))["rates"]
@@ -174,7 +174,7 @@ def finish(folder: Path, prepared: Prepared) -> pa.Table:
 
 
 def token_text(tokenizer: Any, token: int, known: dict[int, str]) -> str:
-    """One token by itself; half of a character decodes to U+FFFD."""
+    """One token decoded alone; part of a character decodes to U+FFFD."""
     if token not in known:
         known[token] = tokenizer.decode([token])
     return known[token]

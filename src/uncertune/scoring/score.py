@@ -1,4 +1,4 @@
-"""``uncertune score``: scores on disk, correlations with intervals, figures, and the token page."""
+"""``score``: scores on disk, correlations with intervals, figures, and the token page."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ PAGE_DOCUMENTS = 200
 
 
 def score(data: str, model: str, output_dir: str | Path, **settings: Any) -> dict[str, Any]:
-    """Score the response tokens of a data set, or resume the same scores; write every file; return the summary.
+    """Score the response tokens of a data set, or resume; write all files, and return the summary.
 
     ``settings`` are the fields of ``Settings``: adapter, samples, rate, max_samples, … The folder gets
     ``tokens.parquet`` (document, position, token, text, rate, and the five quantities in nats), ``summary.json`` and
-    ``.md``, figures, and ``tokens.html``. Raises UserError, one line, for data or a model that cannot be loaded, and
-    for a folder that holds other scores.
+    ``.md``, figures, and ``tokens.html``. Raises UserError for data or a model that cannot be loaded, and for a folder
+    with other scores.
     """
     return _score(Settings(data=data, model=model, output_dir=str(output_dir), **settings))
 
@@ -180,7 +180,7 @@ def _table(found: Correlations, title: str, settings: Settings) -> Table:
 
 
 def _claim(found: Correlations) -> str:
-    """The paper's first claim (C1) in words: what the differences of correlations say."""
+    """The result of the paper's first claim (C1) in words, from the differences of correlations."""
     lines = []
     for name, near, far in (("epistemic", "loss", "entropy"), ("aleatoric", "entropy", "loss")):
         for kind, parts in found.closer.items():
@@ -198,7 +198,7 @@ def _claim(found: Correlations) -> str:
 
 
 def _changes(settings: Settings, changes: dict[str, Estimate]) -> str:
-    """The mean change of each quantity from the scores compared with."""
+    """The mean change of each quantity from the scores of ``against``."""
     return "".join(
         f"- {name}, mean change from {settings.against}: {one.value:+.4f} nats [{one.low:+.4f}, {one.high:+.4f}]\n"
         for name, one in changes.items()
@@ -208,7 +208,7 @@ def _changes(settings: Settings, changes: dict[str, Estimate]) -> str:
 def _made_of(
     now: pa.Table, earlier: pa.Table | None, prepared: Prepared, settings: Settings
 ) -> tuple[dict[str, Shares], dict[str, Shares]]:
-    """Shares of kinds of tokens, of all and of the hardest by each quantity; how these changed from ``earlier``."""
+    """Shares of kinds of tokens, among all and among the hardest by each quantity; their changes from ``earlier``."""
     kinds, document = kinds_of(now, set(prepared.tokenizer.all_special_ids)), now["document"].to_numpy()
     shares = partial(composition, kinds, document, draws=settings.bootstrap, seed=settings.seed)
     found, changes = {"all": shares(np.ones(len(kinds), dtype=bool))}, {}
@@ -221,7 +221,7 @@ def _made_of(
 
 
 def _made_of_table(made_of: dict[str, Shares], changes: dict[str, Shares], now: pa.Table, settings: Settings) -> Table:
-    """The shares of kinds of tokens, a row for all tokens and one for the hardest by each quantity."""
+    """The shares of kinds of tokens: one row for all tokens, and one for the hardest by each quantity."""
     columns = [Column(kind, kind.capitalize(), None, 1, percent=True) for kind in KINDS]
     rows: list[dict[str, Value]] = []
     for by, shares in made_of.items():

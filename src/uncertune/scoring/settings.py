@@ -1,4 +1,4 @@
-"""What a scoring run is made of."""
+"""The arguments of a scoring run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Settings:
     """Arguments of ``uncertune.scoring.score.score``.
 
     ``data``: a built-in name, a file, a folder or a hub id; ``model``: a hub id, a folder, a GGUF file or
-    ``smollm2-135m``; ``adapter``: a LoRA adapter to put on it; ``against``: a folder of scores of the same data by
+    ``smollm2-135m``; ``adapter``: a LoRA adapter of it; ``against``: a folder of scores of the same data by
     another model. ``samples`` forward passes with dropout at each ``rate`` in (0, 1), the first of which the table and
     the page show, at ``places`` (None: wherever the model has dropout). The first ``max_samples`` documents are scored,
     each cut to ``max_length`` tokens. ``selection_fraction``: the share of tokens that the page marks. ``bootstrap``:

@@ -1,4 +1,4 @@
-"""One text, token by token, for a notebook: ``score_text(model, tokenizer, "…")`` shows itself."""
+"""Uncertainty of one text, token by token: ``score_text(model, tokenizer, "…")`` displays itself in a notebook."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _HEIGHT = 560  # pixels of the frame in a notebook
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text and the uncertainty of its tokens; in a notebook the last line of a cell shows it as a page.
+    """A text and the uncertainty of its tokens; a notebook displays it as a page.
 
-    ``tokens`` are all tokens as decoded; the first has no numbers, as nothing predicts it. Marked are the response
-    tokens of highest loss, ``selection_fraction`` of them.
+    ``tokens`` are all decoded tokens; the first has no numbers, since nothing predicts it. The page marks the fraction
+    ``selection_fraction`` of response tokens with the highest loss.
     """
 
     tokens: tuple[str, ...]
@@ -53,7 +53,7 @@ class ScoredText:
     selection_fraction: float = 0.25
 
     def page(self) -> TokenPage:
-        """As a token page of one document."""
+        """The token page of this document."""
         return TokenPage("Token uncertainty", "", (self._document(),))
 
     def table(self) -> Table:
@@ -104,10 +104,10 @@ def score_text(
     selection_fraction: float = 0.25,
     **options: Any,
 ) -> ScoredText:
-    """Score every token of a text, or of a conversation (a list of messages), that something predicts.
+    """Score every token but the first of a text, or of a conversation (a list of messages).
 
-    ``options`` are those of ``token_uncertainty``: samples, rate, seed, places, ensemble, … Of a conversation all
-    tokens are scored, prompts too, and those of the assistant's turns count as response where the chat template marks
+    ``options`` are those of ``token_uncertainty``: samples, rate, seed, places, ensemble, … All tokens of a
+    conversation are scored, also those of prompts; the assistant's turns count as response if the chat template marks
     them.
     """
     if isinstance(text, str):
@@ -117,7 +117,7 @@ def score_text(
         ids, said = encode(tokenizer, read_turns(list(text), "text", 0), "text", marks=assistant_marks(tokenizer))
         response = [bool(one) for one in said or ()]
     if len(ids) < 2:
-        raise UserError(f"text: {len(ids)} token(s): nothing is predicted in a text of fewer than two")
+        raise UserError(f"text: {len(ids)} token(s): give a text of at least two, since the first is not predicted")
     row = torch.tensor([ids])
     found = token_uncertainty(model, row, row, **options)
     tokens = tuple(tokenizer.decode([token]) for token in ids)

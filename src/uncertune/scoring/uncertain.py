@@ -1,4 +1,4 @@
-"""The most uncertain tokens of a text, with the words before them, as a table."""
+"""A table of the most uncertain tokens of a text, with the words before them."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def uncertain_table(
 
 
 def few_documents(count: int) -> str:
-    """A warning behind a caption where intervals rest on few documents; nothing otherwise."""
-    return f" {count} documents are few: read the intervals as a guess." if count < FEW_DOCUMENTS else ""
+    """A warning for captions of intervals over few documents; empty otherwise."""
+    return f" {count} documents are few: the intervals are rough." if count < FEW_DOCUMENTS else ""
 
 
 def _line(text: str) -> str:

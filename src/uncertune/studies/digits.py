@@ -1,4 +1,4 @@
-"""Handwritten digits: MNIST from a folder or the hub, or those that scikit-learn carries (8 × 8, 1797)."""
+"""Handwritten digits: MNIST from a folder or the hub, or scikit-learn's (8 × 8, 1797 images)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N, pixels) in [0, 1] less their mean, over their deviation, and labels (N,)."""
+    """Images (N, pixels), standardised, and labels (N,)."""
 
     name: str
     train: Tensor
@@ -28,10 +28,10 @@ class Digits:
 
 
 def load(source: str | None) -> Digits:
-    """``source``: ``digits`` (those of scikit-learn), a folder with MNIST's four files (or ``mnist/`` in it), or None:
-    the folder $UNCERTUNE_DATA where that has them, else the hub (ylecun/mnist).
+    """Load digits. ``source``: ``digits`` (scikit-learn's), a folder with MNIST's four files (or ``mnist/`` in it), or
+    None for the folder $UNCERTUNE_DATA if it has them, else the hub (ylecun/mnist).
 
-    Raises UserError where what was named cannot be had.
+    Raises UserError if the source is not available.
     """
     if source == "digits":
         return _bundled()
@@ -43,7 +43,7 @@ def load(source: str | None) -> Digits:
 
 
 def _files(folder: Path) -> list[Path] | None:
-    """The four files, packed or not, in ``folder`` or its ``mnist``; None unless all are there."""
+    """The four files, compressed or not, in ``folder`` or its ``mnist``; None unless all exist."""
     for place in (folder / "mnist", folder):
         found = [next((p for p in (place / f"{n}.gz", place / n) if p.is_file()), None) for n in FILES]
         if None not in found:
@@ -56,11 +56,11 @@ def _hub() -> Digits:
 
     try:
         parts = [load_dataset("ylecun/mnist", split=split).with_format("torch") for split in ("train", "test")]
-    except Exception as error:  # whatever datasets or the hub raises
+    except Exception as error:  # any error of datasets or the hub
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"data: ylecun/mnist cannot be had from the hub ({reason}); give --data_dir FOLDER, or --data digits for "
-            "the small ones of scikit-learn"
+            f"data: ylecun/mnist is not available on the hub ({reason}); give --data_dir FOLDER, or --data digits for "
+            "scikit-learn's smaller digits"
         ) from error
     arrays = [part[:][column] for part in parts for column in ("image", "label")]
     return _digits("MNIST", *arrays)
@@ -75,7 +75,7 @@ def _idx(path: Path) -> Tensor:
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if len(values) != int(np.prod(shape)):
-        raise UserError(f"data: {path} is cut short: download it again")
+        raise UserError(f"data: {path} is truncated: download it again")
     return torch.from_numpy(values.reshape(shape).copy())
 
 

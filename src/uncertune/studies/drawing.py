@@ -1,4 +1,4 @@
-"""Drawings as PNG and SVG, with intervals: bands around lines, crosses at points."""
+"""Drawings as PNG and SVG with intervals: bands around lines, crosses at points."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from uncertune.report import paper_figure
 from uncertune.studies.study import Drawing, Panel, Plane
 
-# Apart for colour-blind readers (Okabe and Ito); with the dashes 24 lines differ.
+# Distinct for colour-blind readers (Okabe and Ito); with dashes, 24 lines differ.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 DASHES = ("-", "--", ":")
 MARKERS = "osD^v"
-_CHARACTERS = 13  # of a title, an inch
-_CROSSES = 10  # points of a trail, at most
+_CHARACTERS = 13  # of a title, per inch
+_CROSSES = 10  # most points of a trail with crosses
 
 
 def draw(stem: Path, drawing: Drawing) -> None:
@@ -43,7 +43,7 @@ def _names(panel: Panel | Plane) -> list[str]:
 
 
 def _legend(axes: Any, panel: Panel | Plane) -> None:
-    """Inside where it is short, else beside the axes."""
+    """Put a short legend inside the axes, others next to them."""
     if len(_names(panel)) > 4:
         axes.legend(frameon=False, fontsize=7.5, bbox_to_anchor=(1.01, 1.02), loc="upper left", borderaxespad=0)
     else:
@@ -81,7 +81,7 @@ def _lines(axes: Any, panel: Panel) -> None:
 
 
 def _log_axis(axes: Any, which: str) -> None:
-    """A logarithmic axis with plain numbers on it; 2 and 5 are named where there are less than two decades."""
+    """A logarithmic axis with plain numbers; below two decades also with ticks at 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set(**{f"{which}scale": "log"})
@@ -93,7 +93,7 @@ def _log_axis(axes: Any, which: str) -> None:
 
 
 def _trails(axes: Any, plane: Plane) -> None:
-    """A cross of intervals at each point; of a long trail only a line and its end."""
+    """A cross of intervals at each point; for a long trail only a line and its end."""
     for index, trail in enumerate(plane.trails):
         x, y = trail.estimates()
         colour = COLOURS[index % len(COLOURS)]

@@ -1,11 +1,10 @@
-"""Fig. 12 (C.2): a small network on handwritten digits, trained on one tenth of each batch, by loss; and C2b beside it.
+"""Fig. 12 (C.2): a small network on handwritten digits, trained on one tenth of each batch by loss; and claim C2b.
 
-784-32-16-10, ReLU, SGD at 0.01, batches of 256, 20 epochs; within each batch the data are ranked by their loss and cut
-into ten equal parts; a run trains on one of them. All runs are one batch of models. ``--data digits`` takes the
-smaller digits that scikit-learn carries.
+784-32-16-10, ReLU, SGD at 0.01, batches of 256, 20 epochs; each batch is ranked by loss and split into ten equal parts;
+a run trains on one of them. All runs are one batch of models. ``--data digits`` takes scikit-learn's smaller digits.
 
-C2b (§3): the models trained on everything, one a seed, are an ensemble; at several moments of their training the
-uncertainties of single data are correlated with how much a step on each lowers the test loss.
+C2b (§3): the models trained on everything, one per seed, are an ensemble; at several moments of their training the
+uncertainties of single data are correlated with the decrease of the test loss by a step on each.
 
 Shape legend: ``S`` seeds, ``Q`` runs of a seed (ten parts, and all data), ``M = S · PARTS`` models, ``B`` batch,
 ``K`` data of a part, ``N`` data, ``E`` moments.
@@ -31,7 +30,7 @@ PARTS = 10
 BATCH = 256
 LEARNING_RATE = 0.01
 PROBED, PROBE_TEST = 300, 1000
-"""C2b: how many data are stepped on one by one, and how many the test loss is measured on."""
+"""C2b: the number of data with a step each, and of data for the test loss."""
 NAMES = (*(f"{10 * part}–{10 * part + 10} %" for part in range(PARTS)), "all data")
 MARGIN = 0.02
 SMALL = ", small step"
@@ -39,12 +38,12 @@ State = dict[str, Tensor]
 
 
 def network(pixels: int) -> nn.Module:
-    """The paper's: two hidden layers of 32 and 16, ReLU."""
+    """The paper's network: two hidden layers of 32 and 16, ReLU."""
     return nn.Sequential(nn.Linear(pixels, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """(M, B, 10) and (M, B) → (M, B): cross-entropy, by the objectives' room."""
+    """(M, B, 10) logits and (M, B) labels → (M, B) cross-entropies, by ``weighted_nll``."""
     flat = weighted_nll(logits.flatten(0, 1), OBJECTIVES["mle"](labels.flatten()))
     return flat.view(labels.shape)
 
@@ -53,7 +52,7 @@ def parts_of(loss_MB: Tensor, part_M: Tensor) -> Tensor:
     """(M, K) indices of the data in each model's part of the batch: part 0 has the lowest losses, 9 the highest."""
     size = loss_MB.shape[1] // PARTS
     order_MB = loss_MB.argsort(dim=1, stable=True)
-    # the last part ends at the highest loss, the first begins at the lowest, the others lie evenly between
+    # the first part starts at the lowest loss, the last ends at the highest, the others are evenly between
     starts_M = (part_M * (loss_MB.shape[1] - size)).div(PARTS - 1, rounding_mode="floor")
     return order_MB.gather(1, starts_M[:, None] + torch.arange(size))
 
@@ -69,7 +68,7 @@ class Runs:
         self.seed_M = torch.arange(seeds).repeat_interleave(PARTS)
 
     def step(self, x_SB: Tensor, y_SB: Tensor) -> None:
-        """One step of every run on the batches of its seed."""
+        """One step of every run on its seed's batch."""
         _descend(self.everything, x_SB, y_SB)
         with torch.no_grad():
             loss_MB = losses(_shared(self.tenths, x_SB), y_SB[self.seed_M])
@@ -78,7 +77,7 @@ class Runs:
 
     @torch.no_grad()
     def accuracy(self, digits: Digits) -> Tensor:
-        """(S, Q) on the test data, float64."""
+        """(S, Q) accuracy on the test data, float64."""
         seeds = len(self.part_M) // PARTS
         test = digits.test.expand(seeds, -1, -1)
         everything = (self.everything(test).argmax(-1) == digits.test_labels).double().mean(-1)
@@ -92,7 +91,7 @@ class Runs:
 def train(digits: Digits, seeds: int, seed: int, epochs: int, progress: Progress) -> tuple[Tensor, dict[int, State]]:
     """Test accuracy (S, Q, epochs + 1), and the parameters of the runs on all data after some steps, for C2b.
 
-    The last batch of an epoch is what is left, unless that is less than one datum a part.
+    The last batch of an epoch has the remaining data, and is dropped if it has fewer than one datum per part.
     """
     generator = torch.Generator().manual_seed(seed)
     runs = Runs(digits.train.shape[1], seeds, seed)
@@ -120,7 +119,7 @@ def _part(models: Stacked, which: slice) -> State:
 
 
 def _shared(models: Stacked, x_SB: Tensor) -> Tensor:
-    """The outputs (M, B, 10) of models that see the same batch ten by ten: the first layer as one product a seed."""
+    """The outputs (M, B, 10) of models that share a batch by tens: the first layer is one product per seed."""
     groups = len(x_SB)
     state = {name: value.view(groups, PARTS, *value.shape[1:]) for name, value in models.parameters.items()}
 
@@ -141,9 +140,9 @@ def _descend(models: Stacked, x: Tensor, y: Tensor) -> None:
 
 
 def probe(digits: Digits, state: State) -> dict[str, Tensor]:
-    """C2b at one moment: Spearman correlations (S,) of each uncertainty of ``PROBED`` data with what a step on one of
-    them alone lowers the test loss by, and, under ``NAME, small step``, with what a step too small to overshoot does.
-    The S models are the ensemble that says how uncertain a datum is."""
+    """C2b at one moment: Spearman correlations (S,) of each uncertainty of ``PROBED`` data with the decrease of the
+    test loss by a step on each alone, and, under ``NAME, small step``, by an infinitesimal step. The S models are the
+    ensemble for the uncertainties."""
     base = network(digits.train.shape[1])
     x, y = digits.train[:PROBED], digits.train_labels[:PROBED]
     sums, identity = StreamedSums(), Logits.of(Head(torch.eye(10)), like=torch.zeros(1))
@@ -164,8 +163,8 @@ def probe(digits: Digits, state: State) -> dict[str, Tensor]:
 
 
 def single_steps(base: nn.Module, state: State, digits: Digits) -> tuple[Tensor, Tensor]:
-    """(N,) each: what a step on each of the ``PROBED`` data alone lowers the loss on ``PROBE_TEST`` test data by, and
-    the slope of that at a rate of 0, the product of the two gradients."""
+    """(N,) each: the decrease of the loss on ``PROBE_TEST`` test data by a step on each of the ``PROBED`` data alone,
+    and its slope at a rate of 0, the product of the two gradients."""
     x, y = digits.train[:PROBED], digits.train_labels[:PROBED]
     test, test_y = digits.test[:PROBE_TEST], digits.test_labels[:PROBE_TEST]
 
@@ -185,7 +184,7 @@ def single_steps(base: nn.Module, state: State, digits: Digits) -> tuple[Tensor,
 def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress) -> Study:
     """Fig. 12 and C2b over ``seeds`` initialisations and orders."""
     if seeds < 2:
-        raise UserError(f"seeds: {seeds} is too few: study mnist needs at least 2 models to tell what they disagree on")
+        raise UserError(f"seeds: {seeds} is too few: study mnist needs an ensemble of at least 2 models")
     digits = load(data)
     epochs = 3 if small else 20
     accuracy_SQE, kept = train(digits, seeds, seed, epochs, progress)
@@ -229,7 +228,7 @@ def run(seeds: int, seed: int, small: bool, data: str | None, progress: Progress
 
 
 def _epochs(epochs: int) -> list[int]:
-    """Which epochs the table shows."""
+    """The epochs in the table."""
     return [one for one in (1, 5) if one < epochs] + [epochs]
 
 

@@ -1,8 +1,8 @@
-"""Fig. 2C (C.1.1): which data should be trained on, near the optimum and far from it, in polynomial regression.
+"""Fig. 2C (C.1.1): which data to train on, near the optimum and far from it, in polynomial regression.
 
-A polynomial of degree 5 with known coefficients; data with known noise. At each stage (coefficients displaced by more
-or less) one gradient step is made on each datum by itself; how much it lowers the validation error is correlated, over
-the data, with the datum's uncertainties.
+A polynomial of degree 5 with known coefficients, and data with known noise. At each stage (size of the displacement of
+the coefficients) one gradient step is made on each datum alone; the decrease of the validation error is correlated over
+the data with their uncertainties.
 
 Shape legend: ``S`` seeds (polynomials), ``G`` stages, ``N`` training data, ``P`` coefficients, ``R`` draws.
 """
@@ -30,7 +30,7 @@ LEARNING_RATE = 0.01
 STAGES = 25
 QUANTITIES = ("epistemic", "aleatoric", "loss")
 TOP = DATA // 4
-_AT_ONCE = 50  # seeds, so that the draws of predictions stay small
+_AT_ONCE = 50  # seeds at a time, to bound the memory of the draws
 
 
 def powers(x: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ def powers(x: Tensor) -> Tensor:
 
 
 def epistemic_variance(features: Tensor, generator: torch.Generator, draws: int = DRAWS) -> Tensor:
-    """(S, N, P) → (S, N): variance of the predictions when the coefficients are shaken, over ``draws`` draws.
+    """(S, N, P) → (S, N): variance of the predictions under noise on the coefficients, over ``draws`` draws.
 
-    Its expectation is 0.002² · Σ_p x^{2p}, wherever the coefficients are.
+    Its expectation is 0.002² · Σ_p x^{2p} for any coefficients.
     """
     shaken_SRP = COEFFICIENT_NOISE * torch.randn(
         features.shape[0], draws, features.shape[-1], generator=generator, dtype=features.dtype
@@ -50,8 +50,8 @@ def epistemic_variance(features: Tensor, generator: torch.Generator, draws: int 
 
 
 def measured(seeds: int, generator: torch.Generator, scales_G: Tensor) -> dict[str, Tensor]:
-    """By stage, (S, G): Spearman's correlation of each quantity with the drop of the validation error, over the data;
-    and ``hurt``: how many of the steps raise that error, of all and of the quarter with the highest uncertainty."""
+    """By stage, (S, G): Spearman's correlation of each quantity with the decrease of validation error over the data;
+    and ``hurt``: the share of steps that raise it, among all and among the quarter with the highest uncertainty."""
     true_SP = torch.randn(seeds, DEGREE + 1, generator=generator, dtype=torch.float64)
     x_SN = 2 * torch.rand(seeds, DATA, generator=generator, dtype=torch.float64) - 1
     features_SNP = powers(x_SN)
@@ -75,8 +75,8 @@ def measured(seeds: int, generator: torch.Generator, scales_G: Tensor) -> dict[s
 
 
 def drops(displaced_SGP: Tensor, residual_SGN: Tensor, features_SNP: Tensor) -> Tensor:
-    """(S, G, N): how much one gradient step on each datum by itself lowers the mean squared error on the validation
-    data. The step is that of half the datum's squared error."""
+    """(S, G, N): the decrease of the mean squared validation error by one gradient step on each datum alone. The step
+    is on half the datum's squared error."""
     validation_VP = powers(torch.linspace(-1, 1, VALIDATION, dtype=torch.float64))
     second_PP = validation_VP.T @ validation_VP / VALIDATION
     after_SGNP = displaced_SGP[:, :, None] - LEARNING_RATE * residual_SGN[..., None] * features_SNP[:, None]

@@ -1,4 +1,4 @@
-"""Running a study by name: its page is written, and its findings are printed."""
+"""Run a study by name, write its page, and print its findings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def study(
 
 
 def _check_writable(folder: Path) -> None:
-    """Before minutes of work, not after. Nothing is made yet."""
+    """Raise UserError before minutes of work if the folder cannot be written. Nothing is created."""
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "is not a folder" if not there.is_dir() else "cannot be written to"

@@ -1,7 +1,7 @@
 """Many small models of one shape as one batch: ``torch.func`` runs them, one backward trains them.
 
-The loss of a step is the sum of the models' own mean losses; as no model enters another's, its gradient is each
-model's own. Losses come from the objectives' room on flattened logits (all models' tokens in one row).
+The loss of a step is the sum of the models' mean losses. Each model enters only its own term, so the gradients are
+those of separate training. Losses are those of ``objectives`` on flattened logits (all models' tokens in one row).
 
 Shape legend: ``M`` models; every parameter is stacked along its first dimension.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Stacked:
-    """``M`` models, made by ``build(seed)`` for each seed; the modules of ``base`` say how one runs."""
+    """``M`` models, built by ``build(seed)`` for each seed; ``base`` has the modules that run them."""
 
     def __init__(self, build: Callable[[], nn.Module], seeds: Sequence[int]) -> None:
         models = []
@@ -39,7 +39,7 @@ class Stacked:
         return out
 
     def copy(self) -> Stacked:
-        """The same models, to be trained on by themselves."""
+        """A copy of the models, to be trained separately."""
         out = copy.copy(self)
         out.parameters = {name: value.detach().clone().requires_grad_() for name, value in self.parameters.items()}
         return out

@@ -1,4 +1,4 @@
-"""What a study is made of: findings about claims, tables, drawings, and every number. ``writing`` puts it on disk."""
+"""The parts of a study: findings about claims, tables, drawings, and all numbers. ``writing`` writes them to disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uncertune.statistics.intervals import Estimate, over_seeds
 Array = NDArray[np.float64]
 Row = Mapping[str, float | str]
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the current part, the number of steps done, and the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     ramp: bool = False
-    """The lines are an ordered family: colours run from dark to light."""
+    """Whether the lines are an ordered family, with colours from dark to light."""
 
 
 @dataclass(frozen=True)
 class Trail:
-    """Points joined in their order, with intervals both ways: ``x`` and ``y`` are (seeds, points).
+    """Points joined in order, with intervals in both directions: ``x`` and ``y`` are (seeds, points).
 
-    ``labels`` are written beside the points, "" for none.
+    ``labels`` are written next to the points; "" for none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Trail:
 
 @dataclass(frozen=True)
 class Plane:
-    """One pair of axes with trails: what is gained against what is lost."""
+    """One pair of axes with trails, such as gains against losses."""
 
     title: str
     x_label: str
@@ -82,7 +82,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of estimates: one row a thing, one column a quantity."""
+    """A table of estimates, with one column per quantity."""
 
     title: str
     label: str
@@ -92,7 +92,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one question of a study yields. ``rows`` is every number behind it, one mapping a row."""
+    """The result of one question of a study. ``rows`` has all its numbers, one mapping per row."""
 
     findings: tuple[Finding, ...] = ()
     tables: tuple[Grid, ...] = ()
@@ -101,7 +101,7 @@ class Answer:
 
     @classmethod
     def joined(cls, answers: Iterable[Answer]) -> Answer:
-        """One after the other."""
+        """Both parts, one after the other."""
         parts = tuple(answers)
         return cls(
             tuple(one for part in parts for one in part.findings),
@@ -123,6 +123,6 @@ class Study:
 
 
 class Runner(Protocol):
-    """What a study's module offers."""
+    """The function ``run`` of a study's module."""
 
     def __call__(self, seeds: int, seed: int, small: bool, data: str | None, progress: Progress) -> Study: ...

@@ -1,10 +1,10 @@
 """Fig. 11 (C.1): least squares Z w = d, a gradient step on K of N data, chosen by residual, exhaustively, or at random.
 
-The optimum of eq. 5 is the subset whose step leaves the least training loss,
+The optimum of eq. 5 is the subset whose step gives the lowest training loss,
 
     argmin_S ½‖(I − λ Z Zᵀ I_S) ε‖²,    ε = Z w − d,
 
-found over all (N choose K) subsets. Where Z Zᵀ = I it is the top K of |ε|: the step scales the chosen residuals.
+found over all (N choose K) subsets. If Z Zᵀ = I it is the top K of |ε|: the step scales the chosen residuals.
 
 Shape legend: ``S`` seeds, ``N`` data, ``D`` parameters, ``C`` subsets of K of N, ``H`` held-out data.
 """
@@ -28,7 +28,7 @@ N, K = 16, 4
 HELD_OUT = 200
 NOISE = 0.1
 NEAR = 0.8
-"""What share of the optimum's advantage over random counts as near it."""
+"""Share of the optimum's advantage over random from which a method counts as near the optimum."""
 KINDS = ("correlated", "independent", "whitened")
 METHODS = ("full gradient", "top-K residual", "exhaustive optimum", "random")
 
@@ -50,7 +50,7 @@ def subsets(n: int, k: int) -> Tensor:
 
 
 def exhaustive_optimum(gram_SNN: Tensor, residual_SN: Tensor, rate_S: Tensor, subsets_CN: Tensor) -> Tensor:
-    """The indicator (S, N) of the subset whose gradient step leaves the least training loss (eq. 5).
+    """The indicator (S, N) of the subset whose gradient step gives the lowest training loss (eq. 5).
 
     ½‖ε − λ G I_S ε‖² = ½‖ε‖² − λ 1_Sᵀ(ε ∘ Gε) + ½λ² 1_Sᵀ (diag(ε) G² diag(ε)) 1_S, a quadratic form in 1_S.
     """
@@ -62,15 +62,14 @@ def exhaustive_optimum(gram_SNN: Tensor, residual_SN: Tensor, rate_S: Tensor, su
 
 
 def top_k(residual_SN: Tensor, k: int) -> Tensor:
-    """The indicator (S, N) of the ``k`` largest |ε|: what ``uncertune.selection`` does to losses."""
+    """The indicator (S, N) of the ``k`` largest |ε|, by ``uncertune.selection``."""
     n = residual_SN.shape[1]
     return torch.stack([select(row.abs(), f"{k}/{n}") for row in residual_SN]).double()
 
 
 def problems(seeds: int, kind: str, generator: torch.Generator) -> Problem:
-    """Random systems. ``whitened``: Z Zᵀ = I, as many parameters as data; ``independent``: normal entries, half as
-    many parameters; ``correlated``: the same, but data resemble their neighbours (correlation 0.8 from one to the
-    next)."""
+    """Random systems. ``whitened``: Z Zᵀ = I, as many parameters as data; ``independent``: normal entries, half as many
+    parameters; ``correlated``: the same, with a correlation of 0.8 between neighbouring data."""
     dimension = N if kind == "whitened" else N // 2
 
     def normal(*shape: int) -> Tensor:
@@ -174,7 +173,7 @@ def _data(method: str, steps: int) -> list[float]:
 
 
 def _shown(method: str, steps: int) -> int:
-    """Points whose data are no more than all steps of the subset methods take."""
+    """Points with at most as many data as all steps of the subset methods take."""
     return steps * K // N + 1 if method == "full gradient" else steps + 1
 
 

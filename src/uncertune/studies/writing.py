@@ -1,4 +1,4 @@
-"""A study on disk: figures, every number, the findings as JSON and Markdown, and a page."""
+"""The files of a study: figures, all numbers, the findings as JSON and Markdown, and a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBERS, FINDINGS, PAGE = "numbers.csv", "findings.json", "report.html"
 
 
 def write(study: Study, folder: Path, command: str) -> None:
-    """``numbers.csv``, ``findings.json``, ``findings.md``, a PNG and an SVG of each drawing, and ``report.html``."""
+    """Write ``numbers.csv``, ``findings.json``, ``findings.md``, each drawing as PNG and SVG, and ``report.html``."""
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in study.answer.drawings:
         draw(folder / drawing.name, drawing)
@@ -74,7 +74,7 @@ def _cell(estimate: Mapping[str, float | None]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
+    """None for NaN, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -101,7 +101,7 @@ def _table(grid: Grid) -> Table:
 
 
 def _curves(drawing: Drawing) -> list[Curves]:
-    """The panels for the page: means only; the files beside it have the intervals."""
+    """The panels for the page, with means only; the separate files have the intervals."""
     caption = f"{drawing.title} With intervals: {drawing.name}.svg"
     out = []
     for panel in drawing.panels:

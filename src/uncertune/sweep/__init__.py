@@ -1,1 +1,1 @@
-"""Sweeps: arms × seeds from one file, each trained and measured, in one table with intervals over seeds."""
+"""Sweeps: arms × seeds, each trained and measured, in one table with intervals over seeds."""

@@ -1,4 +1,4 @@
-"""What a sweep's runs say about the paper's claims C3 (§4.2) and C5 (§4.3).
+"""Tests of the paper's claims C3 (§4.2) and C5 (§4.3) on a sweep's runs.
 
 Effects are relative gains over MLE, (arm − MLE) / MLE of each seed signed so that higher is better; the gain out of
 distribution is the mean over its data sets. Two arms are compared within each seed.
@@ -15,7 +15,7 @@ _BALD = ("bald_samples", "bald_rate")
 
 
 def claims(sweep: Sweep) -> Iterator[Finding]:
-    """Of C3 and C5, what the arms of the sweep can say."""
+    """The tests of C3 and C5 for which the sweep has the arms."""
     if sweep.inside not in sweep.relative:
         return
     masked = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
@@ -37,7 +37,7 @@ def _c3(sweep: Sweep, masked: list[Record]) -> Iterator[Finding]:
 
 
 def _better(sweep: Sweep, says: str, one: str | None, other: str | None) -> Iterator[Finding]:
-    """One arm against another in distribution, where the sweep has both."""
+    """One arm against another in distribution, if the sweep has both."""
     if one is not None and other is not None:
         effect = mean(less(sweep.gains(one, sweep.inside), sweep.gains(other, sweep.inside)))
         yield Finding("C3", says, f"gain in distribution, {one} less {other}", effect, "above")
@@ -71,7 +71,7 @@ def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
 def _outside(
     sweep: Sweep, says: str, test: str, side: Side, gains: Callable[[str], Mapping[int, float]]
 ) -> Iterator[Finding]:
-    """On each data set out of distribution, and on their mean where there are several."""
+    """On each data set out of distribution, and on their mean if there are several."""
     by_set = {name: gains(name) for name in sweep.outside}
     for name, found in by_set.items():
         yield Finding("C5", f"{says} out of distribution, on {name}", test, mean(found), side)
@@ -81,7 +81,7 @@ def _outside(
 
 
 def _like(sweep: Sweep, arm: Record, **changed: str) -> str | None:
-    """The arm that differs from ``arm`` in this alone; what only BALD has does not count."""
+    """The arm that differs from ``arm`` in this field alone; fields of BALD do not count."""
     wanted = {name: value for name, value in {**arm, **changed}.items() if name not in ("name", *_BALD)}
     for other in sweep.arms:
         if {name: value for name, value in other.items() if name not in ("name", *_BALD)} == wanted:

@@ -1,5 +1,5 @@
-"""What the points of a sweep's runs say: trajectories in and out of distribution, and the arms compared at their best
-point and at equal gain in distribution.
+"""Results of a sweep at all points of its runs: trajectories in and out of distribution, and the arms compared at their
+best point and at equal gain in distribution.
 
 Gains over the base are (arm − base) / base, signed so that higher is better; out of distribution is the mean over data
 sets.
@@ -28,7 +28,7 @@ def has_curves(sweep: Sweep) -> bool:
 
 
 def at_best(sweep: Sweep) -> Sweep:
-    """The sweep with each run as it was at its best point: the lowest loss (or highest score) in distribution."""
+    """The sweep with each run at its best point: the lowest loss (or highest score) in distribution."""
     measure = sweep.main.get(sweep.inside)
     return Sweep({**sweep.content, "runs": [_best(run, measure) for run in sweep.content["runs"]]})
 
@@ -46,7 +46,7 @@ def _best(run: Record, measure: str | None) -> Record:
 
 
 def trails(sweep: Sweep) -> Trails | None:
-    """Every arm's way from the base, in against out of distribution; None without a measured base or other data."""
+    """Every arm's trajectory from the base, in and out of distribution; None without a measured base or other data."""
     if not has_curves(sweep) or not _usable(sweep):
         return None
     out = []
@@ -126,8 +126,8 @@ def curve_tables(sweep: Sweep) -> Iterator[Table]:
     columns = (Column("epoch", "Epoch kept, by seed", None, 0), *table.columns)
     caption = (
         f"Each run at its lowest {sweep.main.get(sweep.inside, 'loss')} on {sweep.inside}, MLE too: what early "
-        "stopping would keep. The point is chosen on the documents that it is measured on, for all arms alike. Gains "
-        "are over MLE at its best point with the same seed."
+        "stopping would keep. For all arms the point is chosen on the documents that it is measured on. Gains are over "
+        "MLE at its best point with the same seed."
     )
     yield Table("Kept at its best epoch", caption, columns, tuple(rows), "arm", None)
     if _usable(sweep):
@@ -139,10 +139,10 @@ def _number(run: Record) -> str:
 
 
 def equal_gain(sweep: Sweep, arm: str) -> dict[int, tuple[float, float]]:
-    """By seed, (level, arm − MLE): gains over the base out of distribution where both have first gained the same in it.
+    """By seed, (level, arm − MLE): gains over the base out of distribution at the first equal gain in distribution.
 
-    The level is the highest gain in distribution that both reach: the smaller of their two highest. Between measured
-    points a way is taken as straight.
+    The level is the highest gain in distribution that both reach: the smaller of their maxima. Trajectories are
+    interpolated linearly between measured points.
     """
     ours, baseline = _ways(sweep, arm), _ways(sweep, MLE)
     out = {}

@@ -36,7 +36,7 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
     groups = [(name, tuple(_bar(sweep, arm, name) for arm in sweep.others)) for name in sweep.main]
     caption = f"{inside} is in distribution. {HOW}{_paper(sweep, '5')}"
     if zero := [name for name in sweep.main if name not in sweep.relative]:
-        caption += f" There is no such gain on {', '.join(zero)}, where MLE has 0 with some seed."
+        caption += f" The gain on {', '.join(zero)} is undefined, since MLE has 0 with some seed."
     yield _stem(sweep, "figure-5"), [Bars("Gain on each data set", caption, _GAIN, tuple(groups))]
     if inside in sweep.relative and outside:
         yield _stem(sweep, "figure-6a"), [_pareto(sweep, outside)]
@@ -68,7 +68,7 @@ def _pareto(sweep: Sweep, outside: list[str]) -> Points:
     best = pareto_front([(-one.x.value, -one.y.value) for one in known])
     caption = (
         f"Mean gains and 95 % intervals over seeds; out of distribution is the mean over {', '.join(outside)}. Up and "
-        "to the right is better; the line joins the arms that no other beats on both sides."
+        "to the right is better; the line joins the arms that no other arm beats in both."
         f"{_paper(sweep, '6 (A)')}"
     )
     return Points(
@@ -94,7 +94,7 @@ def _won(sweep: Sweep) -> Bars:
 
 
 def _by_q(sweep: Sweep, outside: bool) -> Iterator[Drawn]:
-    """Gains against q, in and out of distribution, one line a family of arms that differ in q alone."""
+    """Gains against q, in and out of distribution, with one line for each family of arms that differ in q alone."""
     found = families(sweep.arms)
     if not found:
         return
@@ -115,7 +115,7 @@ def _by_q(sweep: Sweep, outside: bool) -> Iterator[Drawn]:
 
 
 def _family(arm: Record, every: list[list[Record]]) -> str:
-    """Objective, metric, level, and what else families differ in."""
+    """Objective, metric, level, and the other fields in which families differ."""
     parts = [arm[name] for name in _AXES if arm.get(name) is not None]
     others = [name for name in arm if name not in ("name", "q", *_AXES)]
     told = [name for name in others if len({repr(family[0].get(name)) for family in every if name in family[0]}) > 1]

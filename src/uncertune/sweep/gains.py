@@ -1,4 +1,4 @@
-"""Every arm's gain over MLE in one table."""
+"""The table of gains over MLE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uncertune.sweep.measures import HOW, Sweep, mean
 
 
 def gains_table(sweep: Sweep) -> Table:
-    """Every arm's gains over MLE at the end of training, and how many extra seeds a doubtful one would need."""
+    """Every arm's gains over MLE at the end of training, and the extra seeds that an undecided one needs."""
     columns = [Column("seeds", "Seeds", None, 0)]
     share = Column("", "", None, 2, percent=True, sign=True)
     rows: list[dict[str, Value]] = []
@@ -31,8 +31,8 @@ def gains_table(sweep: Sweep) -> Table:
             row[f"{side}_more"] = clear(gains, found)
         rows.append(row)
     caption = (
-        f"{HOW} “Extra seeds needed”: how many more seeds would bring the interval clear of 0 if mean and spread "
-        "stayed as they are; “none” if it is clear already."
+        f"{HOW} “Extra seeds needed”: how many more seeds would make the interval exclude 0 if mean and standard "
+        "deviation stayed the same; “none” if it excludes 0 already."
     )
     return Table("Gains over MLE", caption, tuple(columns), tuple(rows), "arm", None)
 
@@ -42,8 +42,8 @@ def _inside(sweep: Sweep, arm: str) -> dict[int, float]:
 
 
 def clear(gains: Mapping[int, float], found: Estimate) -> str | None:
-    """How many extra seeds would bring the interval clear of 0: “none” if it is; None without an interval."""
-    if math.isnan(found.low) or found.low == found.high:  # equal values say nothing of their spread
+    """The number of extra seeds for an interval that excludes 0: “none” if it does; None without an interval."""
+    if math.isnan(found.low) or found.low == found.high:  # equal values do not show their spread
         return None
     if found.low > 0 or found.high < 0:
         return "none"

@@ -1,4 +1,4 @@
-"""What a sweep's runs say: values of arms over seeds, and their differences to MLE, each pair of one seed."""
+"""Results of a sweep: values of arms over seeds, and their differences to MLE, each pair of one seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """``sweep.json`` with its data sets by name, the one in distribution first."""
+    """The content of ``sweep.json``, with the data set in distribution first."""
 
     content: Record
 
@@ -43,7 +43,7 @@ class Sweep:
 
     @property
     def arms(self) -> list[Record]:
-        """Those with a finished run."""
+        """Names of the arms with a finished run."""
         done = {run["arm"] for run in self.content["runs"] if run["status"] == "done"}
         return [arm for arm in self.content["arms"] if arm["name"] in done]
 
@@ -58,7 +58,7 @@ class Sweep:
 
     @property
     def sets(self) -> dict[str, list[str]]:
-        """Each data set's measures, loss first where it has one."""
+        """Each data set's measures, the loss first if it has one."""
         out: dict[str, dict[str, None]] = {}
         for record in [self.content.get("base") or {}, *self.content["runs"]]:
             for name, measures in _by_set(record, self.inside):
@@ -67,7 +67,7 @@ class Sweep:
 
     @property
     def main(self) -> dict[str, str]:
-        """Each data set's measure in figures: the loss, else the first that has a direction."""
+        """Each data set's measure in figures: the loss, else the first with a direction."""
         out = {}
         for name, measures in self.sets.items():
             directed = [one for one in measures if one not in _NEITHER]
@@ -77,16 +77,16 @@ class Sweep:
 
     @property
     def relative(self) -> list[str]:
-        """Data sets on which a gain relative to MLE is defined: its measure is 0 with no seed."""
+        """Data sets on which a gain relative to MLE is defined: MLE's measure is 0 with no seed."""
         return [name for name, measure in self.main.items() if all(self.values(MLE, name, measure).values())]
 
     @property
     def outside(self) -> list[str]:
-        """Those of ``relative`` that are out of distribution."""
+        """The data sets of ``relative`` that are out of distribution."""
         return [name for name in self.relative if name != self.inside]
 
     def values(self, arm: str, name: str, measure: str) -> dict[int, float]:
-        """By seed, of the finished runs that have it."""
+        """A measure by seed, of the finished runs that have it."""
         out = {}
         for run in self.content["runs"]:
             if run["arm"] == arm and run["status"] == "done":
@@ -96,7 +96,7 @@ class Sweep:
         return out
 
     def base(self, name: str, measure: str) -> float:
-        """Of the model that every run starts from; NaN where it was not measured."""
+        """A measure of the base model; NaN if it was not measured."""
         value = dict(_by_set(self.content.get("base") or {}, self.inside)).get(name, {}).get(measure)
         return math.nan if value is None else float(value)
 
@@ -110,7 +110,7 @@ class Sweep:
         return {seed: sign * one for seed, one in self.differences(arm, name, self.main[name]).items()}
 
     def gains(self, arm: str, name: str) -> dict[int, float]:
-        """(arm − MLE) / MLE by seed, signed so that higher is better; none where a set has none (``relative``)."""
+        """(arm − MLE) / MLE by seed, signed so that higher is better; empty for a set that is not in ``relative``."""
         if name not in self.relative:
             return {}
         theirs = self.values(MLE, name, self.main[name])
@@ -122,14 +122,14 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Raises UserError for a folder without ``sweep.json``, one that is none, or one without a finished MLE run."""
+    """The sweep of a folder. Raises UserError if ``sweep.json`` is missing or damaged or has no finished MLE run."""
     path = folder / "sweep.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} holds no sweep: sweep.json cannot be read") from error
     except ValueError as error:
-        raise UserError(f"{str(path)!r} is no JSON ({error}): start the sweep again") from error
+        raise UserError(f"{str(path)!r} is not JSON ({error}): start the sweep again") from error
     for name in ("arms", "runs", "data", "model"):
         if not isinstance(content, dict) or name not in content:
             raise UserError(f"{str(path)!r} has no {name!r}: start the sweep again")
@@ -137,7 +137,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def column(measure: str, name: str) -> Column:
-    """How a measure of a data set is shown."""
+    """The column of a measure of a data set."""
     better = {} if measure in _NEITHER else {measure: measure not in LOWER}
     found = metric_column({"task": name, "higher_is_better": better}, measure)
     return Column(name, name, found.better, found.digits, found.percent)
@@ -149,7 +149,7 @@ def mean(values: Mapping[int, float]) -> Estimate:
 
 
 def less(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """one − other by seed, of those that both have."""
+    """one − other by seed, for the seeds that both have."""
     return {seed: one[seed] - other[seed] for seed in one if seed in other}
 
 

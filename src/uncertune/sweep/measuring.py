@@ -1,4 +1,4 @@
-"""Measures of a sweep's runs, in and out of distribution, by ``uncertune evaluate``: one base in memory for all."""
+"""Measures of a sweep's runs in and out of distribution, by ``measure``, with one base in memory for all adapters."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def measure_base(plan: Plan) -> None:
 
 
 def measure_runs(plan: Plan, runs: Sequence[Run]) -> None:
-    """Measure finished runs at every point that is not measured yet, and delete the checkpoints no longer needed.
+    """Measure finished runs at every unmeasured point, and delete the checkpoints that are no longer needed.
 
-    Adapters measured at their end alone share one base in memory, whose answers are computed once; a run with
-    checkpoints is measured by itself, so that few adapters are in memory.
+    Adapters that are measured at their end alone share one base in memory, whose outputs are computed once; a run with
+    checkpoints is measured alone, so that few adapters are in memory.
     """
     todo = [(run, points_of(plan, run)) for run in runs if run.arm is not None]
     todo = [(run, found) for run, found in todo if _missing(plan, run, found)]
@@ -52,7 +52,7 @@ def measure_runs(plan: Plan, runs: Sequence[Run]) -> None:
 
 
 def curve_of(plan: Plan, run: Run) -> list[dict[str, Any]]:
-    """Every measured point of a run, ``step``, ``epoch``, ``in`` and ``out``; nothing for one measured at its end."""
+    """``step``, ``epoch``, ``in`` and ``out`` of every measured point of a run; empty for a run with a single point."""
     points = points_of(plan, run).points
     if len(points) < 2:
         return []
@@ -61,7 +61,7 @@ def curve_of(plan: Plan, run: Run) -> list[dict[str, Any]]:
 
 
 def best_point(plan: Plan, run: Run) -> Point:
-    """The point of the lowest loss in distribution, the earlier of equals: the one that early stopping would keep."""
+    """The point of the lowest loss in distribution, the first of equals, which early stopping would keep."""
     points = points_of(plan, run).points
     found = [_measures(plan, run, one) for one in points]
     losses = [math.inf if one is None else float(one["in"]["loss"]) for one in found]
@@ -69,7 +69,7 @@ def best_point(plan: Plan, run: Run) -> Point:
 
 
 def _missing(plan: Plan, run: Run, found: Points) -> list[Point]:
-    """The points that are not measured and whose models are still there."""
+    """The unmeasured points whose models still exist."""
     return [one for one in found.points if _measures(plan, run, one) is None and folder_of(plan, run, one).is_dir()]
 
 
@@ -78,7 +78,7 @@ def _measures(plan: Plan, run: Run, point: Point) -> dict[str, dict[str, Any]] |
 
 
 def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
-    """Measure models by label; tasks of lm-eval for those at the ``ends`` of runs alone."""
+    """Measure models by label; tasks of lm-eval only for those at the ``ends`` of runs."""
     options = plan.options
     common: dict[str, Any] = {
         "output_dir": plan.folder / EVALUATION,
@@ -99,10 +99,10 @@ def _measure(plan: Plan, models: dict[str, str], ends: Sequence[str]) -> None:
 
 
 def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, dict[str, Any]] | None:
-    """``in``: measure → value, ``out``: data set → measure → value; None where some are not there yet.
+    """``in``: measure → value, ``out``: data set → measure → value; None if some are missing.
 
-    A task of lm-eval counts as in distribution if it is named as the training data; without ``answers`` tasks are not
-    looked for.
+    A task of lm-eval counts as in distribution if it has the name of the training data. Without ``answers``, tasks are
+    ignored.
     """
     own = str(plan.common.data.dataset_name)
     inside = _result(plan, label, TOKENS + in_data(plan))

@@ -1,4 +1,4 @@
-"""What a sweep is given beside the settings of its runs, checked without a heavy import."""
+"""Arguments of a sweep besides the settings of its runs, checked without a heavy import."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from uncertune.training import fields
 
 Grids = list[dict[str, list[Any]]]
 END, EPOCH = "end", "epoch"
-"""Values of ``measure_every``, beside a number of steps."""
+"""Values of ``measure_every``, besides a number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Seeds, processes and measures of a sweep: arguments of ``sweep``. Raises UserError for what cannot be used."""
+    """Arguments of ``sweep`` on seeds, processes and measures. Raises UserError for unusable values."""
 
     seeds: tuple[int, ...]
     jobs: int | None

@@ -1,4 +1,4 @@
-"""The page of a sweep: the paper's figures redrawn from its runs, differences to MLE over seeds, and what q does."""
+"""The page of a sweep: the paper's figures from its runs, differences to MLE over seeds, and the effect of q."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_sweep(folder: Path, into: Path | None = None) -> Path:
         into: another folder to write to.
 
     Raises:
-        UserError: there is no sweep in the folder, or its file cannot be read.
+        UserError: the folder has no sweep, or its file cannot be read.
     """
     sweep = read_sweep(folder)
     output_dir = into or folder
@@ -57,7 +57,7 @@ def write_sweep(folder: Path, into: Path | None = None) -> Path:
 
 
 def _measures(sweep: Sweep) -> Iterator[Table]:
-    """One table a measure: means over seeds, with differences to MLE."""
+    """One table per measure: means over seeds, with differences to MLE."""
     for measure in dict.fromkeys(one for measures in sweep.sets.values() for one in measures):
         columns = [column(measure, name) for name, measures in sweep.sets.items() if measure in measures]
         base = {one.key: None if math.isnan(v := sweep.base(one.key, measure)) else v for one in columns}
@@ -69,7 +69,7 @@ def _measures(sweep: Sweep) -> Iterator[Table]:
         points = " in points" if columns[0].percent else ""
         caption = (
             f"Means over seeds{unit.get(measure, '')}; Δ is the difference to MLE with the same seed{points} and its "
-            "95 % interval, with * if that is clear of 0."
+            "95 % interval, with * if that excludes 0."
         )
         yield Table(f"Measured: {measure}", caption, tuple(columns), tuple(rows), "arm", None)
 
@@ -92,7 +92,7 @@ def _cell(sweep: Sweep, arm: str, shown: Column, measure: str) -> FormattedValue
 
 
 def _documents(sweep: Sweep) -> str:
-    """How many documents were measured, with a warning if they are few."""
+    """The number of measured documents, with a warning if they are few."""
     count = sweep.content.get("documents")
     if count is None:
         return ""

@@ -1,4 +1,4 @@
-"""Which runs a sweep is made of: arms from the file, each checked before anything is trained."""
+"""The runs of a sweep: its arms, each checked before anything is trained, and seeds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RUNS, DATA, CACHE = "runs", "data", "teacher_cache"
 
 @dataclass(frozen=True)
 class Arm:
-    """An objective with the fields that it uses; ``values`` has every one of ``ARM_FIELDS`` that has an effect."""
+    """An objective with the fields that it uses; ``values`` has all of ``ARM_FIELDS`` that have an effect."""
 
     values: dict[str, Any] = field(hash=False)
 
@@ -51,7 +51,7 @@ class Arm:
 
     @property
     def extra(self) -> str | None:
-        """What its metric needs beside the model's own statistics."""
+        """The ``extra`` of its metric."""
         return METRICS[self.values["selection_metric"]].extra if self.selects else None
 
     @property
@@ -60,7 +60,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The objective, then metric and q where it selects, then whatever differs from the defaults."""
+        """The objective, then metric and q if it selects, then the other fields that differ from the defaults."""
         parts = [self.objective]
         if self.selects:
             share = self.values.get("selection_fraction")
@@ -76,7 +76,7 @@ class Arm:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """objective, metric, level and q (None where it selects nothing), and what else differs from the defaults."""
+        """objective, metric, level and q (None without selection), and other fields that differ from the defaults."""
         short = {said: self.values.get(one) for one, said in _SHORT.items()}
         others = {one: value for one, value in self.values.items() if one not in (*_SHORT, "objective")}
         others = {one: value for one, value in others.items() if value != _DEFAULTS[one]}
@@ -105,7 +105,7 @@ class Plan:
     """Fields of ``uncertune train`` that every run is given."""
     options: Options
     common: Arguments
-    """Of the MLE run; its data fields say where the data comes from."""
+    """Arguments of the MLE run; their data fields name the data."""
 
     @property
     def own_teacher(self) -> bool:
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def own_rho(self) -> bool:
-        """Whether some arm needs a holdout reference that the sweep trains."""
+        """Whether an arm needs a holdout reference that the sweep trains."""
         uses = any(arm.extra == "reference_loss" for arm in self.arms)
         return uses and self.given.get("rho_reference") in (None, "auto")
 
@@ -129,7 +129,7 @@ class Plan:
         return rho + [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name == MLE]
 
     def rest(self) -> list[Run]:
-        """All others, seed by seed."""
+        """All other runs, seed by seed."""
         seeds = self.options.seeds
         return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name != MLE]
 
@@ -198,7 +198,7 @@ def plan(
 
 
 def checkpointing(measure_every: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a run that leave a checkpoint at each point; none for a run that is measured at its end alone."""
+    """Fields that save a checkpoint at each point; empty for a run that is measured at its end alone."""
     if measure_every == END:
         return {}
     if measure_every == EPOCH:
@@ -256,7 +256,7 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
-    """What the runs and their measures have in common, for ``config.yaml``; arms, seeds and jobs may change."""
+    """The common settings of runs and measures, for ``config.yaml``; arms, seeds and jobs may change."""
     options = plan.options
     kept = ("fresh_rows", "held_out", "documents", "limit", "measure_every", "measure_dtype")
     settings = plan.common.resolved()

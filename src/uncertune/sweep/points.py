@@ -1,7 +1,7 @@
 """The points at which a run is measured: its checkpoints of every epoch, or of every n steps, and its end.
 
 ``evaluation/LABEL.json`` has the points of one run and the minutes that measuring took. Once all points are measured,
-only the checkpoint of the best one stays, without the state of the optimizer.
+only the checkpoint of the best point stays, without optimizer state.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Points:
-    """Those of one run in order, its end last, and the minutes that measuring them took."""
+    """The points of one run in order, its end last, and the minutes that measuring took."""
 
     points: tuple[Point, ...]
     minutes: float = 0.0
 
 
 def points_of(plan: Plan, run: Run) -> Points:
-    """The points of a finished run, as recorded, else by its checkpoints."""
+    """The points of a finished run, as recorded, else from its checkpoints."""
     try:
         found = json.loads(_record(plan, run).read_text(encoding="utf-8"))
         return Points(tuple(Point(**one) for one in found["points"]), found["minutes"])
@@ -61,21 +61,21 @@ def points_of(plan: Plan, run: Run) -> Points:
 
 
 def keep_points(plan: Plan, run: Run, points: Points) -> None:
-    """Record them, with the minutes."""
+    """Record the points of a run."""
     content = {"points": [asdict(one) for one in points.points], "minutes": round(points.minutes, 3)}
     write_atomically(_record(plan, run), json.dumps(content, indent=1))
 
 
 def folder_of(plan: Plan, run: Run, point: Point) -> Path:
-    """Where the model of a point lies: a checkpoint, or the run's folder at its end."""
+    """The folder of a point's model: a checkpoint, or the run's folder for its end."""
     folder = plan.run_folder(run)
     return folder if point.label == run.label else folder / f"checkpoint-{point.step}"
 
 
 def prune(plan: Plan, run: Run, best: Point) -> None:
-    """Delete the checkpoints of a measured run except the best point's; of that the state of the training.
+    """Delete the checkpoints of a measured run except the best point's, and that one's training state.
 
-    Of a run that is measured at its end alone, nothing is deleted.
+    Nothing is deleted of a run that is measured at its end alone.
     """
     if len(points_of(plan, run).points) < 2:
         return

@@ -1,8 +1,8 @@
-"""The rows of a sweep, written down: what each seed trains on, and what all are measured on in distribution.
+"""The rows of a sweep as files: training rows of each seed, and held-out rows in distribution.
 
 data/train-s0.jsonl           rows of the runs of seed 0
-data/rho_reference-s0.jsonl   a tenth of them, which only the reference of rho trains on (where there is one)
-data/held_out.jsonl           rows that nothing trains on, where the data has no test split
+data/rho_reference-s0.jsonl   a tenth of them, which only the reference of rho trains on (if the sweep has one)
+data/held_out.jsonl           rows that nothing trains on, if the data has no test split
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HELD_OUT = "held_out.jsonl"
 
 
 def write_rows(plan: Plan) -> None:
-    """Write every file that is not there yet. Raises UserError where the data is too small."""
+    """Write the missing files. Raises UserError if the data is too small."""
     folder = plan.folder / DATA
     folder.mkdir(parents=True, exist_ok=True)
     files = {seed: folder / f"train-s{seed}.jsonl" for seed in plan.options.seeds}
@@ -53,12 +53,12 @@ def in_data(plan: Plan) -> str:
 
 
 def shown(name: str) -> str:
-    """The name of a data set or a model as tables show it: of a path the last part."""
+    """The name of a data set or a model in tables: the last part of a path."""
     return Path(name).name if Path(name.partition("@")[0]).exists() else name
 
 
 def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
-    """Training rows, and the last rows of the data, held out; None where nothing is."""
+    """Training rows, and the last rows of the data if they are held out, else None."""
     options, given = plan.options, plan.common
     count = options.held_out if apart else 0
     most, field = given.data.max_train_samples, given.training.dataset_text_field

@@ -1,6 +1,6 @@
-"""Training and measuring the runs of a sweep: one after the other in this process, or in several at once.
+"""Training the runs of a sweep, one after the other in this process, or in several processes.
 
-What became of a run is kept in ``runs/LABEL.json``: ``error`` (None where it is done) and ``minutes``.
+The outcome of a run is in ``runs/LABEL.json``: ``error`` (None if it succeeded) and ``minutes``.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from uncertune.training.pipeline import run as run_training
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run; ``error`` is None where it is done."""
+    """The outcome of a run; ``error`` is None if it succeeded."""
 
     error: str | None
     minutes: float
 
 
 def outcome_of(plan: Plan, run: Run) -> Outcome | None:
-    """What is known of a run, or None where it has not been tried."""
+    """The outcome of a run, or None if it has not been tried."""
     try:
         return Outcome(**json.loads(_record(plan, run).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -55,7 +55,7 @@ def is_done(plan: Plan, run: Run) -> bool:
 
 
 def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
-    """Train what is not done yet, and yield each run as it is done or failed."""
+    """Train the unfinished runs, and yield each one when it is done or has failed."""
     todo = [run for run in runs if not is_done(plan, run)]
     if jobs == 1 or len(todo) < 2:
         for run in todo:
@@ -73,8 +73,8 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
                 stopped = future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    f"jobs: one of {jobs} processes died, perhaps for want of memory; the same command goes on, with "
-                    "fewer jobs if that was it"
+                    f"jobs: one of {jobs} processes died, perhaps out of memory: run the same command again to resume, "
+                    "with fewer jobs if so"
                 ) from None
             if stopped:
                 raise InterruptedRun(*stopped)
@@ -82,7 +82,7 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
 
 
 def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
-    """Train one run and keep what became of it; what stopped it, where a signal did and this is a worker."""
+    """Train one run and record its outcome; returns what stopped it if a signal did and this is a worker."""
     print(f"== {run.label}", file=sys.stderr, flush=True)
     start, error = time.monotonic(), None
     try:
@@ -94,7 +94,7 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
         return str(stopped), stopped.signal
     except UserError as refused:
         error = str(refused)
-    except Exception as failed:  # whatever a library raises ends this run and not the others
+    except Exception as failed:  # an error of a library ends this run, not the others
         error = f"{type(failed).__name__}: {first_line(failed)}"
     before = outcome_of(plan, run)
     minutes = (time.monotonic() - start) / 60 + (before.minutes if before and before.error else 0)
@@ -105,7 +105,7 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
 
 
 def _settings(plan: Plan, run: Run) -> dict[str, Any]:
-    """The run's fields, its rows read from the file of its seed."""
+    """The run's fields, with the file of its seed as data."""
     name = f"{'train' if run.arm else 'rho_reference'}-s{run.seed}.jsonl"
     settings = plan.settings(run)
     for field in ("dataset_config", "dataset_train_split", "dataset_format", "max_train_samples", "data_dir"):
@@ -122,7 +122,7 @@ def _record(plan: Plan, run: Run) -> Path:
 
 
 def processes(asked: int | None) -> int:
-    """How many at once: as asked, else one for each GPU, else one."""
+    """The number of processes: as given, else one per GPU, else one."""
     return asked or max(1, torch.cuda.device_count())
 
 
@@ -140,7 +140,7 @@ def _start(devices: Any, jobs: int) -> None:
 
 @contextlib.contextmanager
 def _stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """SIGTERM goes on to the workers, which save and end; a terminal's SIGINT reaches them by itself."""
+    """Forward SIGTERM to the workers, which save and exit; a terminal sends SIGINT to them directly."""
 
     def forward(number: int, frame: Any) -> None:
         raise InterruptedRun(f"ended by {signal.Signals(number).name}", number)

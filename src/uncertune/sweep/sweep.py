@@ -28,7 +28,7 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep wrote: its page, the table for a terminal, and the labels of the runs that failed."""
+    """The result of a sweep: its page, its table for a terminal, and the labels of failed runs."""
 
     page: Path
     text: str
@@ -56,7 +56,7 @@ def sweep(
 ) -> Swept:
     """Train every arm with every seed, measure each run in and out of distribution, and write one table and its page.
 
-    What is done already is kept, and failed runs are tried again.
+    Finished runs and measures are kept, and failed runs are tried again.
 
     Args:
         settings: fields of ``uncertune train`` for every run: model_name_or_path, dataset_name, learning_rate, …
@@ -117,7 +117,8 @@ def sweep(
 
 
 def _groups(found: Plan, jobs: int) -> list[list[Run]]:
-    """In one process seed by seed, so that what is there is always comparable; else all that others need first."""
+    """Runs to train together: in one process seed by seed, so that results are always comparable; otherwise first all
+    runs that others need."""
     first, rest = found.first(), found.rest()
     if jobs > 1:
         return [first, rest]
@@ -126,7 +127,7 @@ def _groups(found: Plan, jobs: int) -> list[list[Run]]:
 
 
 def _do(found: Plan, runs: Sequence[Run], jobs: int) -> Path:
-    """Train and measure runs, and bring table and page up to date; return the page's path.
+    """Train and measure runs, and update table and page; return the page's path.
 
     In one process each run is measured as soon as it is trained, so that an arm may start from MLE's best point.
     """

@@ -1,4 +1,4 @@
-"""What a sweep keeps of its runs, a row a run: ``sweep.json``, which the page is made from, and ``sweep.csv``."""
+"""The results of a sweep, one row per run: ``sweep.json``, from which the page is made, and ``sweep.csv``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON, CSV = "sweep.json", "sweep.csv"
 
 
 def write(plan: Plan) -> None:
-    """Write both from what is known now."""
+    """Write both files with the results so far."""
     write_files(collect(plan), plan.folder)
 
 
@@ -31,7 +31,7 @@ def write_files(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def collect(plan: Plan) -> dict[str, Any]:
-    """Arms, runs with their measures, and the base's; runs that were not tried yet are not in it."""
+    """Arms, tried runs with their measures, and the base's measures."""
     runs = []
     for run in sorted([*plan.first(), *plan.rest()], key=lambda run: run.seed):
         known = outcome_of(plan, run)

@@ -1,4 +1,4 @@
-"""What is compared: an objective, which tokens it selects, and how tokens are weighted (SPEC S1 to S8)."""
+"""The arms of the study: objective, selection and weights (SPEC S1 to S8)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """An objective by its name, with selection, with its options, and with noise weights (None: every token 1).
+    """An objective with its selection, its options, and noise weights (None: weight 1 for every token).
 
     ``reward`` is policy gradient's: ``aligned`` is A = p_oracle (App. B.1); ``right`` pays 1 for the most probable
     word and ``probability`` pays p_oracle, both as the expected policy gradient; ``sampled`` is ``right`` with one
     word drawn from the model. ``weighting`` is a token weighting, ``anchor`` the weight of KL to the pretrained model,
-    ``members`` how many teachers are averaged, ``smoothing`` that of the labels.
+    ``members`` the number of averaged teachers, ``smoothing`` the label smoothing.
     """
 
     objective: str
@@ -70,7 +70,7 @@ REWARDED = tuple(Arm("policy_gradient", reward=form) for form in ("aligned", "ri
 
 
 def masked(objective: str) -> list[Arm]:
-    """One masked objective over q (loss, tokens), and at 25 % over the other metrics and at the level of documents."""
+    """One masked objective over q (loss, tokens), and at 25 % with the other metrics and at document level."""
     out = [Arm(objective, fraction=fraction) for fraction in FRACTIONS]
     out += [Arm(objective, metric=metric) for metric in METRICS if metric != "loss"]
     return out + [Arm(objective, metric=metric, level="document") for metric in METRICS]

@@ -1,15 +1,15 @@
 """A language whose next-token distribution is known (SPEC S26).
 
-A text is a task's token and then phrases of three words, whose kinds repeat:
+A text is a task's token, then phrases of three words of these kinds:
 
-* *template*: almost always the task's own word, whatever stood before (structure);
-* *content*: drawn from a distribution that the word before chooses, from narrow to nearly uniform (truly random);
-* *fact*: the word that belongs to the content word before, in this task (knowledge; nearly deterministic).
+* *template*: almost always the task's word, whatever the words before (structure);
+* *content*: drawn from a distribution, narrow to nearly uniform, that depends on the word before (random);
+* *fact*: a word that depends on the content word before and the task (knowledge; nearly deterministic).
 
-So p(x | context) depends on the task, the kind and the word before, and a table holds it. Half of the facts are the
-same in every task. A *shifted* language has some of its rows drawn again: what post-training is to teach.
+So p(x | context) is a table over the task, the kind and the word before. Half of the facts are the same in every task.
+In a *shifted* language some rows are resampled, which is what post-training has to teach.
 
-Shape legend: ``S`` languages (one a seed), ``A`` tasks, ``3`` kinds, ``V`` vocabulary, ``B`` texts,
+Shape legend: ``S`` languages (one per seed), ``A`` tasks, ``3`` kinds, ``V`` vocabulary, ``B`` texts,
 ``T`` words of a text.
 """
 
@@ -26,7 +26,7 @@ VOCABULARY = TASKS + WORDS
 KINDS = ("template", "content", "fact")
 PHRASES = 8
 LENGTH = len(KINDS) * PHRASES
-_FLOOR = 1e-4  # probability of each word that a row would leave at nothing
+_FLOOR = 1e-4  # least probability of a word
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Language:
 
     @classmethod
     def draw(cls, languages: int, generator: torch.Generator) -> Language:
-        """Languages of their own, one a seed."""
+        """Independent languages, one per seed."""
         rows = torch.stack([_rows(languages, TASKS, kind, generator) for kind in range(3)], 2)
         shared = torch.rand(languages, 1, 1, VOCABULARY, 1, generator=generator) < 0.5
         facts = rows[:, :, 2:]
@@ -45,16 +45,18 @@ class Language:
         return cls(rows)
 
     def shifted(self, tasks: int, share: float, generator: torch.Generator) -> Language:
-        """The first ``tasks`` tasks with ``share`` of their rows of each kind drawn again, the others as they are."""
+        """The language with ``share`` of the rows of each kind resampled in the first ``tasks`` tasks."""
         fresh = torch.stack([_rows(len(self.table), TASKS, kind, generator) for kind in range(3)], 2)
         changed = torch.rand(*self.table.shape[:4], 1, generator=generator) < share
-        changed[:, :, 0] = torch.rand(*self.table.shape[:2], 1, 1, generator=generator) < share  # a template is one row
+        changed[:, :, 0] = (
+            torch.rand(*self.table.shape[:2], 1, 1, generator=generator) < share
+        )  # templates have one row
         changed[:, tasks:] = False
         return Language(torch.where(changed, fresh, self.table))
 
     def certain(self, tasks: int, share: float) -> Language:
-        """The first ``tasks`` tasks with ``share`` of each row's probability moved to its most probable word: at 1
-        nothing in them is left to chance."""
+        """The language with ``share`` of each row's probability moved to its most probable word in the first ``tasks``
+        tasks; with 1 they are deterministic."""
         top = torch.zeros_like(self.table).scatter_(-1, self.table.argmax(-1, keepdim=True), 1.0)
         sharp = (1 - share) * self.table + share * top
         return Language(torch.cat([sharp[:, :tasks], self.table[:, tasks:]], 1))
@@ -70,7 +72,7 @@ class Language:
         return seeds, texts_SBT[:, :, :1], kind, texts_SBT[:, :, :-1]
 
     def sample(self, tasks: list[int], texts: int, generator: torch.Generator, noise: float = 0.0) -> Tensor:
-        """(S, B, 1 + T) texts, tasks in turn; with ``noise``, that share of words is replaced by any word."""
+        """(S, B, 1 + T) texts, with tasks in turn; a share ``noise`` of words is replaced by uniformly drawn words."""
         seeds = len(self.table)
         drawn = torch.tensor(tasks)[torch.arange(texts) % len(tasks)].expand(seeds, texts)
         before, out = drawn, [drawn]
@@ -89,7 +91,7 @@ class Language:
 def _rows(languages: int, tasks: int, kind: int, generator: torch.Generator) -> Tensor:
     """(S, A, V, V) distributions over the words, for every token before."""
     shape = (languages, tasks, VOCABULARY, WORDS)
-    if kind == 0:  # one word for a task, 0.9 and more
+    if kind == 0:  # one word per task, with probability 0.9 or more
         favourite = torch.randint(WORDS, (languages, tasks, 1, 1), generator=generator).expand(*shape[:3], 1)
         probs = torch.full(shape, 0.1 / WORDS, dtype=torch.float64).scatter_add_(
             3, favourite, torch.full((*shape[:3], 1), 0.9, dtype=torch.float64)
@@ -97,7 +99,7 @@ def _rows(languages: int, tasks: int, kind: int, generator: torch.Generator) -> 
     elif kind == 1:  # from narrow to nearly uniform: a softmax of normal values, sharper or flatter
         scale = 3 * torch.rand(*shape[:3], 1, generator=generator, dtype=torch.float64)
         probs = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1)
-    else:  # one word for each word before, 0.97
+    else:  # one word for each word before, with probability 0.97
         fact = torch.randint(WORDS, (*shape[:3], 1), generator=generator)
         probs = torch.full(shape, 0.03 / WORDS, dtype=torch.float64).scatter_add_(
             3, fact, torch.full(fact.shape, 0.97, dtype=torch.float64)
@@ -108,7 +110,7 @@ def _rows(languages: int, tasks: int, kind: int, generator: torch.Generator) -> 
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """In nats, over the last dimension."""
+    """Entropy in nats over the last dimension."""
     return torch.special.entr(probs).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""The loss of an arm on one batch of all models: scores, masks and weights of the real training's rooms."""
+"""The loss of an arm on one batch of all models, with the package's objectives and selection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST_VARIANCE = 0.05
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """(M, B, T, V) and (M, B, T) → (M, B, T) cross-entropies, by the objectives' room."""
+    """(M, B, T, V) logits and (M, B, T) labels → (M, B, T) cross-entropies, by ``weighted_nll``."""
     targets = OBJECTIVES["mle"](labels.flatten())
     return weighted_nll(logits.flatten(0, 2), targets).view(labels.shape)
 
@@ -74,7 +74,7 @@ def rewarded(world: World, texts: Tensor, logits: Tensor, reward: str, step: int
 
 
 def right_word(oracle: Tensor) -> Tensor:
-    """1 for the most probable word of each context."""
+    """1 for the most probable word of each context, else 0."""
     return torch.zeros_like(oracle).scatter_(-1, oracle.argmax(-1, keepdim=True), 1.0)
 
 
@@ -82,7 +82,7 @@ def noise_weights(world: World, texts: Tensor, form: str) -> Tensor:
     """(M, B, T), with a mean of 1 in each model, from the known noise (SPEC S7b, App. B).
 
     ``1/variance``: weighted least squares, by the context: 1 / (1 − Σ p²), the variance of the one-hot label as the
-    data have it. ``clean``: the probability that this very word is not noise.
+    data have it. ``clean``: the probability that this word is not noise.
     """
     share = world.setting.noise
     oracle, labels = world.shifted.oracle(texts), texts[..., 1:]
@@ -96,7 +96,7 @@ def noise_weights(world: World, texts: Tensor, form: str) -> Tensor:
 
 
 def selected(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Tensor, step: int) -> Tensor:
-    """(M, B, T) bool: each model's own mask over its batch."""
+    """(M, B, T) bool: the mask of each model over its batch."""
     shape = texts[..., 1:].shape
     scores = token_scores(world, models, arm, texts, logits, step)
     document = torch.arange(shape[1])[:, None].expand(shape[1:]).flatten()
@@ -105,7 +105,7 @@ def selected(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Ten
 
 
 def token_scores(world: World, models: Stacked, arm: Arm, texts: Tensor, logits: Tensor, step: int) -> Tensor:
-    """(M, B, T), by a metric of ``uncertune.selection``, or by the truth: ``expected loss``, ``excess loss``."""
+    """(M, B, T) scores by a metric of ``uncertune.selection``, or by the truth: ``expected loss``, ``excess loss``."""
     labels = texts[..., 1:]
     if arm.metric in ("expected loss", "excess loss"):
         oracle, log_probs = world.shifted.oracle(texts), logits.double().log_softmax(-1)
@@ -125,7 +125,7 @@ def token_scores(world: World, models: Stacked, arm: Arm, texts: Tensor, logits:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Loss and entropy (M, B, T) of the models' logits, each computed where a metric asks for it."""
+    """Loss and entropy (M, B, T) of the models' logits, each computed on first use."""
 
     logits: Tensor
     labels: Tensor

@@ -1,7 +1,7 @@
 """(c′, C11) On the words that are not selected, does S5 keep the reference's entropy and calibration?
 
-Unselected are, for every model alike, the words that the pretrained model would not select (the 75 % of lowest loss);
-once of the training texts, once of fresh ones.
+Unselected are, for all models, the words that the pretrained model would not select (the 75 % of lowest loss), in the
+training texts and in fresh texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""(b) Every objective in and out of distribution: what it learned and what it lost, against MLE on the same seeds."""
+"""(b) Every objective in and out of distribution, against MLE on the same seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = dict[str, Measures]
 
 
 def objectives(world: World, progress: Progress) -> Answer:
-    """The whole table, exact KL as the measure."""
+    """The whole table, by exact KL."""
     results: Results = {PRETRAINED: measures(world, world.base)}
     arms = table()
     for index, arm in enumerate(arms):
@@ -40,7 +40,7 @@ def objectives(world: World, progress: Progress) -> Answer:
 
 
 def gain(results: Results, name: str, where: str) -> Array:
-    """KL of MLE less that of an arm, paired: above 0 the arm is nearer to the truth."""
+    """KL of MLE minus KL of an arm, paired: above 0 the arm is nearer to the truth."""
     return results[MLE.name][f"kl_{where}"] - results[name][f"kl_{where}"]
 
 
@@ -63,7 +63,7 @@ def _grid(results: Results) -> Grid:
 
 
 def paired(difference: Array) -> Estimate:
-    """Of an arm with itself there is no interval."""
+    """An arm has no interval against itself."""
     return over_seeds(difference) if difference.any() else Estimate(0.0, float("nan"), float("nan"))
 
 

@@ -1,7 +1,7 @@
-"""What is lost for what is learned: in and out of distribution epoch by epoch, and both compared at equal learning.
+"""Forgetting against learning: in and out of distribution epoch by epoch, and compared at equal learning.
 
-After equally many steps an objective that learns slowly has also lost little. Here the loss out of distribution is
-read off where an arm and MLE have come equally near to the truth in distribution.
+After equally many steps an objective that learns slowly has also forgotten little. Here the KL out of distribution is
+compared where an arm and MLE are equally near to the truth in distribution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARMS = (MLE, MASKED, BOTH, Arm("masked_mle", metric="random"), DISTILL, ORACLE)
 
 
 def path(world: World, progress: Progress) -> Answer:
-    """The same set-up, twice as long."""
+    """The same setting with twice as many epochs."""
     here = world.changed(epochs=2 * world.setting.epochs)
     found: dict[str, dict[str, Array]] = {}
     for index, arm in enumerate(ARMS):
@@ -64,7 +64,7 @@ def _finding(name: str, one: dict[str, Array], mle: dict[str, Array]) -> Finding
 
 
 def lost_at(kl_in: Array, kl_out: Array, level: Array) -> Array:
-    """``kl_out`` (M, E) where ``kl_in`` (M, E) first comes down to ``level`` (M,), between epochs by the straight line.
+    """``kl_out`` (M, E) where ``kl_in`` (M, E) first falls to ``level`` (M,), interpolated linearly between epochs.
 
     Each row of ``kl_in`` must reach its level.
     """

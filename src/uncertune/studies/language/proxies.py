@@ -1,8 +1,8 @@
-"""(a) How good are BALD, loss and entropy as measures of what a model does not know, and of what cannot be known?
+"""(a) BALD, loss and entropy as measures of what a model does not know, and of what cannot be known.
 
-The truth is at hand: excess loss KL(oracle ‖ model) is what could be learned, the oracle's entropy is what could not.
-Three places: the shifted tasks before post-training (the model is wrong and does not know it), the same after it, and
-tasks the model was pretrained on.
+The truth is known: excess loss KL(oracle ‖ model) can be learned, the oracle's entropy cannot. Measured in three
+places: the shifted tasks before post-training (the model is wrong and does not know it) and after it, and tasks of the
+pretraining.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """(c, C9) Policy gradient ≥ distillation ≥ MLE under an oracle, as expected oracle reward (App. B.1).
 
-The data have no noise here: labels are drawn from the oracle, as B.1 assumes. The reward pays 1 for the most probable
-word of a context. Distillation is from the oracle; MLE sees its samples.
+The data have no noise: labels are drawn from the oracle, as B.1 assumes. The reward is 1 for the most probable word of
+a context. Distillation is from the oracle; MLE sees its samples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEST = "expected reward (1 for the most probable word) in distribution, paired d
 
 
 def rewards(world: World, progress: Progress) -> Answer:
-    """Every way to use the oracle, and MLE."""
+    """Policy gradient, distillation and MLE under the oracle."""
     here = world.changed(noise=0.0)
     arms = [MLE, DISTILL, ORACLE, *REWARDED]
     models: dict[str, Stacked] = {}

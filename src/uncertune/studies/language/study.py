@@ -1,4 +1,4 @@
-"""The study ``language``: every question over as many languages as seeds, each with a model of its own."""
+"""The study ``language``: every question over one language and model per seed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from uncertune.studies.study import Progress
 
 
 def pretrained(setting: Setting, progress: Progress) -> World:
-    """Languages drawn and models trained on all their tasks: AdamW, cosine, dropout on, no text seen twice."""
+    """Random languages, and models trained on all their tasks: AdamW, cosine, with dropout, no text twice."""
     generator = torch.Generator().manual_seed(setting.seed)
     language = Language.draw(setting.seeds, generator)
     models = Stacked(Transformer, range(setting.seed, setting.seed + setting.seeds))
@@ -42,9 +42,9 @@ def pretrained(setting: Setting, progress: Progress) -> World:
 
 
 def teacher(world: World, members: int = 1) -> Stacked:
-    """Stage 1: the pretrained models trained with plain MLE on the same data; the first of so many members.
+    """Stage 1: the pretrained models trained with plain MLE on the same data; the first of the members.
 
-    The others see the data in an order of their own.
+    Each other member sees the data in another order.
     """
     while len(world.members) < members:
         order = world.order_of(len(world.members))
@@ -72,7 +72,7 @@ def post_train(
     after: Callable[[Stacked], None] | None = None,
     order: list[Tensor] | None = None,
 ) -> Stacked:
-    """AdamW at a constant rate, dropout off, every arm over the same batches in the same order."""
+    """AdamW at a constant rate without dropout; every arm sees the same batches in the same order."""
     setting = world.setting
     models = world.base.copy()
     optimizer = torch.optim.AdamW(models.parameters.values(), setting.rate, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""What models are from the truth, exactly: every measure is (M,), a mean over the words of the test texts."""
+"""Exact distances of models from the truth: every measure is (M,), a mean over the words of the test texts."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def rows_of(question: str, found: Mapping[str, Measures], **more: str) -> tuple[
 
 
 def calibration(oracle: Tensor, probs: Tensor) -> Tensor:
-    """|p − its true probability| of the word that the model thinks most probable, (..., V) → (...)."""
+    """|p − true probability| of the model's most probable word, (..., V) → (...)."""
     top = probs.argmax(-1, keepdim=True)
     return (probs.gather(-1, top) - oracle.gather(-1, top)).abs()[..., 0]

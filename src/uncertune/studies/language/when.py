@@ -28,7 +28,7 @@ LABELS = {
 
 
 def when(world: World, small: bool, progress: Progress) -> Answer:
-    """The grid; ``small`` takes the ends of each axis."""
+    """The grid; ``small`` takes only the ends of each axis."""
     grid = {what: (values[0], values[-1]) if small else values for what, values in GRID.items()}
     settings = [(what, value) for what, values in grid.items() for value in values]
     gains: dict[tuple[str, float], dict[str, Array]] = {}

@@ -1,8 +1,8 @@
-"""(e) Why masks by loss learn less here: a mask that sees how the word came out trains on a tilted distribution.
+"""(e) Why masks by loss learn less here: a mask that depends on the word trains on a biased distribution.
 
-Selected by loss, the improbable words of a context are trained on and its probable ones are not. Two scores that know
-the truth and do not look at the word tell that apart from which contexts are selected: the expected loss of the
-context, E_oracle[loss], and the true excess loss, KL(oracle ‖ model).
+Selection by loss trains on the improbable words of a context and not on its probable ones. Two scores that know the
+truth and ignore the word separate this from the choice of contexts: the expected loss of the context, E_oracle[loss],
+and the true excess loss, KL(oracle ‖ model).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCORES = ("loss", "expected loss", "excess loss")
 
 
 def why(world: World, progress: Progress) -> Answer:
-    """Masked MLE, alone and with distillation, by the word's loss and by two scores of its context alone."""
+    """Masked MLE, alone and with distillation, by the word's loss and by two scores of its context."""
     arms = [Arm(one.objective, metric=score) for one in (MASKED, BOTH) for score in SCORES]
     results: dict[str, Measures] = {MLE.name: measures(world, trained(world, MLE))}
     for index, arm in enumerate(arms):

@@ -1,4 +1,4 @@
-"""Languages, their shifted versions, data and pretrained models of all seeds: the same for every arm."""
+"""Languages, their shifted versions, data and pretrained models of all seeds, shared by all arms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT_TASKS = list(range(2, TASKS))
 
 @dataclass(frozen=True)
 class Setting:
-    """One set-up. ``shift``, ``noise`` and ``certainty`` are shares, of rows, words and probability."""
+    """A setting. ``shift``, ``noise`` and ``certainty`` are shares of rows, words and probability."""
 
     seeds: int
     seed: int
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {"pretraining_steps": 1000, "texts": 64, "epochs": 8, "s
 class World:
     """``data`` (M, B, 1 + T) are texts of the shifted tasks, with noise; ``test_in`` and ``test_out`` have none.
 
-    ``members`` are the teachers of stage 1; ``training`` makes them, and ``rho_reference``, where they are needed.
+    ``members`` are the teachers of stage 1; ``training`` makes them, and ``rho_reference``, on demand.
     """
 
     def __init__(self, setting: Setting, language: Language, base: Stacked) -> None:
@@ -59,12 +59,12 @@ class World:
         self.rho_reference: Stacked | None = None
 
     def order_of(self, member: int) -> list[torch.Tensor]:
-        """The order of the texts in each epoch, of a member of the teacher; that of the first is every arm's."""
+        """The order of the texts in each epoch, for a member of the teacher; all arms use that of the first."""
         if member == 0:
             return self.order
         generator = torch.Generator().manual_seed(self.setting.seed + 1000 + member)
         return [torch.randperm(self.setting.texts, generator=generator) for _ in self.order]
 
     def changed(self, **fields: Any) -> World:
-        """The same languages and pretrained models in another set-up."""
+        """The same languages and pretrained models in another setting."""
         return World(replace(self.setting, **fields), self.language, self.base)
