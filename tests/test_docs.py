@@ -93,7 +93,7 @@ def test_the_site_builds_without_warnings(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["reference/objectives", "reference/selection", "reference/teacher_cache", "how-to/scale", "how-to/evaluation"],
+    ["reference/objectives", "reference/selection", "reference/teacher_cache", "how-to/scale", "how-to/judge"],
 )
 def test_the_code_of_a_page_runs(name, monkeypatch, tmp_path, capsys):
     """All blocks of Python of a page, in their order, as one program that prints its blocks of text."""

@@ -156,7 +156,7 @@ def test_the_page_of_evaluation_holds_what_comes_out(model, real):
     averaged = f"{found.order_averaged:.2%}" if found.position_effect else "–"
     row = f"| {model} | {found.raw:.2%} | {found.win_rate:.2%} \\[{100 * low:.1f}, {100 * high:.1f}\\] | "
     row += f"{PUBLISHED[model][1]:.2f}% | {averaged} |"
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "evaluation.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "judge.md").read_text()
     assert row.replace("%", " %") in page
 
 

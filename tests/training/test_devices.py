@@ -180,7 +180,14 @@ def test_two_ranks_train_as_one_process(ranks, alone, way, name):
     assert loss == pytest.approx(whole.loss, rel=1e-5)
     assert relative_difference(gradient, whole.gradient) < 1e-5
     assert relative_difference(second[way, name][0], gradient) < 1e-12
-    for value in ("selected_fraction", "selection_threshold", "loss_selected", "loss_unselected", "entropy"):
+    for value in (
+        "selected_fraction",
+        "selection_threshold",
+        "nll_selected",
+        "nll_unselected",
+        "loss_part_selected",
+        "entropy",
+    ):
         if value in whole.metrics[-1]:
             assert metrics[value] == pytest.approx(whole.metrics[-1][value], rel=1e-5), value
 

@@ -97,7 +97,14 @@ def assert_same(steps, tolerance):
         assert step.masks == whole.masks
         assert step.loss == pytest.approx(whole.loss, rel=tolerance)
         assert relative_difference(step.gradient, whole.gradient) < tolerance
-        for name in ("selected_fraction", "selection_threshold", "loss_selected", "loss_unselected", "entropy"):
+        for name in (
+            "selected_fraction",
+            "selection_threshold",
+            "nll_selected",
+            "nll_unselected",
+            "loss_part_selected",
+            "entropy",
+        ):
             if name in whole.metrics[-1]:
                 assert step.metrics[-1][name] == pytest.approx(whole.metrics[-1][name], rel=tolerance), name
 

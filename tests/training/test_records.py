@@ -76,8 +76,10 @@ def test_each_step_adds_up(tmp_path, fraction, accumulation):
     tokens = count(rows(8))
     assert [entry["step"] for entry in step.metrics] == [1, 2, 3]
     for entry in step.metrics:
-        assert entry["loss"] == pytest.approx(entry["loss_selected"] + entry["loss_unselected"], rel=1e-12)
+        assert entry["loss"] == pytest.approx(entry["loss_part_selected"] + entry["loss_part_unselected"], rel=1e-12)
         assert entry["selected_fraction"] * tokens == pytest.approx(exact_count(fraction, tokens), rel=1e-12)
+        assert ("nll_unselected" in entry) == (fraction < 1)
+        assert entry["nll_selected"] >= entry.get("nll_unselected", 0)
         assert 0 <= entry["mean_token_accuracy"] <= 1
         assert 0 < entry["entropy"] < np.log(VOCABULARY)
     assert step.metrics[-1]["num_tokens"] == 3 * sum(len(row["input_ids"]) for row in rows(8))
@@ -115,7 +117,10 @@ def test_the_threshold_is_the_lowest_selected_score(tmp_path, level):
     assert step.metrics[0]["selection_threshold"] == pytest.approx(lowest, rel=1e-9)
     expected = float(torch.cat(list(chosen.values())).mean())  # by the selected tokens
     assert step.loss == pytest.approx(expected, rel=1e-9)
-    assert step.metrics[0]["loss_unselected"] == 0
+    assert step.metrics[0]["loss_part_unselected"] == 0
+    assert step.metrics[0]["nll_selected"] == pytest.approx(expected, rel=1e-6)
+    others = [losses[name][~torch.tensor(mask)] for name, mask in masks.items()]
+    assert step.metrics[0]["nll_unselected"] == pytest.approx(float(torch.cat(others).mean()), rel=1e-6)
 
 
 # ---- selection.parquet

@@ -63,7 +63,7 @@ def test_everything_selected_is_mle(tmp_path, teacher, dtype, dropout):
     assert losses(both) == pytest.approx(losses(plain), rel=TOLERANCE[dtype])
     assert len(losses(plain)) == 3
     assert relative_difference(both.gradient, plain.gradient) < 10 * TOLERANCE[dtype]
-    assert all(entry["loss_unselected"] == 0 and entry["selected_fraction"] == 1 for entry in both.metrics)
+    assert all(entry["loss_part_unselected"] == 0 and entry["selected_fraction"] == 1 for entry in both.metrics)
 
 
 @PRECISIONS
@@ -123,8 +123,8 @@ def test_another_teacher_is_another_loss(tmp_path, teacher):
     first, second = (
         run(tmp_path / name, teacher=path, **cut) for name, path in (("first", teacher), ("second", other))
     )
-    assert first.metrics[0]["loss_selected"] == pytest.approx(second.metrics[0]["loss_selected"], rel=1e-12)
-    assert abs(first.metrics[0]["loss_unselected"] - second.metrics[0]["loss_unselected"]) > 0.01
+    assert first.metrics[0]["loss_part_selected"] == pytest.approx(second.metrics[0]["loss_part_selected"], rel=1e-12)
+    assert abs(first.metrics[0]["loss_part_unselected"] - second.metrics[0]["loss_part_unselected"]) > 0.01
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -53,14 +53,14 @@ GROUPS = (DataArguments, UncertuneConfig, ModelConfig, DatasetMixtureConfig)
 _NAMES = {group: {one.name for one in dataclasses.fields(group) if one.init} for group in GROUPS}
 FIELDS = frozenset().union(*_NAMES.values())
 _PACKAGES = {
-    "use_liger_kernel": ("liger_kernel", "liger-kernel"),
-    "trackio": ("trackio", "trackio"),
-    "wandb": ("wandb", "wandb"),
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "mlflow": ("mlflow", "mlflow"),
-    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "use_liger_kernel": (("liger_kernel",), "liger-kernel"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "mlflow": (("mlflow",), "mlflow"),
+    "flash_attention_2": (("flash_attn",), "flash-attn"),
 }
-"""Values that need a package: the module, and the name under which it is installed."""
+"""Values that need a package: modules of which one will do, and the name under which it is installed."""
 
 
 def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Arguments:
@@ -139,7 +139,7 @@ def _check_packages(values: Mapping[str, Any]) -> None:
     wanted["use_liger_kernel"] = ["use_liger_kernel"] if values.get("use_liger_kernel") else []
     for name, asked in wanted.items():
         for value in asked:
-            module, package = _PACKAGES.get(str(value), (None, ""))
-            if module and importlib.util.find_spec(module) is None:
+            modules, package = _PACKAGES.get(str(value), ((), ""))
+            if modules and not any(map(importlib.util.find_spec, modules)):
                 other = ", or leave it out" if name != "report_to" else ", or set report_to: none"
                 raise UserError(f"{name}: {value!r} needs the package {package}; run: pip install {package}{other}")

@@ -50,6 +50,9 @@ PLACES = (
 """Fields that say where a run writes or that follow from others: shown among all settings only."""
 CURVES = (
     ("loss", "Loss of the objective", "nats per response token"),
+    ("nll_selected", "Cross-entropy of the selected tokens", "nats per selected token"),
+    ("nll_unselected", "Cross-entropy of the other response tokens", "nats per token that is not selected"),
+    ("anchor_kl", "KL(anchor ‖ model)", "nats per response token"),
     ("entropy", "Entropy of the model's predictions", "nats per response token"),
     ("mean_token_accuracy", "Token accuracy", "share of response tokens"),
     ("selection_threshold", "Lowest selected score", "score"),

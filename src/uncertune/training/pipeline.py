@@ -61,6 +61,7 @@ from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.interruptions import Stop, explained
 from uncertune.training.probe import Probe
 from uncertune.training.rehearsal import check_options, rehearse
+from uncertune.training.trackers import SelectionPicture, own_run
 from uncertune.training.trainer import UncertuneTrainer
 
 
@@ -219,13 +220,14 @@ def _mle(job: Job, name: str) -> Job:
         setattr(config, field_name, defaults[field_name])
     config.objective, config.output_dir = "mle", str(job.folder / name)
     config.push_to_hub = False  # the result is stage 2's
+    config.run_name = f"{config.run_name}-{name}" if config.run_name else None
     if name != RHO and job.config.teacher_checkpoint == "best":
         config.load_best_model_at_end, config.metric_for_best_model = True, "eval_loss"
         config.greater_is_better, config.save_strategy = False, config.eval_strategy
         config.save_steps = config.eval_steps or config.save_steps
     if name == RHO and config.max_steps > 0:
         config.max_steps = math.ceil(config.max_steps * SHARE / (1 - SHARE))
-    names = ("objective", "output_dir", "max_steps", *reset)
+    names = ("objective", "output_dir", "max_steps", "run_name", *reset)
     resolved = {**job.resolved, **{name: getattr(config, name) for name in names}} if job.resolved else {}
     return replace(job, config=config, resolved=resolved)
 
@@ -235,7 +237,8 @@ def _train(job: Job, stop: Stop) -> Path:
     settings = _settings(job, job.config.teacher)
     trainer = build_trainer(job)
     if job.config.probe_steps != 0:
-        trainer.add_callback(Probe(trainer))
+        trainer.add_callback(probe := Probe(trainer))
+        trainer.add_callback(SelectionPicture(trainer, probe.path))
     trainer.add_callback(stop)
     trainer.add_callback(_Release(job.folder))
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
@@ -256,7 +259,8 @@ def _train(job: Job, stop: Stop) -> Path:
         if trainer.accelerator.is_main_process:
             _begin(job, identity, job.resolved or trainer.args.to_dict())
         trainer.accelerator.wait_for_everyone()
-        _to_the_end(job, trainer, stop)
+        with own_run():
+            _to_the_end(job, trainer, stop)
         if trainer.accelerator.is_main_process:
             write_atomically(job.folder / RUN, json.dumps({"complete": True, "identity": identity}, indent=1))
             release(job.folder)

@@ -113,6 +113,7 @@ class Selector:
             return batches
         scores: list[Tensor | None] = []
         places: list[Documents] = []
+        losses: list[Tensor] = []
         keeps = self._metric.needs_stats and not self._drops(record) and self._keeper.fits(batches)
         for batch in batches:
             tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
@@ -122,9 +123,12 @@ class Selector:
                 batch[KEPT] = kept = self._keeper.run(tokens)
                 stats = score_tokens(kept.hidden, kept.head, tokens.labels).stats
                 record.add_stats(stats)
+                losses.append(stats.loss)
                 scores.append(scores_of(self.rule.metric, stats, extra_T))
             else:
-                scores.append(None if self._metric.drawn else self.score(tokens, record))
+                score, loss_T = (None, None) if self._metric.drawn else self.score(tokens, record)
+                scores.append(score)
+                losses += [] if loss_T is None else [loss_T]
         record.has_stats = self._metric.needs_stats
         if self._everywhere:
             chosen = [choose(self.rule, record.step, scores, places)]
@@ -136,6 +140,9 @@ class Selector:
             ]
         masks = [mask for one in chosen for mask in one.masks]
         self._note(record, chosen, batches, masks)
+        if losses:
+            for loss_T, mask in zip(losses, masks, strict=True):
+                record.add_nll(loss_T, mask)
         for batch, mask in zip(batches, masks, strict=True):
             batch[SELECTED] = mask
         return self._without_dropped(batches, masks, record) if self._drops(record) else batches
@@ -217,15 +224,16 @@ class Selector:
 
     # ---- scores
 
-    def score(self, tokens: Tokens, record: StepRecord) -> Tensor:
-        """Scores (T,) of one micro-batch from a separate forward pass, without gradient and with dropout off."""
+    def score(self, tokens: Tokens, record: StepRecord) -> tuple[Tensor, Tensor | None]:
+        """Scores (T,) of one micro-batch from a separate forward pass, without gradient and with dropout off; and the
+        losses (T,) where the metric needs that pass."""
         model = self._trainer.model_wrapped
         extra_T = self.extra_scores(model, tokens)
         if not self._metric.needs_stats:
-            return scores_of(self.rule.metric, None, extra_T)
+            return scores_of(self.rule.metric, None, extra_T), None
         stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask), tokens.labels)
         record.add_stats(stats)
-        return scores_of(self.rule.metric, stats, extra_T)
+        return scores_of(self.rule.metric, stats, extra_T), stats.loss
 
     def extra_scores(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
         """What the metric needs beside the student's own pass, (T,), from passes outside it; None where that is

@@ -212,13 +212,19 @@ class StepRecord:
             entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()), scored=float(stats.entropy.numel())
         )
 
+    def add_nll(self, nll_T: Tensor, selected_T: Tensor) -> None:
+        """Count the student's −log p(label) of a micro-batch apart, for selected tokens and for the others."""
+        for name, mask_T in (("nll_selected", selected_T), ("nll_unselected", ~selected_T)):
+            part = nll_T[mask_T.to(nll_T.device)].double()
+            self.add(**{name: float(part.sum()), f"{name}_tokens": float(part.numel())})
+
     def add_loss(self, loss_T: Tensor, selected: Tensor | None, names: Callable[[], Sequence[str]], rank: int) -> None:
         """Count a micro-batch as done, with its losses; ``names`` are asked for those of its documents."""
         total = float(loss_T.sum())
         self.add(loss=total)
         if selected is not None:
             parts = torch.where(selected, loss_T, 0).sum(), torch.where(selected, 0, loss_T).sum()
-            self.add(loss_selected=float(parts[0]), loss_unselected=float(parts[1]))
+            self.add(loss_part_selected=float(parts[0]), loss_part_unselected=float(parts[1]))
         if not math.isfinite(total) and self.failure is None:
             where = place(self.step, self.done, self.micro_batches, rank)
             self.failure = f"{where} (documents {' '.join(names())}): the loss is {total}"
@@ -255,8 +261,10 @@ class StepRecord:
         if "aux_loss" in sums:
             out["aux_loss"] = sums["aux_loss"] / sums["aux_losses"]
         if "selected" in sums:
-            out["loss_selected"] = sums["loss_selected"] / denominator
-            out["loss_unselected"] = sums["loss_unselected"] / denominator
+            out |= {name: sums[name] / denominator for name in ("loss_part_selected", "loss_part_unselected")}
+            for name in ("nll_selected", "nll_unselected"):
+                if sums.get(f"{name}_tokens"):
+                    out[name] = sums[name] / sums[f"{name}_tokens"]
             out["selected_fraction"] = sums["selected"] / tokens
             limits = [one for _, thresholds, _ in ranks for one in thresholds if not math.isnan(one)]
             out["selection_threshold"] = (max if self.from_below else min)(limits, default=math.nan)

@@ -322,6 +322,8 @@ class UncertuneTrainer(SFTTrainer):
         assert result is not None
         if result.stats is not None:
             record.add_stats(result.stats)
+            if result.selected_T is not None:
+                record.add_nll(result.stats.loss, result.selected_T)
         rank = self.accelerator.process_index
         record.add_loss(result.loss_T, result.selected_T, lambda: document_hashes(batch), rank)
         if record.complete:

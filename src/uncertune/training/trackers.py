@@ -1,0 +1,73 @@
+"""What a run sends to trackers beside its metrics: one picture of the selection; and each stage is a run of its own.
+
+Metrics go where ``report_to`` says, under the names of ``metrics.jsonl``, by the callbacks of transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from uncertune.report.picture import selection_picture
+
+NAME = "selection"
+
+
+class SelectionPicture(TrainerCallback):
+    """After the last step, sends the first probed text at the first and the last moment to every tracker that takes
+    images: TensorBoard, Weights & Biases, Trackio."""
+
+    def __init__(self, trainer: Any, probe: Path) -> None:
+        self._trainer, self._probe = trainer, probe
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != state.max_steps or not state.is_world_process_zero or not args.uses_selection:
+            return
+        takers = [one for one in self._trainer.callback_handler.callbacks if _takes_images(one)]
+        if not takers or not self._probe.is_file():
+            return
+        lines = self._probe.read_text(encoding="utf-8").splitlines()
+        moments = [json.loads(line) for line in dict.fromkeys([lines[0], lines[-1]])]
+        picture = selection_picture(
+            "Response tokens of a text, by loss; underlined: selected",
+            [(f"step {one['step']}", one["documents"][0]) for one in moments],
+        )
+        for taker in takers:
+            try:
+                _send(taker, picture, state.global_step)
+            except Exception as error:  # a tracker that fails costs its picture, not the run
+                print(f"report_to: the picture of the selection was not sent: {error}", file=sys.stderr)
+
+
+def _takes_images(callback: Any) -> bool:
+    return any(getattr(callback, name, None) is not None for name in ("tb_writer", "_wandb", "_trackio"))
+
+
+def _send(callback: Any, picture: np.ndarray, step: int) -> None:
+    if getattr(callback, "tb_writer", None) is not None:
+        callback.tb_writer.add_image(NAME, picture, step, dataformats="HWC")
+        return
+    tracker = getattr(callback, "_wandb", None) or callback._trackio
+    tracker.log({NAME: tracker.Image(picture), "train/global_step": step})
+
+
+@contextlib.contextmanager
+def own_run() -> Iterator[None]:
+    """Close the run of Weights & Biases that training opens, so that the next stage does not write into it."""
+    before = _open_wandb()
+    try:
+        yield
+    finally:
+        if before is None and _open_wandb() is not None:
+            sys.modules["wandb"].finish()
+
+
+def _open_wandb() -> Any:
+    return getattr(sys.modules.get("wandb"), "run", None)
