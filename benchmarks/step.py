@@ -3,9 +3,9 @@
 Forward, teacher, selection, backward and optimizer, data loading included. All trainers live in this process and take
 turns of a few steps each; the first step of a turn does not count. On a CPU peak memory comes from a process of its own
 per arm; on CUDA the allocator tells it in this process.
-LoRA on every linear layer without dropout, or ``--full``; the teacher of the distilling arms is another adapter (with
-``--full`` another model): it runs live, or (``+hidden``, ``+topk``) its answers are read from a cache that was filled
-before, and it is not loaded.
+LoRA on every linear layer without dropout, or ``--full``; on CUDA the frozen base is bfloat16. The teacher of the
+distilling arms is another adapter (with ``--full`` another model): it runs live, or (``+hidden``, ``+topk``) its
+answers are read from a cache that was filled before, and it is not loaded.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def trainer_of(arm: str, setting: Setting, steps: int) -> tuple[Any, Steps]:
 def _model(setting: Setting) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(resolve_model(setting.model), dtype=torch.float32)
+    dtype = torch.float32 if setting.device == "cpu" or setting.full else torch.bfloat16
+    return AutoModelForCausalLM.from_pretrained(resolve_model(setting.model), dtype=dtype)
 
 
 def _tokenizer(setting: Setting) -> Any:
@@ -171,10 +172,10 @@ def _teacher(setting: Setting) -> Any:
 
 def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[dict]:
     """One row an arm: median milliseconds a step, ratio to TRL's, peak memory."""
-    for arm in arms:
-        if "+" in arm:
-            trainer_of(arm, setting, STEPS_OF_MEMORY)  # fills the cache that the other process finds
     on_gpu = setting.device == "cuda"
+    for arm in arms:
+        if "+" in arm and not on_gpu:
+            trainer_of(arm, setting, STEPS_OF_MEMORY)  # fills the cache that the other process finds
     peaks = {} if on_gpu else {arm: _peak_apart(arm, setting) for arm in arms}
     trainers, held = {}, {}
     for arm in arms:
@@ -241,6 +242,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.memory_of:
         print(json.dumps(memory_of(args.memory_of, Setting(**json.loads(args.setting)))))
         return
+    command = "python -m benchmarks.step " + " ".join(sys.argv[1:] if argv is None else argv)
+    name = (
+        f"step-{args.device}"
+        + ("-full" if args.full else "")
+        + ("-checkpointing" if args.gradient_checkpointing else "")
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for accumulation in args.accumulation:
@@ -257,13 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about = {"model": args.model, "batch": args.batch_size, "accumulation": accumulation}
             rows += [about | row for row in run(setting, args.arms, args.rounds, args.steps)]
             print(tables.aligned(rows[-len(args.arms) :]) + "\n")
-    command = "python -m benchmarks.step " + " ".join(sys.argv[1:] if argv is None else argv)
-    name = (
-        f"step-{args.device}"
-        + ("-full" if args.full else "")
-        + ("-checkpointing" if args.gradient_checkpointing else "")
-    )
-    tables.save(rows, args.output_dir, name, command, args.device)
+            tables.save(rows, args.output_dir, name, command, args.device)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -41,7 +41,8 @@ IMPLEMENTATIONS = {
 def test_equals_the_plain_functions(make, finish, offset, dtype, monkeypatch):
     run = make()
     if make is triton_kernels:
-        monkeypatch.setattr(run, "BLOCK", 16)  # several blocks, the last one ragged
+        for size in ("BLOCK", "LANES"):
+            monkeypatch.setattr(run, size, 16)  # several blocks, the last one ragged
     finish = finish._replace(bias=None if finish.bias is None else finish.bias.to(DEVICE))
     raw = (4 * torch.randn(T, V, device=DEVICE)).to(dtype)
     offset_t = 10 * torch.randn(T, device=DEVICE) if offset else None

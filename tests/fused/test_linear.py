@@ -258,7 +258,8 @@ def test_a_trained_head_has_no_gradient_without_grad_mode():
 def test_what_scoring_kept_changes_no_result(case, kept, train_head, monkeypatch):
     n, rows, dtype = 41, 4, torch.float64
     monkeypatch.setattr(projection_module, "CHUNK_ROWS", {"cpu": rows})
-    monkeypatch.setattr(projection_module, "LOGITS_BYTES", (kept + 2 * rows) * V * 8)  # a chunk's buffers, and the rest
+    most = (kept + 2 * rows) * V * 8
+    monkeypatch.setattr(projection_module, "LOGITS_BYTES", {"cpu": most})  # a chunk's buffers, and the rest
     targets, y = CASES[case](dtype, n), labels(n)
     hidden, head, options = inputs(dtype, n, options=HEADS["all"], train_head=train_head)
     scored = score_tokens(hidden, head, y, keep=kept > 0, **options)

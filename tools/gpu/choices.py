@@ -30,13 +30,12 @@ DEFAULT: dict[str, Any] = {}
 def choices(device: str) -> list[dict[str, Any]]:
     """The defaults, then one thing changed at a time."""
     out = [DEFAULT]
-    out += [{"logits_mib": size} for size in (256, 1024, 2048, 4096)]
-    out += [{"rows": rows, "logits_mib": 8192} for rows in (512, 1024, 2048)]
+    out += [{"logits_mib": size} for size in (512, 1024, 4096)]
+    out += [{"rows": rows, "logits_mib": 16384} for rows in (512, 1024, 2048)]
     out += [{"functions": "plain"}]
     if device == "cuda":
         out += [{"functions": "compiled"}]
-        out += [{"block": block, "warps": warps} for block in (1024, 2048, 8192) for warps in (4, 8)]
-        out += [{"block": 4096, "warps": warps} for warps in (4, 16)]
+        out += [{"lanes": lanes, "warps": warps} for lanes in (1024, 2048, 4096) for warps in (4, 8)]
     return out
 
 
@@ -49,15 +48,15 @@ def chosen(choice: dict[str, Any]) -> Iterator[None]:
             stack.enter_context(mock.patch.object(target, name, value))
 
         if "logits_mib" in choice:
-            put(projection, "LOGITS_BYTES", choice["logits_mib"] * MIB)
+            put(projection, "LOGITS_BYTES", dict.fromkeys(projection.LOGITS_BYTES, choice["logits_mib"] * MIB))
         if "rows" in choice:
             put(projection, "CHUNK_ROWS", dict.fromkeys(projection.CHUNK_ROWS, choice["rows"]))
         if "functions" in choice:
             put(chunk, "kernels", lambda raw: FUNCTIONS[choice["functions"]]())
-        if "block" in choice:
+        if "lanes" in choice:
             from uncertune.fused import triton as by_hand
 
-            put(by_hand, "BLOCK", choice["block"])
+            put(by_hand, "LANES", choice["lanes"])
             put(by_hand, "WARPS", choice["warps"])
         yield
 

@@ -41,7 +41,8 @@ def main() -> int:
             launches["4-bit"], extra["4-bit"] = [sys.executable, *module], ["--load_in_4bit", "true"]
         else:
             print("4-bit: bitsandbytes is not installed: left out")
-    losses = {name: _losses(words, name, args, extra.get(name, [])) for name, words in launches.items()}
+    started = {name: _start(words, name, args, extra.get(name, [])) for name, words in launches.items()}
+    losses = {name: _losses(process, name, args.work) for name, process in started.items()}
     plain = losses["plain"]
     found = {
         name: {"losses": own, "difference": _difference(own, plain), "tolerance": TOLERANCE.get(name)}
@@ -53,8 +54,11 @@ def main() -> int:
     return int(not all(one["difference"] <= one["tolerance"] for one in bounded))
 
 
-def _losses(launch: list[str], name: str, args: argparse.Namespace, extra: list[str]) -> list[float]:
-    folder = args.work / name.replace(" ", "-")
+def _folder(work: Path, name: str) -> Path:
+    return work / name.replace(" ", "-")
+
+
+def _start(launch: list[str], name: str, args: argparse.Namespace, extra: list[str]) -> subprocess.Popen[str]:
     command = [
         *launch,
         "--model_name_or_path",
@@ -66,14 +70,19 @@ def _losses(launch: list[str], name: str, args: argparse.Namespace, extra: list[
     ]
     command += ["--max_train_samples", "32", "--max_steps", str(STEPS), "--per_device_train_batch_size", "4"]
     command += ["--use_peft", "--learning_rate", "1e-3", "--report_to", "none", "--save_strategy", "no"]
-    command += ["--output_dir", str(folder), "--probe_steps", "0", "--overwrite", *extra]
+    command += ["--output_dir", str(_folder(args.work, name)), "--probe_steps", "0", "--overwrite", *extra]
     if args.small:
         command += ["--bf16", "false", "--use_cpu", "true"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _losses(process: subprocess.Popen[str], name: str, work: Path) -> list[float]:
+    """The loss of every step; nothing where the run failed, and what it said."""
+    _, said = process.communicate()
+    if process.returncode:
+        print(f"{name}: exit status {process.returncode}\n{said[-3000:]}")
         return []
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (_folder(work, name) / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["kind"] == "step"]
 
 

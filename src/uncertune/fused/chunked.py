@@ -162,7 +162,7 @@ def _groups(job: Job, size: int) -> Iterator[_Group]:
 def sweep(hidden_TD: Tensor, job: Job, upstream: Tensor | float, gradients: Gradients) -> Swept:
     """The loss of every token (T,); adds the gradients of ``Σ_t upstream_t · loss_t`` to ``gradients``."""
     student, count = job.student, len(job.targets.factored)
-    size = student.chunk_rows(train_head=gradients.head is not None, mixture=count > 1)
+    size = student.chunk_rows(train_head=gradients.head is not None, teacher=count > 0, mixture=count > 1)
     size = min(size, max(1, hidden_TD.shape[0]))
     work = Work(student, size)
     loss_T = hidden_TD.new_zeros(job.targets.size, dtype=student.exact)

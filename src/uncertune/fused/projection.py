@@ -5,7 +5,7 @@ Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from uncertune.fused.elementwise import exact_dtype, finished
 from uncertune.objectives.head import Finish, Head
 
-LOGITS_BYTES = 512 * 2**20
-"""Memory limit: logits of a chunk and logits stored by scoring take at most this many bytes together. A larger chunk
-reads the head less often; more stored logits save a projection."""
+LOGITS_BYTES = {"cpu": 512 * 2**20, "cuda": 2 * 2**30}
+"""Memory limit: logits of a chunk take at most half of it, logits stored by scoring the rest. A larger chunk reads the
+head less often (a GPU needs a thousand rows and more at a vocabulary of 100 thousand); more stored logits save a
+projection."""
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
 """Most rows of a chunk: more are not faster. A trained head takes four times as many, to update its gradient less
@@ -100,16 +101,22 @@ class Projection:
     def vocabulary(self) -> int:
         return self.head.shape[0]
 
-    def chunk_rows(self, *, train_head: bool = False, mixture: bool = False) -> int:
-        """Tokens per chunk: its products, a teacher's, their gradient and a mixture fit in half of ``LOGITS_BYTES``."""
-        limit = CHUNK_ROWS.get(self.head.device.type, CHUNK_ROWS["cpu"]) * (4 if train_head else 1)
-        row_bytes = self.vocabulary * (2 * self.stored.itemsize + self.compute.itemsize)
-        row_bytes += self.vocabulary * self.exact.itemsize if mixture else 0
-        return max(1, min(limit, LOGITS_BYTES // 2 // row_bytes))
+    def chunk_rows(self, *, train_head: bool = False, teacher: bool = False, mixture: bool = False) -> int:
+        """Tokens of a chunk: its products, a teacher's, their gradient and a mixture fit half of ``LOGITS_BYTES``."""
+        limit = _of_device(CHUNK_ROWS, self.head) * (4 if train_head else 1)
+        row_bytes = self._row_bytes(teacher, mixture)
+        return max(1, min(limit, _of_device(LOGITS_BYTES, self.head) // 2 // row_bytes))
 
     def kept_rows(self) -> int:
-        """Tokens whose products may be stored in addition to the buffers of a chunk."""
-        return LOGITS_BYTES // (self.vocabulary * self.stored.itemsize) - 2 * self.chunk_rows()
+        """Tokens whose products may be kept beside the buffers of a chunk with a teacher."""
+        buffers = self.chunk_rows(teacher=True) * self._row_bytes(True, False)
+        return (_of_device(LOGITS_BYTES, self.head) - buffers) // (self.vocabulary * self.stored.itemsize)
+
+    def _row_bytes(self, teacher: bool, mixture: bool) -> int:
+        """Of the buffers of a chunk, for each of its tokens; the gradient is written over products of its type."""
+        apart = self.head.dtype != self.stored
+        items = self.stored.itemsize * (1 + teacher) + self.head.dtype.itemsize * apart + self.exact.itemsize * mixture
+        return self.vocabulary * items
 
     def chunks(self, rows: int) -> Iterator[slice]:
         """Slices over ``rows`` tokens, of ``chunk_rows`` each."""
@@ -168,3 +175,7 @@ class Projection:
     def _widens(self, grad_tV: Tensor) -> bool:
         """Whether a CPU sums a half-precision gradient in float32 and keeps it so, as TRL does (``plain``)."""
         return self.rounding == "plain" and grad_tV.device.type == "cpu"
+
+
+def _of_device(table: Mapping[str, int], tensor: Tensor) -> int:
+    return table.get(tensor.device.type, table["cpu"])

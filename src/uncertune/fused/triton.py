@@ -16,6 +16,10 @@ from uncertune.objectives.head import Finish
 
 BLOCK = 4096
 WARPS = 8
+LANES = 1024
+"""Columns that a kernel which goes over a whole row takes at a time; its sums, one for each, stay in registers."""
+LOWEST = tl.constexpr(-1e30)
+"""Below every logit: what a lane has seen of a row before its first column."""
 
 
 @triton.jit
@@ -43,24 +47,32 @@ def _statistics_kernel(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset + row)
-    peak, norm, moment = float("-inf"), 0.0, 0.0  # moment: Σ exp(z − peak) · (z − peak)
-    best = tl.zeros((), tl.int64)
+    # Each lane of the block sums its own columns, so that the loop has no reduction over threads.
+    peak = tl.full([BLOCK], LOWEST, tl.float32)
+    norm = tl.zeros([BLOCK], tl.float32)
+    moment = tl.zeros([BLOCK], tl.float32)  # Σ exp(z − peak) · (z − peak)
+    best = tl.zeros([BLOCK], tl.int32)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < V
         u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32) + shift
         z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
-        z = tl.where(mask, z, float("-inf"))
-        block_peak = tl.max(z, 0)
-        best = tl.where(block_peak > peak, start + tl.argmax(z, 0).to(tl.int64), best)
-        new_peak = tl.maximum(peak, block_peak)
-        drop = tl.where(peak == float("-inf"), 0.0, new_peak - peak)
-        e = tl.exp(z - new_peak)
-        moment = tl.exp(-drop) * (moment - drop * norm) + tl.sum(e * tl.where(mask, z - new_peak, 0.0), 0)
-        norm = tl.exp(-drop) * norm + tl.sum(e, 0)
+        z = tl.where(mask, z, LOWEST)
+        best = tl.where(z > peak, columns, best)
+        new_peak = tl.maximum(peak, z)
+        drop, rise = new_peak - peak, z - new_peak
+        decay, e = tl.exp(-drop), tl.where(mask, tl.exp(rise), 0.0)
+        moment = decay * (moment - drop * norm) + e * rise
+        norm = decay * norm + e
         peak = new_peak
-    tl.store(log_norm + row, peak + tl.log(norm))
-    tl.store(entropy + row, tl.maximum(tl.log(norm) - moment / norm, 0.0))
+    highest = tl.max(peak, 0)
+    drop = highest - peak
+    share = tl.exp(-drop)
+    total = tl.sum(norm * share, 0)
+    tl.store(log_norm + row, highest + tl.log(total))
+    spread = tl.sum(share * (moment - drop * norm), 0)
+    tl.store(entropy + row, tl.maximum(tl.log(total) - spread / total, 0.0))
+    best = tl.min(tl.where(peak == highest, best, V), 0).to(tl.int64)
     tl.store(top + row, best)
 
 
@@ -75,8 +87,10 @@ def _teacher_statistics_kernel(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset + row)
-    # moment: Σ exp(teacher's z − peak) · z, excess: the same of teacher's z − z
-    peak, norm, moment, excess = float("-inf"), 0.0, 0.0, 0.0
+    peak = tl.full([BLOCK], LOWEST, tl.float32)  # as in _statistics_kernel, a sum for each lane
+    norm = tl.zeros([BLOCK], tl.float32)
+    moment = tl.zeros([BLOCK], tl.float32)  # Σ exp(teacher's z − peak) · z
+    excess = tl.zeros([BLOCK], tl.float32)  # Σ exp(teacher's z − peak) · (teacher's z − z)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < V
@@ -87,17 +101,20 @@ def _teacher_statistics_kernel(
         z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         y, _ = _finish(v, columns, mask, teacher_bias, teacher_scale, teacher_softcap, TEACHER_BIAS, TEACHER_SOFTCAP)
         difference = y - z
-        y = tl.where(mask, y, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(y, 0))
-        decay = tl.where(peak == float("-inf"), 0.0, tl.exp(peak - new_peak))
-        e = tl.exp(y - new_peak)
-        moment = decay * moment + tl.sum(tl.where(mask, e * z, 0.0), 0)
-        excess = decay * excess + tl.sum(tl.where(mask, e * difference, 0.0), 0)
-        norm = decay * norm + tl.sum(e, 0)
+        y = tl.where(mask, y, LOWEST)
+        new_peak = tl.maximum(peak, y)
+        decay = tl.exp(peak - new_peak)
+        e = tl.where(mask, tl.exp(y - new_peak), 0.0)
+        moment = decay * moment + tl.where(mask, e * z, 0.0)
+        excess = decay * excess + tl.where(mask, e * difference, 0.0)
+        norm = decay * norm + e
         peak = new_peak
-    tl.store(teacher_norm + row, peak + tl.log(norm))
-    tl.store(expected + row, moment / norm)
-    tl.store(gap + row, excess / norm)
+    highest = tl.max(peak, 0)
+    share = tl.exp(peak - highest)
+    total = tl.sum(norm * share, 0)
+    tl.store(teacher_norm + row, highest + tl.log(total))
+    tl.store(expected + row, tl.sum(moment * share, 0) / total)
+    tl.store(gap + row, tl.sum(excess * share, 0) / total)
 
 
 @triton.jit
@@ -109,14 +126,14 @@ def _mean_kernel(
     shift = 0.0
     if HAS_OFFSET:
         shift = tl.load(offset + row)
-    total = 0.0
+    total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < V
         u = tl.load(raw + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32) + shift
         z, _ = _finish(u, columns, mask, bias, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
-        total += tl.sum(tl.where(mask, z, 0.0), 0)
-    tl.store(mean + row, total / V)
+        total += tl.where(mask, z, 0.0)
+    tl.store(mean + row, tl.sum(total, 0) / V)
 
 
 @triton.jit
@@ -198,7 +215,7 @@ def statistics(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
     top_t = raw_tV.new_empty(rows, dtype=torch.long)
     values, flags = _student(raw_tV, offset_t, finish)
     _statistics_kernel[(rows,)](
-        *values, log_norm_t, entropy_t, top_t, vocabulary, **flags, BLOCK=BLOCK, num_warps=WARPS
+        *values, log_norm_t, entropy_t, top_t, vocabulary, **flags, BLOCK=LANES, num_warps=WARPS
     )
     return log_norm_t, entropy_t, top_t
 
@@ -213,7 +230,7 @@ def teacher_statistics(
     more_values, more_flags = _teacher(teacher)
     _teacher_statistics_kernel[(rows,)](
         *values, *more_values, norm_t, expected_t, gap_t, vocabulary, **flags, **more_flags,
-        BLOCK=BLOCK, num_warps=WARPS,
+        BLOCK=LANES, num_warps=WARPS,
     )  # fmt: skip
     return norm_t, expected_t, gap_t
 
@@ -223,7 +240,7 @@ def mean_logit(raw_tV: Tensor, offset_t: Tensor | None, finish: Finish) -> tuple
     rows, vocabulary = raw_tV.shape
     mean_t = raw_tV.new_empty(rows, dtype=torch.float32)
     values, flags = _student(raw_tV, offset_t, finish)
-    _mean_kernel[(rows,)](*values, mean_t, vocabulary, **flags, BLOCK=BLOCK, num_warps=WARPS)
+    _mean_kernel[(rows,)](*values, mean_t, vocabulary, **flags, BLOCK=LANES, num_warps=WARPS)
     return (mean_t,)
 
 

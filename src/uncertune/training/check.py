@@ -174,10 +174,11 @@ def _memory(trainer: _Recording, trained: Sequence[torch.Tensor], longest: int) 
     tokens = longest * args.per_device_train_batch_size
     vocabulary, width = head_shape(model)
     half = args.bf16 or args.fp16
+    logits_bytes = LOGITS_BYTES["cpu" if args.device.type == "cpu" else "cuda"]
     item = 2 if half else max(one.element_size() for one in trained)
     return Memory(
         parameters=sum(one.numel() * one.element_size() for one in model.parameters()),
         training=3 * sum(one.numel() * one.element_size() for one in trained),
         inputs=config.num_hidden_layers * tokens * width * item,
-        logits=min(LOGITS_BYTES, 4 * tokens * vocabulary),
+        logits=min(logits_bytes, 4 * tokens * vocabulary),
     )

@@ -44,8 +44,9 @@ def check_options(args: UncertuneConfig) -> None:
             tracker()
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel needs the package liger-kernel; run: pip install liger-kernel")
-    if args.activation_checkpointing:
-        with _refused(f"activation_checkpointing_kwargs={args.activation_checkpointing_kwargs!r}"):
+    # transformers 5.17 has the older names alone
+    if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
+        with _refused(f"activation_checkpointing_kwargs={_checkpointing_kwargs(args)!r}"):
             checkpoint(lambda x: x, torch.ones(1, requires_grad=True), **_checkpointing(args))
     with _refused(_optimizer(args)):
         optimizer = _stand_in(args)
@@ -116,9 +117,13 @@ def _hooks_into_the_model(args: UncertuneConfig) -> bool:
     return any(part in str(args.optim).lower() for part in ("lomo", "layerwise"))
 
 
+def _checkpointing_kwargs(args: UncertuneConfig) -> dict[str, Any]:
+    return getattr(args, "activation_checkpointing_kwargs", args.gradient_checkpointing_kwargs) or {}
+
+
 def _checkpointing(args: UncertuneConfig) -> dict[str, Any]:
     known = ("every_n_layers", "offload")
-    options = {name: value for name, value in (args.activation_checkpointing_kwargs or {}).items() if name not in known}
+    options = {name: value for name, value in _checkpointing_kwargs(args).items() if name not in known}
     return {"use_reentrant": False, **options}
 
 
