@@ -1,4 +1,4 @@
-"""Errors that end a command early: a user's mistake, a non-finite number, a signal."""
+"""Errors that end a command early: a user's mistake, a non-finite number, or a signal."""
 
 
 class UserError(ValueError):

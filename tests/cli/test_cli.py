@@ -79,7 +79,7 @@ MISTAKES = {
     "no data": ({"dataset_name": None}, "dataset_name is missing"),
     "hub data while offline": ({"dataset_name": "nobody/nothing"}, "nobody/nothing"),
     "no samples": ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
-    "explicit resuming": ({"resume_from_checkpoint": "x"}, "goes on by itself"),
+    "explicit resuming": ({"resume_from_checkpoint": "x"}, "resumes automatically"),
     "nothing to resume from": ({"save_only_model": True}, "save_only_model"),
 }
 

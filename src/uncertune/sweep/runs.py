@@ -127,7 +127,7 @@ def processes(asked: int | None) -> int:
 
 
 def _start(devices: Any, jobs: int) -> None:
-    """In a new worker: a GPU of its own where there are some, else its share of the processors."""
+    """Give a new worker one GPU, or without GPUs its share of the processors."""
     console.ENABLED = False  # the tables of several runs at once would be mixed line by line
     number, count = devices.get(), torch.cuda.device_count()
     if count:

@@ -1,1 +1,1 @@
-"""Training: TRL's SFT classes with an objective, a selection and a teacher; the two-stage pipeline; run folders."""
+"""Training: TRL's SFT classes with an objective, a selection and a teacher, and the pipeline of two stages."""

@@ -25,12 +25,12 @@ from uncertune.training.fields import DataFields, checked
 
 @dataclass
 class DataArguments(DataFields, ScriptArguments):
-    """TRL's script arguments, and where built-in data is found, how it is read and how much of it is used."""
+    """TRL's script arguments, and the fields of ``DataFields``."""
 
 
 @dataclass
 class Arguments:
-    """Everything that a training command was given, by group."""
+    """The arguments of a training command, by group."""
 
     data: DataArguments
     training: UncertuneConfig
@@ -40,7 +40,7 @@ class Arguments:
     """Names of the fields that were set."""
 
     def resolved(self) -> dict[str, Any]:
-        """Every field and its value, ready to be written as YAML and read again with ``--config``."""
+        """Every field and its value, for a YAML file that ``--config`` can read."""
         out: dict[str, Any] = {}
         for group in (self.data, self.model, self.mixture):
             out |= dataclasses.asdict(group)
@@ -67,7 +67,7 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
     """The configuration objects of these settings, with the defaults of ``uncertune train``.
 
     ``over`` (the flags of a command) wins; a setting of ours that has no effect beside it is left out, with a line on
-    stderr. Raises UserError, one line, naming the field and the fix.
+    stderr. Raises UserError with the field and the fix.
     """
     over = checked(over or {})
     values = {**checked(settings), **over}
@@ -111,7 +111,7 @@ def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, 
 
 
 _DECIDING = ("objective", "selection_metric", "teacher_cache", "anchor", "token_weighting")
-"""Fields that decide whether others have an effect: only a flag among them can leave out what a file says."""
+"""Fields that decide whether others have an effect: only a flag for one of them can leave out a setting of a file."""
 
 
 def _object(group: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -132,7 +132,7 @@ def _suspects(values: Mapping[str, Any]) -> str:
 
 
 def _check_packages(values: Mapping[str, Any]) -> None:
-    """Raise UserError where a setting needs a package that is not installed."""
+    """Raise UserError if a setting needs a package that is not installed."""
     reports = values.get("report_to") or ()
     wanted = {"report_to": [reports] if isinstance(reports, str) else list(reports)}
     wanted["attn_implementation"] = [values.get("attn_implementation")]

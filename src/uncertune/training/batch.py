@@ -1,4 +1,4 @@
-"""The tokens of a collated batch: which are response tokens, of which document, with which side columns.
+"""The tokens of a collated batch: response tokens, their documents, and side columns.
 
 Shape legend: ``B`` rows, ``L`` positions, ``T`` response tokens of the batch in row-major order. A response token is a
 label that is not −100; position t of the hidden states predicts the label at t + 1.
@@ -21,7 +21,7 @@ SELECTED = "uncertune_selected"
 """Key under which a step's mask (T,) is stored in its batches."""
 
 ROW_LENGTHS = "uncertune_row_lengths"
-"""Key of a flattened batch: the lengths (rows,) of the rows it was laid out from."""
+"""Key of a flattened batch: the lengths (rows,) of its rows."""
 
 SIDE_COLUMNS = ("token_weight", "advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids")
 
@@ -33,7 +33,7 @@ def response_mask(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Documents:
-    """Of each response token: its document's number in the batch, 0, 1, … by first token, and its place in it."""
+    """For each response token: its document's number in the batch (0, 1, … by first token), and its position there."""
 
     index: Tensor
     position: Tensor
@@ -62,7 +62,7 @@ def documents(batch: Mapping[str, Any]) -> Documents:
 
 def spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
     """Row and columns, without padding, of each document: a row or, in a flattened batch (packing, padding-free), a
-    segment. The padding may be on either side.
+    segment. Padding may be on either side.
 
     Raises UserError for padding within a row.
     """
@@ -103,8 +103,8 @@ def document_texts(batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
 def document_hashes(batch: Mapping[str, Any]) -> list[str]:
     """A hash of the input ids and labels of each document that has response tokens, 16 hex digits.
 
-    The first label of a document never counts (no hidden state predicts it), so shuffling, packing and padding leave
-    the hash as it is.
+    The first label of a document never counts (no hidden state predicts it), so shuffling, packing and padding do not
+    change the hash.
     """
     return [document_hash(*text) for text in document_texts(batch)]
 
@@ -118,7 +118,7 @@ def document_spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
 
 
 def document_hash(input_ids: Tensor, labels: Tensor) -> str:
-    """16 hex digits of one document, (L,) each."""
+    """Hash of one document, (L,) each, 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(input_ids.to(torch.int64).contiguous().numpy().tobytes())
     digest.update(labels[1:].to(torch.int64).contiguous().numpy().tobytes())
@@ -126,9 +126,9 @@ def document_hash(input_ids: Tensor, labels: Tensor) -> str:
 
 
 def mask_repeats(batch: Mapping[str, Any], rank: int, real: int) -> None:
-    """Take the response tokens away, in place, from rows that only fill the last batch of an epoch.
+    """Remove the response tokens, in place, from rows that only fill the last batch of an epoch.
 
-    accelerate fills it with rows from the epoch's start, so that every rank has as many: row r of ``rank`` is row
+    accelerate fills it with rows from the epoch's start, so that all ranks have equally many: row r of ``rank`` is row
     ``rank · rows + r`` of the batch over all ranks, whose first ``real`` rows are data.
     """
     labels, lengths = batch["labels"], batch.get(ROW_LENGTHS)
@@ -163,9 +163,9 @@ class Tokens:
 
 
 def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """The documents of a micro-batch one a row: input ids, labels and attention mask, (documents, L) each.
+    """The documents of a micro-batch, one per row: input ids, labels and attention mask, (documents, L) each.
 
-    Response tokens keep their order. Padded batches come back as they are; flattened ones are cut at their documents.
+    Response tokens keep their order. Padded batches are unchanged; flattened ones are split into their documents.
     """
     ids, labels = tokens.inputs["input_ids"], tokens.spread()
     if "attention_mask" in tokens.inputs:
@@ -182,10 +182,10 @@ def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SideColumnCollator:
-    """A collator that lays the side columns of its examples, where they have any, along the labels another one made.
+    """A collator that aligns the side columns of its examples, if any, with the labels of another collator.
 
     Values are (L,) or (L, K) nested lists per example; padding and smaller K are filled with 0. A flattened batch also
-    holds the lengths of its rows. The collator may pad on either side.
+    gets the lengths of its rows. The collator may pad on either side.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -193,7 +193,7 @@ class SideColumnCollator:
 
     @property
     def flattens(self) -> bool:
-        """Whether it lays all rows into one, with ``position_ids``."""
+        """Whether it joins all rows into one, with ``position_ids``."""
         return getattr(self.collator, "padding_free", False)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class SideColumnCollator:
         return batch
 
     def _places(self, batch: Mapping[str, Any], lengths: list[int]) -> list[tuple[int, int]]:
-        """Row and column of each example's first token. Raises UserError where the batch holds other lengths."""
+        """Row and column of each example's first token. Raises UserError if the batch has other lengths."""
         if self.flattens:
             return [(0, sum(lengths[:number])) for number in range(len(lengths))]
         found = spans(batch)
@@ -221,8 +221,8 @@ class SideColumnCollator:
             there = [span.stop - span.start for _, span in found]
             if there != lengths:
                 raise UserError(
-                    f"data_collator: it made rows of {there} tokens from examples of {lengths}, so that side columns "
-                    "cannot be laid along them: keep every token, and pad with attention_mask 0"
+                    f"data_collator: it made rows of {there} tokens from examples of {lengths}, so side columns cannot "
+                    "be aligned with them: keep every token, and pad with attention_mask 0"
                 )
         return [(row, span.start) for row, span in found]
 

@@ -1,4 +1,4 @@
-"""A run looked at before it is trained: its rows, the tokens that carry loss, its steps, and an estimate of memory.
+"""A check of a run before training: its rows, the tokens with loss, its steps, and an estimate of memory.
 
 ``look`` builds the trainer of the run itself, on a temporary folder, so that everything a run refuses is refused here.
 """
@@ -28,10 +28,10 @@ from uncertune.training.trainer import UncertuneTrainer
 
 EXAMPLES = 2
 SHOWN_TOKENS = 1000
-"""Tokens of an example that are shown."""
+"""Number of tokens shown of an example."""
 
 Piece = tuple[str, bool]
-"""Decoded text, and whether its tokens carry loss."""
+"""Decoded text, and whether its tokens have loss."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Findings:
-    """What ``look`` found. Lengths and tokens are of the training data."""
+    """The result of ``look``. Lengths and tokens are of the training data."""
 
     rows: int
     cut: int
     """Rows longer than ``max_length``, which lose tokens."""
     left_out: int
-    """Rows that have no token with loss."""
+    """Rows without a token that has loss."""
     longest: int
-    """Tokens of the longest row before it is cut."""
+    """Tokens of the longest row before truncation."""
     tokens: int
     """Tokens that are trained on in an epoch, prompts included."""
     loss_tokens: int
-    """Those of them that carry loss."""
+    """The tokens with loss among them."""
     sequences: int
     """Rows after cutting and packing."""
     steps: int
@@ -76,7 +76,7 @@ class Findings:
 
 
 class _Recording(UncertuneTrainer):
-    """Keeps the training rows as they are before cutting and packing."""
+    """Stores the training rows before truncation and packing."""
 
     uncut: Any = None
 
@@ -154,13 +154,13 @@ def _findings(trainer: _Recording) -> Findings:
 
 
 def _carries(row: Any) -> list[bool]:
-    """Which tokens of a row are predicted: those with a label, but for the first of each document packed there."""
+    """The predicted tokens of a row: those with a label, except for the first of each packed document."""
     starts = {0, *accumulate(row.get("seq_lengths") or ())}
     return [label != IGNORED and place not in starts for place, label in enumerate(row["labels"])]
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int], carries: Sequence[bool]) -> Iterator[Piece]:
-    """The text in runs of tokens that do, or do not, carry loss."""
+    """The text, split into runs of tokens with and without loss."""
     shown = list(zip(ids, carries, strict=True))[:SHOWN_TOKENS]
     for trained, run in groupby(shown, key=lambda pair: pair[1]):
         yield tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False), trained

@@ -1,4 +1,4 @@
-"""``UncertuneConfig``: TRL's ``SFTConfig`` and the few fields that make a run uncertainty-aware."""
+"""``UncertuneConfig``: TRL's ``SFTConfig`` with the fields of objective, selection and teacher."""
 
 from __future__ import annotations
 
@@ -38,60 +38,60 @@ class UncertuneConfig(FamilyConfig):
     """Configuration of ``UncertuneTrainer``: every field of TRL's ``SFTConfig``, with its defaults, and these.
 
     Args:
-        objective: what each token is asked for: ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
+        objective: the target of each token: ``mle``, ``masked_mle``, ``distill``, ``truncated_distill``,
             ``masked_mle_distill``, ``policy_gradient``, ``oracle``.
         selection_metric: score by which tokens are selected: ``loss``, ``entropy`` (nats), ``rho``
             (loss minus that of ``rho_reference``), ``random``, ``bald`` (epistemic uncertainty, Monte-Carlo dropout).
         selection_fraction: q in (0, 1]; exactly ``ceil(q · T)`` tokens, or documents, are selected.
         selection_order: which end is selected: ``highest``, ``lowest``, or ``middle``, which leaves out as many above
             as below.
-        selection_threshold: in the unit of the metric, instead of a fraction: selected is what scores at least that
-            much, or with order ``lowest`` at most. A step may select nothing.
+        selection_threshold: instead of a fraction, in the unit of the metric: selects scores of at least this value,
+            or of at most this value with order ``lowest``. A step may select nothing.
         selection_level: ``token``, or ``document`` (one training example, by the mean score of its response tokens).
-        selection_scope: what is ranked together: ``batch``, all rows of the optimizer step, or ``microbatch``;
-            ``running`` compares with a threshold carried over from earlier steps, without a pass over the micro-batches
-            first.
-        selection_memory_gb: with gradient checkpointing, a step's forwards run before its selection where the layer
-            inputs of its micro-batches fit into this many gigabytes a rank; otherwise, or with 0, tokens are scored in
-            a separate forward pass. The masks are the same.
+        selection_scope: the tokens that are ranked together: ``batch``, all rows of the optimizer step, or
+            ``microbatch``; ``running`` compares with a threshold from earlier steps, without a pass over the
+            micro-batches first.
+        selection_memory_gb: with gradient checkpointing, a step's forwards run before its selection if the layer
+            inputs of its micro-batches fit into this many gigabytes per rank; otherwise, or with 0, tokens are scored
+            in a separate forward pass. The masks are the same.
         teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
             model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``). A list (in
             text, separated by commas): the mean of their distributions.
         teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
         epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped
             to [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.
-        token_weighting: the label's term is multiplied by a constant that the model itself gives: ``none``; ``dft``,
-            the label's probability; ``eaft``, the entropy of its ``eaft_top_k`` most probable tokens over its maximum,
-            to the power of ``eaft_alpha``; ``infosft``, most for probabilities in the middle, 0 from ``infosft_cutoff``
-            on; ``focal``, (1 − p) to the power of ``focal_gamma``. TRL's ``loss_type: dft`` sets ``dft``.
+        token_weighting: multiplies the label's term by a function of the model's prediction, constant in the gradient:
+            ``none``; ``dft``, the label's probability; ``eaft``, the entropy of the ``eaft_top_k`` most probable tokens
+            over its maximum, to the power of ``eaft_alpha``; ``infosft``, largest for medium probabilities and 0 from
+            ``infosft_cutoff`` on; ``focal``, (1 − p) to the power of ``focal_gamma``. TRL's ``loss_type: dft`` sets
+            ``dft``.
         anchor, anchor_weight: adds ``anchor_weight · KL(anchor ‖ model)`` on every response token, exact over the
-            vocabulary. ``base`` is the model before training: with LoRA its adapters are switched off, otherwise a
-            frozen copy is kept; or a folder or hub id. With any objective.
-        teacher_checkpoint: with ``teacher="auto"``: stage 1 at its ``last`` step, or at its ``best``, the evaluation of
-            lowest held-out loss (needs ``eval_strategy``).
-        teacher_members: with ``teacher="auto"``, how many are trained, each from a seed of its own.
+            vocabulary, with any objective. The anchor is ``base``, the model before training (with LoRA its adapters
+            are disabled, otherwise a frozen copy is kept), or a folder or hub id.
+        teacher_checkpoint: with ``teacher="auto"``: stage 1 at its ``last`` step, or at its ``best`` evaluation, the
+            one of lowest held-out loss (needs ``eval_strategy``).
+        teacher_members: with ``teacher="auto"``, the number of teachers that are trained, each with its own seed.
         bald_members: the ensemble of ``bald``: ``dropout``, or the members of the ``teacher``, at least two.
-        label_smoothing_factor: ε: the label's term asks for ``(1 − ε) · label + ε / V``.
-        teacher_cache: keep on disk what the teacher says of the response tokens, so that it runs once: ``hidden``, its
-            last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill`` only),
-            its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+        label_smoothing_factor: ε, which makes the target of the label's term ``(1 − ε) · label + ε / V``.
+        teacher_cache: cache the teacher's outputs for the response tokens on disk, so that it runs once: ``hidden``,
+        its last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill``
+        only), its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
         teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
-        teacher_cache_dir: where; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also at the same
-            time.
+        teacher_cache_dir: folder of the cache; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also
+            concurrently.
         rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of
             the data that no stage trains on, trained first. Its losses are computed once and kept in
             ``teacher_cache_dir`` (of streams: computed in every step).
-        bald_samples, bald_rate: passes with dropout of this rate that ``bald`` makes over every training token, each
-            about the cost of a forward pass without gradient.
+        bald_samples, bald_rate: number of dropout passes of ``bald`` over every training token, each at about the cost
+            of a forward pass without gradient, and their dropout rate.
         normalize_by: the loss is divided by ``all`` response tokens of the optimizer step, or (masked_mle only) by the
             ``selected`` ones.
         probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run,
             or every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for
             their uncertainty.
-        save_selection: write which tokens were selected at each step to ``selection.parquet``.
-        allow_pickle: load weights that are stored as a pickle (.bin); reading a pickle can run code that it holds.
-        assistant_only_loss: TRL's, but without a default where it matters: with ``messages`` data and another objective
-            than ``mle`` it must be set.
+        save_selection: write the selected tokens of each step to ``selection.parquet``.
+        allow_pickle: load weights that are stored as a pickle (.bin); reading a pickle can run its code.
+        assistant_only_loss: TRL's; unset, it is true for ``messages`` with an objective other than ``mle``.
 
     Raises:
         UserError: (a ValueError) for values and combinations that cannot be trained; nothing is ignored silently.
@@ -111,7 +111,7 @@ class UncertuneConfig(FamilyConfig):
         self._check_unsupported()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, secrets hidden; the tokenizer's special tokens are not secrets."""
+        """As in transformers, with secrets hidden; the tokenizer's special tokens are not secrets."""
         return {**super().to_dict(), "eos_token": self.eos_token, "pad_token": self.pad_token}
 
     @property
@@ -126,7 +126,7 @@ class UncertuneConfig(FamilyConfig):
 
     @property
     def selection_extra(self) -> str | None:
-        """What the metric needs beside the model's own statistics (``Metric.extra``)."""
+        """The ``extra`` of the metric."""
         return METRICS[self.selection_metric].extra if self.uses_selection else None
 
     @property
@@ -136,7 +136,7 @@ class UncertuneConfig(FamilyConfig):
 
     @property
     def scores_by_members(self) -> bool:
-        """Whether the teacher's members are the ensemble of the metric."""
+        """Whether the teacher's members are the ensemble of ``bald``."""
         return self.selection_extra == "epistemic" and self.bald_members == "teacher"
 
     @property
@@ -145,7 +145,7 @@ class UncertuneConfig(FamilyConfig):
         return self.distils or self.scores_by_members
 
     def _check_values(self) -> None:
-        """The type and range of each field of ours; those of TRL are its own to check."""
+        """Check type and range of our fields; TRL checks its own."""
         for name, spec in specs_of(ObjectiveFields).items():
             setattr(self, name, convert(spec, getattr(self, name)))
 
@@ -184,7 +184,7 @@ class UncertuneConfig(FamilyConfig):
                 )
             return
         if self.bald_samples < 2:
-            raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no spread")
+            raise UserError(f"bald_samples must be at least 2, got {self.bald_samples}: one sample has no variance")
         if not 0 < self.bald_rate < 1:
             raise UserError(f"bald_rate must be in (0, 1), got {self.bald_rate}")
         metric = METRICS[self.selection_metric]
@@ -198,8 +198,8 @@ class UncertuneConfig(FamilyConfig):
             raise UserError(f"selection_memory_gb must be at least 0, got {self.selection_memory_gb}")
         if self.selection_scope == "running" and self.normalize_by == "selected":
             raise UserError(
-                "normalize_by='selected' needs the number of selected tokens before a step's first backward, which "
-                "selection_scope='running' does not know: use normalize_by='all', or scope 'batch'"
+                "normalize_by='selected' needs the number of selected tokens before a step's first backward, which is "
+                "unknown with selection_scope='running': use normalize_by='all', or scope 'batch'"
             )
         if metric.extra == "reference_loss" and self.rho_reference is None:
             raise UserError(
@@ -207,10 +207,10 @@ class UncertuneConfig(FamilyConfig):
                 "'teacher'"
             )
         if self.normalize_by == "selected" and self.uses_anchor:
-            raise UserError("normalize_by='selected' is refused with an anchor, which all tokens carry: use 'all'")
+            raise UserError("normalize_by='selected' is refused with an anchor, a loss of all tokens: use 'all'")
         if self.normalize_by == "selected" and "normalize_by" not in OBJECTIVES[self.objective].fields:
             raise UserError(
-                f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens carry loss "
+                f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens have loss "
                 "too: use normalize_by='all'"
             )
         if self.packing and self.packing_strategy == "wrapped":
@@ -219,7 +219,7 @@ class UncertuneConfig(FamilyConfig):
             )
 
     def _check_order(self, drawn: bool) -> None:
-        """Refuse what an end of the scores, or a threshold, cannot be combined with."""
+        """Refuse combinations with an order or a threshold that have no meaning."""
         order, fixed = self.selection_order, self.selection_threshold
         name = f"selection_order={order!r}" if fixed is None else f"selection_threshold={fixed}"
         if drawn and (order != "highest" or fixed is not None):
@@ -229,7 +229,7 @@ class UncertuneConfig(FamilyConfig):
             )
         if order == "middle" and self.selection_scope == "running":
             raise UserError(
-                "selection_order='middle' has two ends, and selection_scope='running' carries one threshold over: use "
+                "selection_order='middle' has two ends, and selection_scope='running' has one threshold: use "
                 "selection_scope='batch'"
             )
         if fixed is None:
@@ -275,16 +275,16 @@ class UncertuneConfig(FamilyConfig):
         if self.teacher_members > 1 and self.teacher != "auto" and len(members) != self.teacher_members:
             raise UserError(f"teacher_members={self.teacher_members} has no effect without teacher='auto': remove it")
         if several and "auto" in members:
-            raise UserError("teacher: 'auto' stands alone; for several use teacher_members")
+            raise UserError("teacher: 'auto' cannot be combined with other teachers; for several use teacher_members")
         if (several or self.teacher_members > 1) and "top_k" in OBJECTIVES[self.objective].uses:
             raise UserError(
-                f"objective={self.objective!r} takes one teacher: the mean of several has no top-k of its own; use "
+                f"objective={self.objective!r} takes one teacher: the top-k of a mean of several is not supported; use "
                 "distill or masked_mle_distill"
             )
         if several and self.rho_reference == "teacher":
             raise UserError("rho_reference='teacher' needs one teacher, not several: give a folder or a hub id")
         if self.scores_by_members and self.teacher is not None and not several and self.teacher_members < 2:
-            raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no spread")
+            raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no variance")
         if self.scores_by_members and self.teacher_cache == "topk":
             raise UserError("bald_members='teacher' needs whole distributions: use teacher_cache='hidden'")
 
@@ -301,7 +301,7 @@ class UncertuneConfig(FamilyConfig):
                 raise UserError(f"{name} has no effect with teacher_cache='none': set teacher_cache to hidden or topk")
         if self.teacher_cache == "topk" and "top_k" not in OBJECTIVES[self.objective].uses:
             raise UserError(
-                f"teacher_cache='topk' holds a truncated teacher, and objective={self.objective!r} asks for all of "
+                f"teacher_cache='topk' stores a truncated teacher, but objective={self.objective!r} needs all of "
                 "p_ref: use teacher_cache='hidden', or objective truncated_distill"
             )
 

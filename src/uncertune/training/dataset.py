@@ -1,4 +1,4 @@
-"""Training data: rows as token ids and labels, cut and packed by TRL, with side columns along the labels."""
+"""Training data: rows as token ids and labels, truncated and packed by TRL, with side columns along the labels."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from uncertune.training.holdout import count_shared
 
 PEEKED_ROWS = 100
 TRAIN = "train"
-"""TRL's name of the training data; evaluation data have other names."""
+"""TRL's name of the training data; evaluation data has other names."""
 
 
 def readable(rows: Any, name: str, args: UncertuneConfig, formatting_func: Any = None) -> Any:
-    """Rows in a form that can be tokenised, whatever format they have: what ``uncertune.data.sources.load`` gives.
+    """Rows of any known format, in the form of ``uncertune.data.sources.load``, which can be tokenised.
 
-    ``rows`` may be a mapping of names to data. Streams are taken as they are, as is data that ``formatting_func`` reads
-    or that is prepared already. Raises UserError for rows in no known format.
+    ``rows`` may be a mapping of names to data. Streams, data for ``formatting_func`` and prepared data are unchanged.
+    Raises UserError for rows of an unknown format.
     """
     if isinstance(rows, dict):
         return {key: readable(one, key, args, formatting_func) for key, one in rows.items()}
@@ -45,7 +45,7 @@ def readable(rows: Any, name: str, args: UncertuneConfig, formatting_func: Any =
 
 
 def report_shared(train: Any, evaluation: Any) -> None:
-    """Print how many evaluation rows are also training rows, where there are any; streams are not looked into."""
+    """Print the number of evaluation rows that are also training rows, if any; streams are not checked."""
     named = evaluation if isinstance(evaluation, dict) else {"evaluation": evaluation}
     for name, rows in named.items():
         if isinstance(train, Dataset) and isinstance(rows, Dataset) and (shared := count_shared(train, rows)):
@@ -60,9 +60,9 @@ def _text_field(args: UncertuneConfig) -> str | None:
 
 
 def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneConfig:
-    """``args`` with ``assistant_only_loss`` set: unset, it is true for conversations and every objective but ``mle``.
+    """``args`` with ``assistant_only_loss`` set: by default true for conversations and objectives other than ``mle``.
 
-    For data without conversations it does not apply, and is false. Says so on stderr where it was not asked for so.
+    It does not apply to data without conversations, and becomes false. Prints a line for a value that was not given.
     """
     first: dict[str, Any] = next(iter(rows), {}) if rows is not None else {}
     turns = [first.get(name) for name in ("messages", "conversations", "prompt")]
@@ -94,7 +94,7 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What TRL, PEFT and transformers refuse while a trainer is built, as a UserError of one line."""
+    """Errors of TRL, PEFT and transformers while a trainer is built, as a UserError of one line."""
     try:
         yield
     except UserError:
@@ -121,16 +121,16 @@ def prepare(
     name: str,
     how: Labelling,
 ) -> Any:
-    """Rows with ``input_ids``, ``labels`` and the side columns given.
+    """Rows with ``input_ids``, ``labels`` and the given side columns.
 
-    Ids and labels are those of ``uncertune.data.rows``, truncation and packing TRL's. In between, on labels not yet
-    cut: side columns are laid out one entry per token, and what truncation cuts or drops is counted and printed.
+    Ids and labels are those of ``uncertune.data.rows``, truncation and packing are TRL's. Before truncation, side
+    columns are expanded to one entry per token, and what truncation removes is counted and printed.
     Raises UserError for rows that cannot be tokenised, data without response tokens, and for side columns that are
     missing, unused or of another length than the labels.
     """
     stream = not isinstance(rows, Dataset)
     if not stream and rows.format["type"] == "custom":
-        return trl_prepare(rows, tokenizer, args, packing, formatting_func, name)  # TRL refuses it, and says why
+        return trl_prepare(rows, tokenizer, args, packing, formatting_func, name)  # raises TRL's error
     names = rows.column_names or list(next(iter(rows)))
     if not stream and not {"messages", "prompt", "input_ids", args.dataset_text_field} & set(names):
         rows = readable(rows, name, args, formatting_func)
@@ -162,7 +162,7 @@ def _tokenised(
     name: str,
     how: Labelling,
 ) -> Any:
-    """The rows with ids and labels, and of their other columns those that go along the labels."""
+    """The rows with ids, labels and side columns."""
     tells = (
         {} if not isinstance(rows, Dataset) else {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {name} data"}
     )
@@ -183,7 +183,7 @@ def _ids_and_labels(
 
 
 def check_prepared(args: UncertuneConfig, rows: Any) -> None:
-    """With ``skip_prepare_dataset`` nothing is laid out, so what the objective cannot use is refused here."""
+    """Check data with ``skip_prepare_dataset``, whose side columns are not expanded."""
     if not (isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset")) or rows is None:
         return
     names = rows.column_names or list(next(iter(rows)))
@@ -194,7 +194,7 @@ def check_prepared(args: UncertuneConfig, rows: Any) -> None:
 
 
 def check_ids(rows: Any, vocabulary: int, name: str) -> None:
-    """Raise UserError where data that brings ``input_ids`` names a token that the model does not have."""
+    """Raise UserError if ``input_ids`` of the data contain a token that the model does not have."""
     if isinstance(rows, dict):
         for key, one in rows.items():
             check_ids(one, vocabulary, key)
@@ -226,7 +226,7 @@ def _nothing_left(name: str, rows: str) -> UserError:
 
 
 def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> None:
-    """Print what truncation will cut and drop; raise where no response token is left."""
+    """Print what truncation will remove; raise UserError if no response token is left."""
     limit = args.max_length if not (packing and args.packing_strategy != "bfd") else None
     total, long, lost, empty = 0, 0, 0, 0
     for number, row in enumerate(rows.select_columns(["input_ids", "labels"]).with_format("numpy")):
@@ -253,7 +253,7 @@ def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> No
 
 
 def _cut_and_pack(rows: Dataset, args: UncertuneConfig, packing: bool, names: tuple[str, ...]) -> Dataset:
-    """TRL's truncation, filter, packing and shuffling, over more columns than two."""
+    """TRL's truncation, filter, packing and shuffling, with further columns."""
     rows = rows.select_columns(list(names))
     if packing:
         rows = rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
@@ -266,7 +266,7 @@ def _cut_and_pack(rows: Dataset, args: UncertuneConfig, packing: bool, names: tu
 
 
 def fingerprint_data(rows: Any) -> str:
-    """16 hex digits of prepared rows: ids, labels and side columns, in their order; of a stream, its first 100 rows."""
+    """Fingerprint of prepared rows (ids, labels, side columns), 16 hex digits; of a stream, its first 100 rows."""
     digest = hashlib.blake2b(digest_size=8)
     if not hasattr(rows, "__len__"):
         for row in rows.take(100):

@@ -1,4 +1,4 @@
-"""Many devices, as accelerate drives them: what is refused, how a reference model is laid out, what one rank knows."""
+"""Several devices with accelerate: refused settings, placement of reference models, exchange between ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uncertune.models import causal_lm
 
 
 def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
-    """Raise UserError for what an accelerate file can ask for and this trainer does not do."""
+    """Raise UserError for settings of accelerate that this trainer does not support."""
     parallel = accelerator.parallelism_config
     for size in ("cp_size", "sp_size", "tp_size"):
         if parallel is not None and (getattr(parallel, size, 1) or 1) > 1:
@@ -25,8 +25,8 @@ def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
         )
     if accelerator.num_processes > 1 and not accelerator.even_batches:
         raise UserError(
-            "accelerator_config: even_batches=False gives the ranks unequal numbers of batches, so that they wait for "
-            "each other forever: leave it true; the rows that fill the last batch do not count"
+            "accelerator_config: even_batches=False gives the ranks unequal numbers of batches, which is a deadlock: "
+            "leave it true; the rows that fill the last batch do not count"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("fp16=True has no effect on a CPU: use bf16, or neither for float32")
@@ -45,15 +45,15 @@ def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:
 
 
 def check_batches(args: Any, rows: Any, whole: int) -> None:
-    """Raise UserError where ``rows``, prepared, give no batch, or cannot be sampled as asked.
+    """Raise UserError if the prepared ``rows`` give no batch, or cannot be sampled with these settings.
 
     ``whole`` is the number of rows of a batch over all ranks.
     """
     if not hasattr(rows, "__len__"):
         if args.train_sampling_strategy != "random":
             raise UserError(
-                f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect on a stream, whose rows come "
-                "in their own order: remove it, or set dataset_streaming to false"
+                f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect on a stream, whose order is "
+                "fixed: remove it, or set dataset_streaming to false"
             )
     elif args.dataloader_drop_last and len(rows) < whole:
         raise UserError(
@@ -63,7 +63,7 @@ def check_batches(args: Any, rows: Any, whole: int) -> None:
 
 
 def _check_zero3(lm: Any) -> None:
-    """The head is read, not called: its parts are gathered for the forward, and DeepSpeed does not see its gradient."""
+    """Refuse heads that ZeRO-3 cannot train: the head is read, not called, so DeepSpeed does not see its gradient."""
     head = lm.get_output_embeddings()
     if head is not None and any(parameter.requires_grad for parameter in head.parameters()):
         raise UserError(
@@ -78,7 +78,7 @@ def _check_zero3(lm: Any) -> None:
 
 
 def prepare_reference(model: nn.Module, accelerator: Any) -> nn.Module:
-    """A frozen model on this rank's device, laid out as the student will be: whole (DDP, ZeRO-2) or in shards."""
+    """A frozen model on this rank's device, placed like the student: whole (DDP, ZeRO-2) or sharded."""
     if accelerator.is_fsdp2:
         from accelerate.utils import fsdp2_prepare_model
 
@@ -86,7 +86,7 @@ def prepare_reference(model: nn.Module, accelerator: Any) -> nn.Module:
         asked = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
         try:
             return fsdp2_prepare_model(accelerator, model)
-        finally:  # it has written the reference's layers there, and the student's may be others
+        finally:  # accelerate has stored the reference's layers there, and the student's may differ
             plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = asked
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         from trl.models.utils import prepare_deepspeed
@@ -96,9 +96,9 @@ def prepare_reference(model: nn.Module, accelerator: Any) -> nn.Module:
 
 
 def as_main_process(function: Callable[[], Any]) -> Any:
-    """What the first rank's call returns or raises, on every rank.
+    """The result or the exception of the first rank's call, on every rank.
 
-    Under DeepSpeed ZeRO-3, where each rank holds a part of the weights, all call it together.
+    Under DeepSpeed ZeRO-3, where each rank has a part of the weights, all ranks call it together.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -110,7 +110,7 @@ def as_main_process(function: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             outcome[0] = function()
-        except Exception as error:  # the others would wait for ever
+        except Exception as error:  # otherwise the others would wait forever
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:

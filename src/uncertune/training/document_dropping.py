@@ -1,8 +1,8 @@
 """Document level under masked MLE: dropped documents are not run again (SPEC B2).
 
 After the scoring pass only the selected documents have loss. They are redistributed over all ranks and packed into as
-few micro-batches as the old ones allow in size, so that every rank runs as many forward and backward passes as the
-others; a rank that is left without a document runs two tokens without loss.
+few micro-batches as the size of the old ones allows, with equally many forward and backward passes on every rank; a
+rank without a document runs two tokens without loss.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def keep_selected(
     rows: int,
     flattened: bool,
 ) -> list[dict[str, Any]] | None:
-    """This rank's micro-batches of a step with the documents that ``masks`` (T,) select whole, and no others.
+    """This rank's micro-batches of a step with only the documents that ``masks`` (T,) select.
 
-    A new micro-batch has at most ``rows`` documents or, ``flattened``, at most the tokens of the longest old one. As
-    many come back as there were; the first ones may be ``skipped``. None where the new ones would be more than the old.
+    A new micro-batch has at most ``rows`` documents or, if ``flattened``, at most the tokens of the longest old one.
+    The number of micro-batches stays the same; the first ones may be ``skipped``. None if more would be needed than
+    before.
     """
     mine = [example for batch, mask in zip(batches, masks, strict=True) for example in _selected(batch, mask)]
     longest = max((batch["input_ids"].numel() for batch in batches), default=0)
@@ -85,7 +86,7 @@ def _collated(collate: Callable[[list[Example]], dict[str, Any]], examples: list
 
 
 def _even(examples: list[Example], rows: int, ranks: int) -> list[list[Example]]:
-    """Bins of at most ``rows``, as many for every rank, nearly equal in number, with examples of like length."""
+    """Bins of at most ``rows`` examples of similar length, equally many for every rank, of nearly equal size."""
     by_length = sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True)
     count = -(-len(by_length) // (rows * ranks)) * ranks
     edges = [len(by_length) * number // count for number in range(count + 1)] if count else []

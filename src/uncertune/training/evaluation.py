@@ -1,7 +1,7 @@
-"""What an evaluation measures: sums over the response tokens of all its rows and ranks, however they are batched.
+"""Evaluation during training: sums over the response tokens of all rows and ranks, independent of batching.
 
-``loss`` is plain cross-entropy, whatever the objective. ``objective`` is the objective's own value; where it selects,
-its mask is that of all rows of the evaluation together, as if they were one optimizer step.
+``loss`` is plain cross-entropy for every objective. ``objective`` is the value of the objective; if it selects, its
+mask is that of all rows of the evaluation together, as if they were one optimizer step.
 
 Shape legend: ``T`` response tokens of a batch, ``D`` hidden size.
 """
@@ -41,7 +41,7 @@ class Evaluation:
     _scores: list[Tensor | None] = field(default_factory=list)
     _documents: list[Documents] = field(default_factory=list)
     _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Of each batch the objective's value of its tokens, (T,) each: where they are selected, and where they are not."""
+    """The objective's values of each batch, (T,) each: if a token is selected, and if it is not."""
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
@@ -115,15 +115,15 @@ class EvaluationLoss:
 
 
 def has_own_objective(args: UncertuneConfig, columns: Any) -> bool:
-    """Whether the objective's value is another than the loss, and the columns that it needs are there."""
+    """Whether the objective's value differs from the loss, and the data has the columns that it needs."""
     differs = not args.is_plain or "token_weight" in columns
     return differs and side_columns.has_columns(args, columns)
 
 
 def check_best_metric(args: UncertuneConfig, rows: Any, *, more: bool) -> None:
-    """Raise UserError where ``metric_for_best_model`` names what no evaluation will measure.
+    """Raise UserError if ``metric_for_best_model`` names a metric that no evaluation measures.
 
-    ``rows`` are the evaluation data, a data set or a dict of them; ``more`` says that the user measures more.
+    ``rows`` are the evaluation data, a data set or a dict of them; ``more``: the user measures further metrics.
     """
     asked = args.metric_for_best_model
     if asked is None or rows is None or more:

@@ -19,7 +19,8 @@ FAMILY_FIELDS = ("token_weighting", *WEIGHTING_FIELDS, *ANCHOR_FIELDS, "teacher_
 
 @dataclass
 class FamilyConfig(ObjectiveFields, SFTConfig):
-    """What the fields of token weighting, anchor and several teachers mean; ``UncertuneConfig`` documents them."""
+    """Checks and meaning of the fields of token weighting, anchor and several teachers, documented in
+    ``UncertuneConfig``."""
 
     @property
     def uses_anchor(self) -> bool:
@@ -28,7 +29,7 @@ class FamilyConfig(ObjectiveFields, SFTConfig):
 
     @property
     def weighting(self) -> Weighting | None:
-        """The token weighting with its parameters; None where every token counts alike."""
+        """The token weighting with its parameters; None for ``none``."""
         return token_weighting(self.token_weighting, self._weighting_options())
 
     @property
@@ -38,14 +39,14 @@ class FamilyConfig(ObjectiveFields, SFTConfig):
 
     @property
     def changes_labels(self) -> bool:
-        """Whether the label's term is another than cross-entropy."""
+        """Whether the label's term differs from cross-entropy."""
         return self.token_weighting != "none" or self.label_smoothing_factor > 0
 
     def _weighting_options(self) -> dict[str, Any]:
         return {one: getattr(self, f"{self.token_weighting}_{one}") for one in parameters(self.token_weighting)}
 
     def _changed(self, names: tuple[str, ...]) -> list[str]:
-        """The fields among ``names`` that were set to something else than their default."""
+        """The fields among ``names`` that differ from their default."""
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return [name for name in names if getattr(self, name) != defaults[name]]
 
@@ -89,7 +90,7 @@ class FamilyConfig(ObjectiveFields, SFTConfig):
 
 
 def one_or_several(teacher: list[str] | str | None) -> list[str] | str | None:
-    """A list of one is that one, and text is cut at its commas."""
+    """Teachers given as a list or as text with commas; a list of one becomes its element."""
     given = teacher.split(",") if isinstance(teacher, str) else teacher
     if given is None:
         return None

@@ -1,8 +1,8 @@
 """The fields of ``uncertune train``, described without a heavy import.
 
 Ours are the dataclasses below, which ``UncertuneConfig`` and ``DataArguments`` extend; TRL's and transformers' are read
-from the source of their packages (``trl_fields``). ``checked`` is the one place where settings of a training run are
-checked field by field, for the command line, a file, and the arms of a sweep.
+from the source of their packages (``trl_fields``). ``checked`` checks settings of a training run field by field, for
+the command line, files, and the arms of a sweep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMATS = ("auto", "trl", "alpaca", "gsm8k", "sharegpt", "responses", "mmlu", "w
 
 @dataclass
 class ObjectiveFields:
-    """What a run is trained for: the fields that ``UncertuneConfig`` adds to TRL's. A new field belongs here."""
+    """The fields that ``UncertuneConfig`` adds to TRL's. A new field belongs here."""
 
     objective: str = option("mle", "what each token is asked for", choices=OBJECTIVES, group="objective")
     token_weighting: str = option(
@@ -52,8 +52,8 @@ class ObjectiveFields:
     focal_gamma: float = option(2.0, "exponent of focal", group="token weighting")
     anchor: str = option(
         "none",
-        "fixed model that the answer to every token is kept close to: none, base (the model before training), a "
-        "folder or a hub id",
+        "fixed model that the trained model is kept close to: none, base (the model before training), a folder or a "
+        "hub id",
         unit="MODEL",
         group="anchor",
     )
@@ -163,7 +163,7 @@ class ObjectiveFields:
 
 @dataclass
 class DataFields:
-    """Where the data is found, how it is read and how much of it is used; and what the command does with a folder."""
+    """Fields for the data, and for an existing run folder."""
 
     data_dir: str | None = option(
         None, "folder with the files of the built-in data sets", unit="DIR", unset="$UNCERTUNE_DATA", group="data"
@@ -196,7 +196,7 @@ def own() -> tuple[str, ...]:
 
 
 def checked(settings: Mapping[Any, Any], where: str = "") -> dict[str, Any]:
-    """Every setting as its field holds it; ``env``, as TRL has it, is a mapping of environment variables.
+    """Every setting, converted to its field's type; ``env``, as in TRL, is a mapping of environment variables.
 
     ``where`` names the source. Raises UserError for an unknown field and a value outside its type or range.
     """

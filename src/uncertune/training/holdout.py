@@ -1,4 +1,4 @@
-"""Rows that are kept out of training: a tenth for the reference of ``rho`` (SPEC S9), or a test split."""
+"""Rows held out of training: a tenth for the reference of ``rho`` (SPEC S9), or a test split."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 from uncertune.errors import UserError
 
 SHARE = 0.1
-"""Of the rows, for the reference of ``rho``."""
+"""Share of the rows for the reference of ``rho``."""
 
 
 def held_out(
     rows: Any, seed: int, share: float = SHARE, *, field: str = "rho_reference='auto'", fix: str = "give a reference"
 ) -> tuple[Any, Any]:
-    """Rows split in two, the larger part and ``share`` of them, each in its old order.
+    """Rows split into the larger part and a part of ``share``, both in their old order.
 
-    A row's side depends on its content and the seed alone: equal rows stay together, and neither order nor other rows
-    decide. Raises UserError, with the field that asks for the split and what else to do, for streams and for data too
-    small to split.
+    A row's part depends on its content and the seed alone, not on order or other rows, and equal rows stay together.
+    Raises UserError, with the field that asks for the split and a fix, for streams and for data that is too small.
     """
     if not hasattr(rows, "__len__"):
         raise UserError(f"{field} must split the data: load it without dataset_streaming, or {fix}")
@@ -28,7 +27,7 @@ def held_out(
     parts = [[n for n, one in enumerate(digests) if (one <= limit) is held] for held in (False, True)]
     if not all(parts):
         raise UserError(
-            f"{field} keeps {share:.0%} of the rows apart, and {len(digests)} rows are too few or all alike: {fix}"
+            f"{field} holds out {share:.0%} of the rows, but {len(digests)} rows are too few or all equal: {fix}"
         )
     return rows.select(parts[0]), rows.select(parts[1])
 
@@ -42,7 +41,7 @@ def split_off(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 
 def count_shared(train: Any, evaluation: Any) -> int:
-    """How many evaluation rows are also training rows, in all the columns that both have."""
+    """The number of evaluation rows that are also training rows, in all common columns."""
     columns = sorted(set(train.column_names) & set(evaluation.column_names))
     if not columns:
         return 0

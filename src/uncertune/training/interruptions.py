@@ -1,7 +1,7 @@
-"""What ends a training run early: a signal, a disk that refuses a write, a non-finite loss.
+"""Early ends of a training run: a signal, a failed write, a non-finite loss.
 
 After SIGINT or SIGTERM the current step is finished and saved before the run ends; a second signal ends it at once.
-Every other interruption is a ``UserError`` of one line that names the checkpoint that is kept.
+Every other interruption is a ``UserError`` of one line with the checkpoint that is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stop(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over, in the main thread; those that are ignored (nohup) stay so."""
+        """Install the signal handlers, in the main thread; ignored signals (nohup) stay ignored."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,7 +55,7 @@ class Stop(TrainerCallback):
         if self.signal is not None or not self._training:
             raise InterruptedRun(f"ended at once by {name}", number)
         self.signal = number
-        # not print: the handler may run in the middle of one
+        # not print: the handler may run during one
         os.write(2, f"\n{name}: finishing this step, then saving; once more to end at once\n".encode())
 
     # ---- within training
@@ -74,14 +74,14 @@ class Stop(TrainerCallback):
         self._training = False
 
     def check(self, trainer: Any) -> None:
-        """After training: raise InterruptedRun where a signal cut it short."""
+        """After training: raise InterruptedRun if a signal ended it early."""
         step, steps = trainer.state.global_step, trainer.state.max_steps
         if self.signal is not None and step < steps:
             folder = folder_of(trainer.args.output_dir, step)
             self._end(f"after step {step} of {steps}, saved in {folder}")
 
     def check_between(self, stage: str) -> None:
-        """After a stage that is complete: raise InterruptedRun where a signal came."""
+        """After a complete stage: raise InterruptedRun if a signal came."""
         if self.signal is not None:
             self._end(f"after {stage}")
 
@@ -104,12 +104,12 @@ _MENDS = {
 
 
 _ZIP_WRITER = ("PytorchStreamWriter failed writing", "inline_container.cc")
-"""In the errors of torch's writer of zip files, when a write fails and when it closes the file after that."""
+"""Words in the errors of torch's zip writer, when a write fails and when it then closes the file."""
 
 
 @contextlib.contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Within it, numbers that are none and a disk that takes no more raise a UserError of one line."""
+    """Inside the block, non-finite numbers and failed writes raise a UserError of one line."""
     try:
         yield
     except NotFiniteError as error:
@@ -129,15 +129,15 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def kept(folder: Path) -> str:
-    """What there is to go on from."""
+    """The checkpoint to resume from, in words."""
     last = latest_complete(folder)
     return "no checkpoint was saved yet" if last is None else f"the last good checkpoint, {str(last)!r}, is kept"
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The refusal of the disk behind an exception of another library, or None.
+    """The OSError behind an exception of another library, or None.
 
-    torch and safetensors say in words alone what the system told them.
+    torch and safetensors repeat the system's error only as text.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -148,6 +148,6 @@ def disk_error(error: BaseException) -> OSError | None:
     for number in _MENDS:
         if os.strerror(number) in said or f"os error {number}" in said:
             return OSError(number, os.strerror(number))
-    if isinstance(error, RuntimeError) and any(part in said for part in _ZIP_WRITER):  # it does not say why
+    if isinstance(error, RuntimeError) and any(part in said for part in _ZIP_WRITER):  # without a reason
         return OSError(errno.EIO, os.strerror(errno.EIO))
     return None

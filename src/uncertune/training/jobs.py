@@ -51,7 +51,7 @@ def job_of(given: Arguments) -> Job:
 
 
 def _check_quantized(model: Any) -> None:
-    """Refuse a quantised base that cannot be loaded here, or cannot be trained."""
+    """Refuse a quantised base that cannot be loaded or trained here."""
     if not (model.load_in_4bit or model.load_in_8bit):
         return
     field = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
@@ -64,7 +64,7 @@ def _check_quantized(model: Any) -> None:
 
 
 def _check_model(name: str, options: dict[str, Any]) -> None:
-    """Raise UserError for a name under which there is no model and tokenizer, before data is loaded."""
+    """Raise UserError before data is loaded if the name has no model and tokenizer."""
     with _refusals(f"model_name_or_path {name!r} cannot be loaded"):
         where = {key: options[key] for key in ("revision", "trust_remote_code")}
         AutoConfig.from_pretrained(resolve_model(name), **where)
@@ -73,7 +73,7 @@ def _check_model(name: str, options: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """What another library refuses for a name or a value, as a UserError of one line."""
+    """Errors of other libraries about a name or a value, as a UserError of one line."""
     try:
         yield
     except UserError:
@@ -116,7 +116,7 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
             seed=given.training.seed,
         )
 
-    apart = data.dataset_test_split != data.dataset_train_split  # the same one is meant so
+    apart = data.dataset_test_split != data.dataset_train_split  # equal splits are intended
     if evaluates and apart and mixture.test_split_size is None and is_file(name):
         raise UserError(
             f"eval_strategy: the file {name!r} has no test split to evaluate on: set test_split_size: 0.1 to keep a "
@@ -129,7 +129,7 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
 
 
 def _split(rows: Any, given: Arguments, evaluates: bool) -> tuple[Any, Any]:
-    """Training rows and, of ``test_split_size``, evaluation rows, at most ``max_eval_samples`` of them."""
+    """Training rows, and at most ``max_eval_samples`` evaluation rows by ``test_split_size``."""
     train, test = split_off(rows, float(given.mixture.test_split_size), given.training.seed)
     limit = given.data.max_eval_samples or len(test)
     print(f"test_split_size: {len(test)} of {len(rows)} rows are kept out of training", file=sys.stderr)

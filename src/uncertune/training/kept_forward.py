@@ -1,10 +1,10 @@
-"""Training forwards of all micro-batches before the selection, instead of a separate scoring pass.
+"""Training forwards of all micro-batches before the selection, which replace a separate scoring pass.
 
-With gradient checkpointing a forward keeps the inputs of the layers alone, and the backward computes the rest again. So
-the forwards of a step's micro-batches run first, up to the last hidden states; the tokens are scored and selected from
-these; then each micro-batch's loss is computed and its backward run. A step costs what plain checkpointed fine-tuning
-costs: one forward, one recomputation, one backward. The price is memory: the layers' inputs of all micro-batches at
-once, about ``layers × positions × hidden size`` numbers a rank.
+With gradient checkpointing a forward stores only the inputs of the layers, and the backward recomputes the rest. So the
+forwards of a step's micro-batches run first, up to the last hidden states, from which tokens are scored and selected;
+then each micro-batch's loss and backward run. A step costs as much as plain checkpointed fine-tuning: one forward, one
+recomputation, one backward. It needs memory for the layers' inputs of all micro-batches at once, about
+``layers × positions × hidden size`` numbers per rank.
 
 Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
 """
@@ -29,7 +29,7 @@ KEPT = "uncertune_kept_forward"
 
 @dataclass
 class KeptForward:
-    """Hidden states (T, D) and auxiliary loss of a training forward, with their graph, for one use."""
+    """Hidden states (T, D) and auxiliary loss of a training forward, with their graph, for a single use."""
 
     hidden: Tensor
     head: Head
@@ -37,7 +37,7 @@ class KeptForward:
     _used: bool = False
 
     def take(self) -> tuple[Tensor, Tensor | None]:
-        """Hidden states and auxiliary loss; nothing here keeps their graph alive afterwards."""
+        """Return hidden states and auxiliary loss, and release their graph."""
         assert not self._used, "the graph of a forward serves one backward"
         taken = self.hidden, self.aux_loss
         self.hidden, self.aux_loss, self._used = self.hidden.detach(), None, True
@@ -45,7 +45,7 @@ class KeptForward:
 
 
 class ForwardKeeper:
-    """Whether the training forwards of a step can run before its selection, and those forwards."""
+    """Training forwards of a step before its selection, and whether they are possible."""
 
     def __init__(self, trainer: Any, *, noisy: bool) -> None:
         args = trainer.args
@@ -58,7 +58,7 @@ class ForwardKeeper:
         self._said: set[bool] = set()
 
     def fits(self, batches: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether they may run first: the memory of the rank that needs most is within ``selection_memory_gb``."""
+        """Whether the memory of the rank that needs most is within ``selection_memory_gb``."""
         if not (self._possible and self._limit):
             return False
         positions = sum(batch["input_ids"].numel() for batch in batches)
@@ -81,8 +81,8 @@ class ForwardKeeper:
         return int(config.num_hidden_layers * config.hidden_size * next(lm.parameters()).element_size())
 
     def run(self, tokens: Tokens) -> KeptForward:
-        """The training forward of a micro-batch up to its hidden states, of the model without DDP around it, which
-        counts its own forwards."""
+        """The training forward of a micro-batch up to its hidden states, without the DDP wrapper, which counts
+        forwards."""
         kept: list[KeptForward] = []
 
         def keep(hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:

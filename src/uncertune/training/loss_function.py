@@ -1,4 +1,4 @@
-"""The losses for trainers that are not ours: a ``compute_loss_func`` for ``transformers.Trainer`` and its descendants.
+"""The losses for other trainers: a ``compute_loss_func`` for ``transformers.Trainer`` and its subclasses.
 
 Shape legend: ``B`` rows, ``L`` positions, ``D`` hidden size, ``T`` response tokens of the batch.
 """
@@ -30,19 +30,19 @@ def loss_function(
     weighting_options: Mapping[str, Any] | None = None,
     label_smoothing: float = 0.0,
 ) -> LossFunction:
-    """A function of a model's outputs, labels and ``num_items_in_batch``, as ``Trainer(compute_loss_func=…)`` takes it.
+    """A function of a model's outputs, labels and ``num_items_in_batch``, for ``Trainer(compute_loss_func=…)``.
 
-    The loss is ``Σ_t ℓ_t / num_items_in_batch`` (without that number: over the batch's own response tokens), in nats,
-    of an ``objective`` that needs no teacher: ``mle`` or ``masked_mle``, with a token weighting of
-    ``uncertune.objectives.TOKEN_WEIGHTINGS`` (``dft``, ``eaft``, …). ``masked_mle`` selects within the micro-batch, the
-    only tokens that such a function sees; ``UncertuneTrainer`` selects over the whole optimizer step.
+    The loss is ``Σ_t ℓ_t / num_items_in_batch`` (without that number, divided by the batch's response tokens), in nats,
+    for ``objective`` ``mle`` or ``masked_mle``, which need no teacher, with a token weighting of
+    ``uncertune.objectives.TOKEN_WEIGHTINGS`` (``dft``, ``eaft``, …). ``masked_mle`` selects within the micro-batch,
+    since such a function sees no other tokens; ``UncertuneTrainer`` selects over the whole optimizer step.
 
     It reads ``outputs.hidden_states[-1]`` (B, L, D), so the model must return hidden states
-    (``model.config.output_hidden_states = True``), and no logits: give ``logits_to_keep=1`` to the forward, and the
-    model computes those of one position only (``without_logits`` wraps a collator so).
+    (``model.config.output_hidden_states = True``). It needs no logits: with ``logits_to_keep=1`` the model computes
+    those of one position only (``without_logits`` wraps a collator to set it).
 
-    Raises UserError for an objective, metric or weighting that cannot be used so, and for a model whose logits are not
-    a linear head of its last hidden states.
+    Raises UserError for an objective, metric or weighting that cannot be used here, and for a model whose logits are
+    not a linear head of its last hidden states.
     """
     usable = [name for name, one in OBJECTIVES.items() if not one.needs - {"selected"}]
     if objective not in usable:
@@ -81,7 +81,7 @@ def loss_function(
 
 
 def without_logits(collator: Callable[[list[Any]], dict[str, Any]]) -> Callable[[list[Any]], dict[str, Any]]:
-    """The collator, and ``logits_to_keep=1`` in its batches: the model computes the logits of one position only."""
+    """The collator with ``logits_to_keep=1`` in its batches, so that the model computes logits of one position only."""
 
     def collate(examples: list[Any]) -> dict[str, Any]:
         return {**collator(examples), "logits_to_keep": 1}

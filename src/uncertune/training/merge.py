@@ -1,4 +1,4 @@
-"""``uncertune merge``: a run's adapter folded into its base, as a plain model that needs no PEFT to load."""
+"""Merging a run's adapter into its base: a plain model that loads without PEFT."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def merge(
 ) -> Path:
     """Merge the adapter in ``run`` into ``base`` (by default the model that the run names); return ``target``.
 
-    The folder appears whole or not at all. ``dtype`` is that of the weights, ``auto`` the base's own. The model's
-    configuration and generation configuration take their special tokens from the tokenizer of the run.
-    ``trust_remote_code`` runs code that the base model brings, ``allow_pickle`` reads weights stored as a pickle;
-    neither is taken from the run.
+    The folder is written atomically. ``dtype`` is that of the weights, ``auto`` the base's. The model's configuration
+    and generation configuration take their special tokens from the tokenizer of the run.
+    ``trust_remote_code`` runs code of the base model, ``allow_pickle`` reads weights stored as a pickle; neither is
+    taken from the run.
 
     Raises UserError for a run without an adapter, an output folder that is not empty, and a base that does not fit.
     """
@@ -50,7 +50,7 @@ def merge(
 
 
 def _base_of(run: Path) -> str:
-    """The base model that the run was given, or that the adapter names."""
+    """The base model of the run, or the one that the adapter names."""
     named = read_settings(run).get("model_name_or_path")
     base = named if isinstance(named, str) and named else base_model_of(run)
     if not base:
@@ -76,7 +76,9 @@ def _merged(run: Path, base: str, dtype: str, trust_remote_code: bool, allow_pic
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"run {str(run)!r} cannot be merged into base {base!r}: {reason}") from error
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        model.config.tie_word_embeddings = False  # a head trained apart from the embedding that it was tied to
+        model.config.tie_word_embeddings = (
+            False  # the head was trained separately from the embedding that it was tied to
+        )
     align_special_tokens(model, tokenizer)
     return model, tokenizer
 

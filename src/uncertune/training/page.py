@@ -1,4 +1,4 @@
-"""The page of one training run, from the files of its folder."""
+"""The page of a training run, from the files of its folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PLACES = (
     "dataset_test_split",
     "dataset_format",
 )
-"""Fields that say where a run writes or that follow from others: shown among all settings only."""
+"""Fields for paths and fields that follow from others: shown only among all settings."""
 CURVES = (
     ("loss", "Loss of the objective", "nats per response token"),
     ("nll_selected", "Cross-entropy of the selected tokens", "nats per selected token"),
@@ -85,7 +85,7 @@ def write_run_page(folder: Path, into: Path | None = None) -> Path:
 
 
 def write_runs_page(folders: Sequence[Path], into: Path) -> Path:
-    """Write ``runs.html`` with the curves of several runs in common plots and what each sets; return its path."""
+    """Write ``runs.html`` with the curves of several runs in common plots and their settings; return its path."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -118,7 +118,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def changed_settings(config: Mapping[str, Any]) -> Facts:
-    """What was trained, and every field that differs from its default."""
+    """The model and data, and every field that differs from its default."""
     first = {name: config.get(name) for name in ("model_name_or_path", "dataset_name", "objective")}
     fields = {**{name: value for name, value in first.items() if value is not None}, **_changed(config)}
     items = tuple((name, _text(value)) for name, value in fields.items() if name not in PLACES)
@@ -126,7 +126,7 @@ def changed_settings(config: Mapping[str, Any]) -> Facts:
 
 
 def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with another value than their default; of fields that no configuration here has, those with a value."""
+    """Fields that differ from their default; of unknown fields, those with a value."""
     from trl import ModelConfig
 
     defaults: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def _software(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def link_comparison(source: str | Path, page: Path) -> None:
-    """Have the page of a finished run say where it was compared; anything else than such a run's folder stays as it is.
+    """Add a link to a comparison to the page of a finished run; other folders are unchanged.
 
     ``source`` is what was compared: the run's folder, or a checkpoint in it.
     """
@@ -162,7 +162,7 @@ def link_comparison(source: str | Path, page: Path) -> None:
 
 
 def _comparisons(folder: Path) -> Iterator[Path]:
-    """Pages that the run was compared in and that are still there."""
+    """Existing pages of comparisons with the run."""
     if (folder / COMPARISONS).is_file():
         for name in json.loads((folder / COMPARISONS).read_text(encoding="utf-8")):
             page = (folder / name).resolve()
@@ -175,7 +175,7 @@ def _address(page: Path, folder: Path) -> str:
 
 
 def curve_sections(runs: Mapping[str, list[dict[str, Any]]]) -> list[Section]:
-    """One plot a metric that any run has, one line a run, over optimizer steps; held-out values beside, with dots."""
+    """One plot per metric and one line per run over optimizer steps; held-out values as separate lines with dots."""
     sections: list[Section] = []
     for key, title, unit in CURVES:
         series = []
@@ -223,7 +223,7 @@ def token_page(probe: Path, config: dict[str, Any]) -> TokenPage:
 
 
 def _model(config: dict[str, Any]) -> str:
-    """A trainer used from Python has a model and data, and no names for them."""
+    """The model's name; a trainer that was built in Python may have none."""
     return Path(config.get("model_name_or_path") or "a model").name
 
 

@@ -1,8 +1,8 @@
-"""Stage 1 → stage 2: a run in a folder of its own, resumed where it stopped, with its teacher trained first.
+"""Stage 1 and stage 2: a run in its folder, resumed where it stopped, with its teacher trained first.
 
-A run folder holds ``config.yaml`` (resolved), ``environment.json``, ``run.json`` (what the run is, and whether it is
-complete), ``metrics.jsonl``, ``probe.jsonl``, ``selection.parquet``, the adapter or model, and two run folders more:
-``rho_reference/`` and ``stage1/``, where ``rho_reference: auto`` and ``teacher: auto`` trained theirs.
+A run folder has ``config.yaml`` (resolved), ``environment.json``, ``run.json`` (the identity of the run, and whether it
+is complete), ``metrics.jsonl``, ``probe.jsonl``, ``selection.parquet``, the adapter or model, and the run folders of
+``rho_reference: auto`` and ``teacher: auto``: ``rho_reference/`` and ``stage1/``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from uncertune.training.trainer import UncertuneTrainer
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: what ``UncertuneTrainer`` takes, and what is written beside it."""
+    """One training run: arguments of ``UncertuneTrainer``, and the fields for its records."""
 
     model: Any
     config: UncertuneConfig
@@ -78,7 +78,7 @@ class Job:
     processing_class: Any = None
     callbacks: tuple[Any, ...] = ()
     resolved: Mapping[str, Any] = field(default_factory=dict)
-    """The command's fields, for ``config.yaml``; without it the configuration's own."""
+    """The command's fields, for ``config.yaml``; by default those of the configuration."""
 
     @property
     def folder(self) -> Path:
@@ -86,15 +86,14 @@ class Job:
 
 
 def run(job: Job, *, overwrite: bool = False) -> Path:
-    """Train, or go on where the same run stopped, and return the run's folder.
+    """Train, or resume the same run, and return its folder.
 
-    With ``rho_reference="auto"`` a reference is trained first on a tenth of the data, in ``rho_reference/``, and the
-    rest is the data of all that follows. With ``teacher="auto"`` the teacher is then trained in ``stage1/``. Both are
-    reused where their folders hold the same runs. A folder that holds another run raises UserError and names the
-    difference; ``overwrite`` replaces it: it is deleted when the new run has written its first checkpoint, and put
-    back if the new run fails before.
-    SIGINT and SIGTERM finish and save the step under way, and raise InterruptedRun. A full disk, and a loss that is no
-    number, raise UserError and leave the last good checkpoint.
+    With ``rho_reference="auto"`` a reference is first trained on a tenth of the data, in ``rho_reference/``; everything
+    else uses the rest. With ``teacher="auto"`` the teacher is then trained in ``stage1/``. Both are reused if their
+    folders have the same runs. A folder with another run raises UserError with the difference; ``overwrite`` replaces
+    it: the old run is deleted once the new one has written its first checkpoint, and restored if the new one fails
+    before. SIGINT and SIGTERM finish and save the current step, and raise InterruptedRun. A full disk and a non-finite
+    loss raise UserError and keep the last good checkpoint.
     """
     stop = Stop()
     job = _prepared(job)
@@ -103,7 +102,7 @@ def run(job: Job, *, overwrite: bool = False) -> Path:
 
 
 def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
-    """Train the references of ``run`` where they are auto, fill the caches, and return the caches' folder."""
+    """Train the references of ``run`` that are ``auto``, fill the caches, and return the caches' folder."""
     job = _prepared(job)
     with _locked(job, overwrite):
         stop = Stop()
@@ -127,7 +126,7 @@ def _prepared(job: Job) -> Job:
 
 @contextlib.contextmanager
 def _locked(job: Job, overwrite: bool) -> Iterator[None]:
-    """Refuse what cannot be run, and keep the folder from other processes; a run in it is replaced on ``overwrite``."""
+    """Refuse jobs that cannot run, lock the folder, and replace its run on ``overwrite``."""
     _check(job)
     main, new = job.config.process_index == 0, absent(job.folder)
     check_usable(job.folder, _sources(job))
@@ -168,12 +167,12 @@ def _stage(job: Job, name: str, stop: Stop) -> Path:
 
 
 def _check(job: Job) -> None:
-    """Refuse what a run that resumes cannot honour, and options that cannot be used."""
+    """Refuse options that are incompatible with resuming, and unusable ones."""
     if job.config.save_only_model:
         raise UserError("save_only_model=True leaves nothing to resume from: set it to false, or save_strategy to 'no'")
     if str(job.config.resume_from_checkpoint).lower() not in ("none", "false", "true"):
         raise UserError(
-            f"resume_from_checkpoint={job.config.resume_from_checkpoint!r}: a run goes on by itself from the last "
+            f"resume_from_checkpoint={job.config.resume_from_checkpoint!r}: a run resumes automatically from the last "
             "checkpoint in its output_dir; remove the field, or --overwrite to start again"
         )
     check_options(job.config)
@@ -189,7 +188,7 @@ def check_job(job: Job, *, overwrite: bool = False) -> None:
 
 
 def _sources(job: Job) -> list[Any]:
-    """What the run reads and must not lie in the folder it writes."""
+    """Paths that the run reads, which must not be inside the folder that it writes."""
     config = job.config
     return [
         job.model,
@@ -202,7 +201,7 @@ def _sources(job: Job) -> list[Any]:
 
 
 def _member(job: Job, number: int) -> Job:
-    """The MLE run of one member of the teacher; all but the first draw data order and adapters from other seeds."""
+    """The MLE run of one member of the teacher; all but the first have other seeds of data order and adapter."""
     stage = _mle(job, member_folder(number))
     config = stage.config
     config.seed += number
@@ -212,7 +211,7 @@ def _member(job: Job, number: int) -> Job:
 
 
 def _mle(job: Job, name: str) -> Job:
-    """``job`` as MLE in the folder ``name`` of its own; with ``max_steps`` rho's reference makes as many epochs."""
+    """``job`` as MLE in its subfolder ``name``; with ``max_steps``, rho's reference runs the same number of epochs."""
     config = copy.copy(job.config)
     defaults = {one.name: one.default for one in dataclasses.fields(UncertuneConfig)}
     reset = (*SELECTION_FIELDS, *TEACHER_FIELDS, *OBJECTIVE_FIELDS, *CACHE_FIELDS, *FAMILY_FIELDS)
@@ -233,7 +232,7 @@ def _mle(job: Job, name: str) -> Job:
 
 
 def _train(job: Job, stop: Stop) -> Path:
-    """One stage: build its trainer, which finds most mistakes, and only then touch its folder."""
+    """Run one stage: build its trainer, which finds most mistakes, before its folder is changed."""
     settings = _settings(job, job.config.teacher)
     trainer = build_trainer(job)
     if job.config.probe_steps != 0:
@@ -252,7 +251,7 @@ def _train(job: Job, stop: Stop) -> Path:
         identity["evaluation_data"] = _evaluation_data(trainer.eval_dataset)
     check_same(job.folder, identity)
     if is_complete(job.folder):
-        print(f"{job.folder} holds this run, complete; --overwrite trains it again", file=sys.stderr)
+        print(f"{job.folder} has this run already, complete; --overwrite trains it again", file=sys.stderr)
         return job.folder
     rehearse(trainer)
     with explained(job.folder):
@@ -272,7 +271,7 @@ def _train(job: Job, stop: Stop) -> Path:
 
 
 class _Release(TrainerCallback):
-    """Deletes the run that this one replaces once it has written its first checkpoint."""
+    """Deletes the replaced run once this one has written its first checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -283,7 +282,7 @@ class _Release(TrainerCallback):
 
 
 def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
-    """Train from the last complete checkpoint on, and save the result."""
+    """Train from the last complete checkpoint, and save the result."""
     checkpoint = latest_intact(job.folder, quiet=True)
     if checkpoint is not None:
         print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
@@ -292,7 +291,7 @@ def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
         raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")
     stop.check(trainer)
     trainer.save_model(str(job.folder))
-    trainer.create_model_card()  # over the one that PEFT writes
+    trainer.create_model_card()  # replaces PEFT's
 
 
 def build_trainer(job: Job, kind: type[UncertuneTrainer] = UncertuneTrainer) -> UncertuneTrainer:
@@ -310,7 +309,7 @@ def build_trainer(job: Job, kind: type[UncertuneTrainer] = UncertuneTrainer) -> 
 
 
 def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """Clean the folder of what a crash left, and write down which run begins or goes on in it."""
+    """Remove incomplete checkpoints of a crash, and write the identity of the run."""
     folder = job.folder
     folder.mkdir(parents=True, exist_ok=True)
     remove_unusable(folder, latest_intact(folder))
@@ -321,11 +320,11 @@ def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
 
 
-# ---- what a run is
+# ---- the identity of a run
 
 
 def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
-    """The fields that decide what is learned, flat, as JSON holds them."""
+    """The fields that determine what is learned, flat, as JSON values."""
     settings = {
         name: value
         for name, value in job.config.to_dict().items()
@@ -338,7 +337,7 @@ def _settings(job: Job, teacher: list[str] | str | None) -> dict[str, Any]:
             if name not in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
                 settings[f"lora.{name}"] = sorted(value) if isinstance(value, set) else value
     members = [_reference(one, job) for one in (teacher if isinstance(teacher, list) else [teacher])]
-    settings["teacher"] = members[0] if len(set(members)) == 1 else members  # several trained here are "auto" together
+    settings["teacher"] = members[0] if len(set(members)) == 1 else members  # members trained here are "auto" together
     settings["anchor"] = _reference(job.config.anchor, job)
     settings["rho_reference"] = _reference(job.config.rho_reference, job)
     return json.loads(json.dumps(plain(without_secrets(settings)), sort_keys=True))
@@ -352,7 +351,7 @@ def _evaluation_data(rows: Any) -> Any:
 
 
 def _reference(name: str | None, job: Job) -> Any:
-    """What stands for a reference model: its content where it is a folder, so that moving it changes nothing."""
+    """The identity of a reference model: the content of a folder, so that moving it has no effect."""
     if name is None or name in ("auto", "teacher", "none", "base"):
         return name
     stages = [RHO, *(member_folder(number) for number in range(job.config.teacher_members))]

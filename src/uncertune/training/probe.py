@@ -1,8 +1,8 @@
-"""The same few texts, scored several times in a run (Fig. 4): data for the run page and the token page.
+"""A few texts scored at several moments of a run (Fig. 4), for the run page and the token page.
 
-A line of ``probe.jsonl`` holds a step and, for each document, its tokens' texts, losses and entropies (nats; null for
-the first), which are response and which would be selected: the top fraction by loss of the response tokens of all the
-texts. With ``probe_samples`` it holds the epistemic, aleatoric and total uncertainty too, by Monte-Carlo dropout.
+A line of ``probe.jsonl`` has a step and, for each document, its tokens' texts, losses and entropies (nats; null for the
+first), which are response, and which would be selected: the top fraction by loss of the response tokens of all texts.
+With ``probe_samples`` it also has epistemic, aleatoric and total uncertainty by Monte-Carlo dropout.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TOKENS = 400
 
 
 class Probe(TrainerCallback):
-    """Scores the first documents of the evaluation data, or else of the training data: at the start, in the middle and
-    at the end of a run, or at the start, every ``probe_steps`` steps and at the end."""
+    """Scores the first documents of the evaluation data, or of the training data without one: at the start, in the
+    middle and at the end of a run, or at the start, every ``probe_steps`` steps and at the end."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -48,9 +48,9 @@ class Probe(TrainerCallback):
             self._score(step)
 
     def _score(self, step: int) -> None:
-        """Every rank runs the forward pass, which may be sharded; the first one writes."""
+        """Score the texts. Every rank runs the forward pass, which may be sharded; the first rank writes."""
         documents = [self._document(row) for row in self._rows()]
-        if not documents:  # every prompt is longer than what is scored
+        if not documents:  # every prompt is longer than the scored part
             return
         answers = torch.cat([torch.tensor(d["loss"][1:])[torch.tensor(d["response"][1:])] for d in documents])
         chosen = iter(select(answers, self.trainer.args.selection_fraction).tolist())

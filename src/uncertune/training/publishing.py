@@ -1,8 +1,8 @@
-"""The model card of a run, and which files of its folder are uploaded to the hub.
+"""The model card of a run, and the files of its folder that are uploaded to the hub.
 
-The card is ``README.md``: metadata that the hub reads, the run's settings and its results. Only the model and what
-loads it are uploaded. Records, selection masks, probe texts, caches and reference folders stay local, as does
-``config.yaml``, which names local paths.
+The card is ``README.md``: metadata for the hub, the run's settings and its results. Only the model and the files that
+load it are uploaded. Records, selection masks, probe texts, caches and reference folders stay local, as does
+``config.yaml``, which contains local paths.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
     return "\n".join(lines) + "\n"
 
 
-# What would end a code span or a table's cell, move a cursor, or turn the line around.
+# Characters that would end a code span or a table's cell, move a cursor, or reverse the line.
 _NOT_IN_CODE = re.compile("[`|\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _hub_id(name: Any) -> str | None:
-    """A name that the hub may know: ``owner/name``, and no path of this machine."""
+    """Whether a name may be a hub id, ``owner/name``, instead of a local path."""
     fits = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists()
     return name if fits else None
 
@@ -72,7 +72,7 @@ def _sentence(settings: Mapping[str, Any], adapter: bool) -> str:
 
 
 def _shown(name: Any) -> str:
-    """A hub id or short name as it is, of a path only its last part; on one line, as it may stand in a code span."""
+    """A hub id or short name unchanged, or the last part of a path; on one line, safe in a code span."""
     text = " ".join(str(name).split())
     text = Path(text).name if text[:1] in "./~" or text.count("/") > 1 else text
     return _NOT_IN_CODE.sub("\ufffd", text)
@@ -130,7 +130,7 @@ _BELOW = ("[!a]*/*", "a[!d]*/*")
 
 
 class _ModelOnly:
-    """The hub's client, which uploads of an output folder only what is ``PUBLISHED``."""
+    """The hub's client, restricted to the ``PUBLISHED`` files of an output folder."""
 
     def __init__(self, api: Any) -> None:
         self._api = api
@@ -146,7 +146,7 @@ class _ModelOnly:
 
 @contextlib.contextmanager
 def model_only() -> Iterator[None]:
-    """While ``Trainer`` uploads its output folder, only the model goes."""
+    """Inside the block, ``Trainer`` uploads only the model of its output folder."""
     theirs = transformers_trainer.hf_api
     transformers_trainer.hf_api = lambda: _ModelOnly(theirs())
     try:

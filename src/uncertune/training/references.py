@@ -1,4 +1,4 @@
-"""Teacher and holdout reference of a run: frozen models, or what a cache holds of them.
+"""Teacher, anchor and holdout reference of a run: frozen models, or caches of their outputs.
 
 Shape legend: ``T`` response tokens of a micro-batch.
 """
@@ -28,17 +28,17 @@ Teaching = FactoredTeacher | SparseTeacher | CachedHidden
 
 @dataclass(frozen=True)
 class Rows:
-    """What the frozen models say of the response tokens of a micro-batch: the teacher's members, and the anchor."""
+    """Distributions of the response tokens of a micro-batch: of the teacher's members, and of the anchor."""
 
     members: tuple[Teaching, ...] = ()
     anchor: Teaching | None = None
 
 
 class References:
-    """``members`` of the teacher, ``anchor`` and ``rho`` are the models, None where a cache holds all they would say.
+    """``members`` of the teacher, ``anchor`` and ``rho`` are the models, None if a cache has all their outputs.
 
-    ``sources`` are the paths, hub ids or models of the teacher's members. Raises UserError where one cannot be had or
-    does not fit.
+    ``sources`` are the paths, hub ids or models of the teacher's members. Raises UserError for a model that is not
+    available or does not fit.
     """
 
     def __init__(self, trainer: Any, sources: Sequence[str | nn.Module]) -> None:
@@ -54,10 +54,11 @@ class References:
         """The first member."""
         return self.members[0] if self.members else None
 
-    # ---- what they say
+    # ---- outputs
 
     def rows(self, model: nn.Module, tokens: Tokens) -> Rows:
-        """What the objective needs; run before the student's forward, so that its adapter is on in the backward."""
+        """The outputs that the objective needs; called before the student's forward, so that its adapter is active in
+        the backward."""
         members = self.member_rows(model, tokens) if self._args.distils else ()
         anchor: Teaching | None = None
         if self._args.uses_anchor:
@@ -65,7 +66,7 @@ class References:
         return Rows(tuple(self._truncated(one) for one in members), anchor)
 
     def bound(self, rows: Rows, head: Head) -> tuple[TeacherLike | None, TeacherLike | None]:
-        """p_ref and the anchor; cached hidden states alone go through the head of the student's forward."""
+        """p_ref and the anchor; only cached hidden states use the head of the student's forward."""
         members: list[Any] = [self._truncated(bound(one, head)) for one in rows.members]
         teacher = members[0] if len(members) == 1 else members or None
         return teacher, None if rows.anchor is None else bound(rows.anchor, head)
@@ -97,7 +98,7 @@ class References:
         return decompose_members([one.hidden for one in members], logits).epistemic
 
     def _truncated(self, teacher: Teaching) -> Teaching:
-        """The form of p_ref that the objective asks for."""
+        """p_ref in the form that the objective needs."""
         if "top_k" not in OBJECTIVES[self._args.objective].uses or not isinstance(teacher, FactoredTeacher):
             return teacher
         with torch.autocast(teacher.hidden.device.type, enabled=False):
@@ -106,17 +107,17 @@ class References:
     # ---- the caches
 
     def ready(self, model: nn.Module) -> None:
-        """Before the first step or evaluation: fill the caches, and release models not needed any more."""
+        """Before the first step or evaluation: fill the caches, and release models that are no longer needed."""
         if self.caches.ready(model):
             self._release()
 
     def fill(self) -> None:
-        """Compute what the caches lack. Raises UserError where nothing is cached, and with FSDP or DeepSpeed."""
+        """Compute the missing cache entries. Raises UserError without a cache, and with FSDP or DeepSpeed."""
         if not self.caches.all:
             raise UserError("there is no cache to fill: set teacher_cache to hidden or topk")
         if self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled:
             raise UserError(
-                "the teacher cache cannot be filled by itself with FSDP or DeepSpeed: train, which fills it first, or "
+                "the teacher cache cannot be filled separately with FSDP or DeepSpeed: train, which fills it first, or "
                 "launch without them"
             )
         self.ready(self._trainer.model)
@@ -156,9 +157,9 @@ class References:
         trainer = self._trainer
         student = trainer.accelerator.unwrap_model(trainer.model)
         dtype = next(student.parameters()).dtype
-        while name in getattr(student, "peft_config", {}):  # never load over an adapter that is there
+        while name in getattr(student, "peft_config", {}):  # never replace an existing adapter
             name += "_"
-        with torch.random.fork_rng():  # a new adapter draws numbers, which the student's dropout must not notice
+        with torch.random.fork_rng():  # a new adapter draws random numbers, which must not change the student's dropout
             if source == "base" and field == "anchor":
                 teacher = load_base(student)
             else:
@@ -176,7 +177,7 @@ class References:
         return teacher
 
     def _release(self) -> None:
-        """Let go of models whose answers are all on disk now."""
+        """Release models whose outputs are all on disk."""
         args = self._args
         kept: list[Any] = [one.live for one in self.caches.all if one.live is not None]
         kept += [] if self.caches.members or not args.uses_teacher else self.members
@@ -196,7 +197,7 @@ class References:
 
 
 def bound(rows: Teaching, head: Head) -> FactoredTeacher | SparseTeacher:
-    """``rows`` with hidden states from a cache bound to the student's own head."""
+    """``rows`` with cached hidden states bound to the student's head."""
     return rows.bound(head) if isinstance(rows, CachedHidden) else rows
 
 

@@ -1,4 +1,4 @@
-"""What a trainer is given and cannot use, refused before anything is loaded."""
+"""Refusals of unusable arguments of the trainer, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uncertune.training.config import UncertuneConfig
 
 
 def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise UserError for arguments of TRL's trainer that another loss leaves no room for."""
+    """Raise UserError for arguments of TRL's trainer that are incompatible with our loss."""
     if arguments.get("compute_loss_func") is not None:
         raise UserError("compute_loss_func is not supported: the loss is set by the objective")
     for peft_config in (arguments.get("peft_config"), *getattr(model, "peft_config", {}).values()):
@@ -34,7 +34,7 @@ def check_kind(trainer: Any) -> None:
 def teachers_of(args: UncertuneConfig, teacher: Any) -> list[str | nn.Module]:
     """The members of the teacher, from the argument or the configuration; empty without one.
 
-    Raises UserError where it is missing or without effect.
+    Raises UserError if it is missing or has no effect.
     """
     if teacher is not None and args.teacher not in (None, "auto"):
         raise UserError(f"teacher is given twice, to the trainer and as args.teacher={args.teacher!r}: keep one")
@@ -59,7 +59,7 @@ def teachers_of(args: UncertuneConfig, teacher: Any) -> list[str | nn.Module]:
     if args.rho_reference == "teacher" and len(found) != 1:
         raise UserError("rho_reference='teacher' needs one teacher: set teacher to a folder or a hub id")
     if args.scores_by_members and len(found) < 2:
-        raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no spread")
+        raise UserError("bald_members='teacher' needs a teacher of at least two members: one has no variance")
     if len(found) > 1 and "top_k" in OBJECTIVES[args.objective].uses:
-        raise UserError(f"objective={args.objective!r} takes one teacher: the mean of several has no top-k of its own")
+        raise UserError(f"objective={args.objective!r} takes one teacher: the top-k of several is not supported")
     return found

@@ -1,7 +1,7 @@
-"""Answers sampled from a model, and the rows that ``policy_gradient`` learns from: off-policy, from stored samples.
+"""Answers sampled from a model, and rows for ``policy_gradient``: off-policy training on stored samples.
 
-Answers are drawn at temperature 1 from the whole distribution, so that the probabilities written beside them are those
-they were drawn with, and the importance ratio of training is 1 where training begins.
+Answers are drawn at temperature 1 from the whole distribution, so that the stored probabilities are those of the
+sampling, and the importance ratio is 1 at the start of training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uncertune.teachers.adapter import evaluating, frozen_rows
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer: the number of its prompt, the token ids of both, its text, and whether it came to an end."""
+    """One sampled answer: the number of its prompt, token ids of both, its text, and whether it ended by itself."""
 
     prompt: int
     prompt_ids: list[int]
@@ -42,9 +42,9 @@ def sample_answers(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Answer]:
-    """``samples`` answers to each conversation, in its order; an answer's ids hold its end-of-turn token.
+    """``samples`` answers to each conversation, in order; an answer's ids include its end-of-turn token.
 
-    The same seed, model, prompts and ``batch_size`` give the same answers. The global random state is left alone.
+    The same seed, model, prompts and ``batch_size`` give the same answers. The global random state is unchanged.
     """
     from transformers import GenerationConfig
 
@@ -88,7 +88,7 @@ def token_log_probs(
 ) -> list[list[float | None]]:
     """log p of every label of rows of ``input_ids`` and ``labels``, in nats; None outside response tokens.
 
-    Dropout is off. Of the model that sampled the rows, this is their column ``old_log_probs``.
+    Without dropout. From the model that sampled the rows, this is their column ``old_log_probs``.
     """
     attach_head(model)
     device = next(model.parameters()).device
@@ -110,9 +110,9 @@ def token_log_probs(
 def policy_rows(
     model: nn.Module, answers: Sequence[Answer], advantages: Iterable[float], *, pad: int, batch_size: int = 16
 ) -> list[dict[str, Any]]:
-    """Rows for ``policy_gradient``, one an answer: ``input_ids``, ``labels``, ``advantages``, ``old_log_probs``.
+    """Rows for ``policy_gradient``, one per answer: ``input_ids``, ``labels``, ``advantages``, ``old_log_probs``.
 
-    ``model`` is the one that the answers were sampled from; an answer's advantage holds for each of its tokens.
+    ``model`` is the model that sampled the answers; an answer's advantage applies to each of its tokens.
     """
     rows = [
         {
@@ -135,7 +135,7 @@ def _by_length(rows: Sequence[dict[str, list[int]]], size: int) -> Iterator[list
 
 
 def _padded(rows: Sequence[list[int]], fill: int, device: Any, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of one length, and the mask of what is not padding, (B, L) each."""
+    """Rows padded to one length, and their attention mask, (B, L) each."""
     length = max(len(row) for row in rows)
 
     def laid(row: list[int], fill: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The audit of a run (SPEC B8): one line a step in ``metrics.jsonl``, and every mask in ``selection.parquet``."""
+"""Records of a run (SPEC B8): one line per step in ``metrics.jsonl``, and every mask in ``selection.parquet``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PROBE = "probe.jsonl"
 
 
 class RunLog(TrainerCallback):
-    """Writes a run's records to its output folder; on resuming, cuts them to the checkpoint's step first.
+    """Writes a run's records to its output folder; after a resume, truncates them to the checkpoint's step first.
 
     ``metrics.jsonl`` has lines of three kinds: ``step`` (every optimizer step), ``log`` and ``eval`` (as logged).
-    Masks are kept in parts, flushed with each checkpoint, and joined at the end of training.
+    Masks are written in parts with each checkpoint, and joined at the end of training.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -70,7 +70,7 @@ class RunLog(TrainerCallback):
             self._count_empty_steps()
 
     def _count_empty_steps(self) -> None:
-        """Print how many steps selected nothing, which a fixed threshold allows."""
+        """Print the number of steps that selected nothing, which a fixed threshold allows."""
         if self.trainer.args.selection_threshold is None or not (self.folder / METRICS).is_file():
             return
         steps = read_metrics(self.folder / METRICS, "step")
@@ -87,7 +87,7 @@ class RunLog(TrainerCallback):
             file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
 
     def recorded(self) -> dict[str, Any]:
-        """What the run has recorded so far, for the marker of a checkpoint; of the first rank."""
+        """The records so far, for the marker of a checkpoint; on the first rank."""
         files = [self.folder / name for name in (METRICS, PROBE)]
         found: dict[str, Any] = {file.name: record_entry(file) for file in files if file.is_file()}
         for part in self._parts_folder().glob("*.parquet"):
@@ -98,14 +98,14 @@ class RunLog(TrainerCallback):
     # ---- selection
 
     def add_selection(self, step: int, batch: dict[str, Any], selected: Tensor) -> None:
-        """Keep the mask (T,) of one micro-batch, document by document."""
+        """Record the mask (T,) of one micro-batch, document by document."""
         index, mask = documents(batch).index.cpu(), selected.cpu()
         for number, name in enumerate(document_hashes(batch)):
             bits = mask[index == number].numpy()
             self._rows.append((step, name, len(bits), np.packbits(bits).tobytes()))
 
     def flush(self) -> None:
-        """Write the masks kept in memory to a separate part."""
+        """Write the masks in memory to a separate part."""
         if not self._rows:
             return
         columns = list(zip(*self._rows, strict=True))
@@ -148,7 +148,7 @@ class RunLog(TrainerCallback):
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keep the records up to ``step``, without a line that a crash left half-written."""
+    """Keep the records up to ``step``, without an incomplete line after a crash."""
     if not path.is_file():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""What is saved of a run: the student's adapter alone, no secrets, and the progress of its summaries."""
+"""Saving: the student's adapter alone, no secrets, and the progress of a run's summaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uncertune.runs.secrets import without_secrets
 
 @contextlib.contextmanager
 def student_adapter_only(model: Any) -> Iterator[None]:
-    """While a model with several adapters is saved, only its active one is: the student's."""
+    """Inside the block, saving a model with several adapters writes only the active one, the student's."""
     if len(getattr(model, "peft_config", {})) < 2:
         yield
         return
@@ -34,7 +34,7 @@ def student_adapter_only(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def arguments_without_secrets(trainer: Any) -> Iterator[None]:
-    """While ``Trainer`` pickles its arguments (``training_args.bin``), they hold no token, key or password."""
+    """Remove tokens, keys and passwords from the arguments while ``Trainer`` pickles them (``training_args.bin``)."""
     args = trainer.args
     public = copy.copy(args)
     for name, value in vars(args).items():
@@ -51,8 +51,8 @@ def arguments_without_secrets(trainer: Any) -> Iterator[None]:
 
 
 class Progress:
-    """What ``Trainer`` sums up over a run and forgets when it resumes: losses since the last log and in all, means of
-    metrics since the last log, tokens, and seconds. With it the summaries are those of an uninterrupted run.
+    """Sums of ``Trainer`` that it loses when it resumes: losses since the last log and in all, means of metrics since
+    the last log, tokens, and seconds. With these the summaries equal those of an uninterrupted run.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -76,17 +76,17 @@ class Progress:
         write_atomically(self._file(checkpoint), json.dumps(state))
 
     def resume_from(self, checkpoint: str | Path) -> None:
-        """Take the progress of this checkpoint up when training begins. Raises UserError for an incomplete one."""
+        """Restore the progress of this checkpoint when training starts. Raises UserError for an incomplete one."""
         self._checkpoint = Path(checkpoint)
         names = {path.name for path in self._checkpoint.iterdir()}
         for what in ("optimizer", "scheduler"):
             if not any(name.startswith(what) for name in names):
                 raise UserError(
-                    f"checkpoint {str(checkpoint)!r} holds no state of the {what}: resume from another checkpoint"
+                    f"checkpoint {str(checkpoint)!r} has no state of the {what}: resume from another checkpoint"
                 )
 
     def begin(self) -> None:
-        """At the start of training: restore what the checkpoint to resume from holds."""
+        """At the start of training: restore the progress of the checkpoint to resume from."""
         checkpoint, self._checkpoint = self._checkpoint, None
         self.started = time.time()
         if checkpoint is None or not self._file(checkpoint).is_file():

@@ -1,14 +1,14 @@
-"""Which tokens of a step are selected.
+"""The selection of a step's tokens.
 
-A mask comes from one of these places:
+A mask is computed in one of these places:
 
-* ``Selector.select_for_step``, before the losses of a step: where the whole step is ranked but runs in several
-  micro-batches, where dropout is active, where dropped documents are not run, or where the loss is divided by the
-  selected tokens. It scores in a separate forward pass or, with gradient checkpointing, from the training forwards
-  themselves (``kept_forward``). The mask is stored in the batch and never computed again.
-* ``Selector.select_in_forward``, inside the training forward, from its hidden states: where one micro-batch a rank is
-  the whole scope, or (scope ``running``, a fixed threshold) where no other micro-batch matters.
-* ``Evaluation.finish``, for the value of the objective on evaluation data.
+* ``Selector.select_for_step``, before the losses of a step: if the whole step is ranked but runs in several
+  micro-batches, if dropout is active, if dropped documents are not run, or if the loss is divided by the selected
+  tokens. It scores in a separate forward pass or, with gradient checkpointing, from the training forwards
+  (``kept_forward``). The mask is stored in the batch and not computed again.
+  * ``Selector.select_in_forward``, inside the training forward, from its hidden states: if one micro-batch per rank is
+  the whole scope, or (scope ``running``, a fixed threshold) if no other micro-batch matters.
+  * ``Evaluation.finish``, for the value of the objective on evaluation data.
 
 Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
 """
@@ -61,8 +61,8 @@ class RunningSelection:
         return Chosen([mask.to(documents.index.device)], self.threshold.value or 0.0, int(mask.sum()))
 
     def finish(self, step: int) -> dict[str, float]:
-        """Move on to the next step; returns how many of this rank's tokens the running and the exact mask both
-        selected, and how many at least one of them did."""
+        """End the step; returns how many of this rank's tokens are in both the running and the exact mask, and how many
+        are in at least one of them."""
         exact = choose(self.rule, step, self._scores, self._documents)
         pairs = [(mask, one.cpu()) for mask, one in zip(self._masks, exact.masks, strict=True)]
         self._scores, self._documents, self._masks = [], [], []
@@ -82,8 +82,7 @@ class RunningSelection:
 class Selector:
     """The selection of a run, by the fields ``selection_*`` of its configuration.
 
-    Built before a reference adds dropout layers. Raises UserError for metric ``bald`` where dropout cannot be
-    sampled.
+    Built before a reference adds dropout layers. Raises UserError for metric ``bald`` if dropout cannot be sampled.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -92,9 +91,9 @@ class Selector:
         self.rule = rule = Rule.of(args)
         self.running = RunningSelection(rule, RunningThreshold(rule.fraction, rule.level, rule.order))
         self._metric = METRICS[args.selection_metric]
-        self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # the noise is another
+        self._dropout = has_noise(trainer.model) or bool(args.neftune_noise_alpha)  # which is noise too
         self._keeper = ForwardKeeper(trainer, noisy=self._dropout)
-        self._verify_dropout = True  # at the first batch, which has tokens to try it on
+        self._verify_dropout = True  # at the first batch, which provides tokens
         if args.selection_extra == "epistemic" and not args.scores_by_members:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise UserError(
@@ -107,7 +106,7 @@ class Selector:
     # ---- before the training forwards
 
     def select_for_step(self, batches: list[Any], record: StepRecord) -> list[Any]:
-        """The micro-batches of a step, each with its mask where it must be known before the forward, or without the
+        """The micro-batches of a step, each with its mask if it must be known before the forward, or without the
         documents that are not selected."""
         if not (batches and self._args.uses_selection and self._needs_own_pass(record)):
             return batches
@@ -154,11 +153,11 @@ class Selector:
 
     @property
     def _share(self) -> float:
-        """The fraction of tokens or documents that is expected to be selected."""
+        """The expected fraction of selected tokens or documents."""
         return float(self._args.selection_fraction) if self.rule.threshold is None else 0.5
 
     def _needs_own_pass(self, record: StepRecord) -> bool:
-        """Whether the masks must be known before the training forward, or can be found in it."""
+        """Whether the masks must be known before the training forward."""
         if not record.exact:
             return False
         if self._drops(record) and self._share <= 0.5:
@@ -171,12 +170,12 @@ class Selector:
 
     @property
     def _drops_unselected(self) -> bool:
-        """Whether tokens that are not selected carry no weight at all."""
+        """Whether unselected tokens have no weight."""
         return OBJECTIVES[self._args.objective].needs == {"selected"} and not self._args.uses_anchor
 
     def _drops(self, record: StepRecord) -> bool:
-        """Whether the documents that are not selected need not be run. The auxiliary loss of a mixture of experts is
-        over all tokens, and DeepSpeed counts micro-batches itself."""
+        """Whether unselected documents need not be run. The auxiliary loss of a mixture of experts is over all tokens,
+        and DeepSpeed counts micro-batches itself."""
         args, trainer = self._args, self._trainer
         can = args.selection_level == "document" and self._drops_unselected and self._share < 1
         return can and record.exact and not (trainer.aux_loss_enabled or trainer.is_deepspeed_enabled)
@@ -208,7 +207,7 @@ class Selector:
         record: StepRecord,
         batch: dict[str, Any],
     ) -> tuple[Scored | None, Tensor]:
-        """Select from the hidden states of the training forward itself, without a separate pass."""
+        """Select from the hidden states of the training forward, without a separate pass."""
         scored, scores = None, None
         if not self._metric.drawn:
             most = not self._drops_unselected or self._share > 0.5
@@ -236,8 +235,7 @@ class Selector:
         return scores_of(self.rule.metric, stats, extra_T), stats.loss
 
     def extra_scores(self, model: nn.Module, tokens: Tokens) -> Tensor | None:
-        """What the metric needs beside the student's own pass, (T,), from passes outside it; None where that is
-        nothing."""
+        """The metric's ``extra`` (T,), from passes other than the student's; None if it needs none."""
         match self._args.selection_extra:
             case None:
                 return None
@@ -248,9 +246,9 @@ class Selector:
         raise ValueError(f"nothing computes {self._args.selection_extra!r}")
 
     def _epistemic(self, model: nn.Module, tokens: Tokens) -> Tensor:
-        """BALD of the teacher's members, or by Monte-Carlo dropout, ``bald_samples`` passes. There each document is
-        scored by itself, so that the numbers do not depend on how the step is cut; and without DDP around the model, as
-        ranks differ in their passes."""
+        """BALD of the teacher's members, or by Monte-Carlo dropout with ``bald_samples`` passes. With dropout each
+        document is scored alone, so that the scores do not depend on how the step is cut, and without the DDP wrapper,
+        since ranks differ in their number of passes."""
         if self._args.scores_by_members:
             return self._trainer.references.epistemic(model, tokens)
         ids, labels, attention_mask = document_rows(tokens)
@@ -270,7 +268,7 @@ class Selector:
     # ---- records
 
     def _note(self, record: StepRecord, chosen: list[Chosen], batches: list[Any], masks: list[Tensor]) -> None:
-        """Keep the outcome of selections, and write the masks of this rank's micro-batches to the selection log."""
+        """Record the outcome of selections, and write the masks of this rank's micro-batches to the selection log."""
         record.thresholds += [one.threshold for one in chosen]
         mine = sum(int(mask.sum()) for mask in masks)
         record.add(selected=mine)

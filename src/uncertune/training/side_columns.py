@@ -1,8 +1,8 @@
-"""Side columns: values that the data gives each token beside its label.
+"""Side columns: values of the data for each token, besides its label.
 
-Checked row by row and laid out along the labels; then, as keywords of the objective, on their way into the weights.
+They are checked row by row and aligned with the labels, and become keywords of the objective.
 A value is one number for the whole row, or a list as long as the labels, of numbers or of lists (over the vocabulary).
-Where the label is −100 an entry may be null: it has no meaning there.
+An entry whose label is −100 has no meaning and may be null.
 
 Shape legend: ``T`` response tokens of a micro-batch.
 """
@@ -33,14 +33,14 @@ from uncertune.training.config import CLIP_FIELDS, UncertuneConfig
 WHOLE_ROW = ("token_weight", "advantages")
 """Columns whose value may be one number for the whole row."""
 OVER_VOCABULARY = ("advantages", "oracle")
-"""Columns whose entries may be lists: of the whole vocabulary, or with ``<name>_ids`` of some of its tokens."""
+"""Columns whose entries may be lists: over the whole vocabulary, or with ``<name>_ids`` over some of its tokens."""
 LOWEST = {"token_weight": 0.0, "oracle": 0.0}
 LARGEST = 1e30  # far below float32's largest number, with which a loss would overflow
 HIGHEST = {"old_log_probs": 1e-3}  # the logarithm of a probability, up to rounding
 
 
 def check_names(args: UncertuneConfig, columns: Sequence[str], *, training: bool, streaming: bool = False) -> None:
-    """Refuse columns that the objective lacks, cannot use, or that do nothing; evaluation data may lack them."""
+    """Refuse missing columns, and columns that the objective cannot use; evaluation data may lack columns."""
     uses = OBJECTIVES[args.objective].uses
     for name in OVER_VOCABULARY:
         if training and name in uses and name not in columns:
@@ -56,8 +56,8 @@ def check_names(args: UncertuneConfig, columns: Sequence[str], *, training: bool
             )
         if "advantages_ids" in columns:
             raise UserError(
-                "column 'old_log_probs' gives the sampled token's importance ratio, which advantages over the "
-                "vocabulary ('advantages_ids') have no use for: remove one of them"
+                "column 'old_log_probs' gives the sampled token's importance ratio, which is undefined for advantages "
+                "over the vocabulary ('advantages_ids'): remove one of them"
             )
     elif training:
         for name in CLIP_FIELDS:
@@ -71,7 +71,7 @@ def check_names(args: UncertuneConfig, columns: Sequence[str], *, training: bool
 
 
 def lay_out(row: dict[str, Any], index: int, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The side columns of one row, one entry a token; null entries outside the response become 0 or empty lists.
+    """The side columns of one row, one entry per token; null entries outside the response become 0 or empty lists.
 
     Raises UserError that names the column, the row and the token.
     """
@@ -101,18 +101,18 @@ def lay_out(row: dict[str, Any], index: int, columns: Sequence[str]) -> dict[str
 
 
 def check_laid_out(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Raise UserError unless rows that are not prepared any more hold what ``lay_out`` would have made of them."""
+    """Raise UserError unless prepared rows have side columns in the form of ``lay_out``."""
     for index, row in enumerate(rows):
         for name, value in lay_out(row, index, columns).items():
             if value != row[name]:
                 raise UserError(
-                    f"column {name!r} of row {index} must be a list like the labels, without null, as the data is "
-                    "used as it is (skip_prepare_dataset)"
+                    f"column {name!r} of row {index} must be a list like the labels, without null, since the data is "
+                    "used unchanged (skip_prepare_dataset)"
                 )
 
 
 def check_vocabulary(rows: Any, vocabulary: int) -> None:
-    """Raise UserError where a column names a token, or is as wide as a vocabulary, that the model does not have."""
+    """Raise UserError for a column with an unknown token, or of another width than the model's vocabulary."""
     names = list(getattr(rows, "column_names", None) or ())
     for name in OVER_VOCABULARY:
         if name not in names:
@@ -138,19 +138,19 @@ def _is_number(value: Any) -> bool:
 
 def _check_form(name: str, nested: bool, sparse: bool, where: str, ratio: bool) -> None:
     if nested and name not in OVER_VOCABULARY:
-        raise UserError(f"{where} must hold numbers, one a token, not lists")
+        raise UserError(f"{where} must hold numbers, one per token, not lists")
     if not nested and (name == "oracle" or sparse):
         lists = f"and '{name}_ids' as long" if sparse else f"over the vocabulary, or some of it and '{name}_ids'"
-        raise UserError(f"{where} must hold lists, one a token, {lists}")
+        raise UserError(f"{where} must hold lists, one per token, {lists}")
     if nested and ratio and name == "advantages":
         raise UserError(
             f"{where} holds lists over the vocabulary, for which the importance ratio of the sampled token "
-            "('old_log_probs') has no use: remove that column, or give advantages per token"
+            "('old_log_probs') is undefined: remove that column, or give advantages per token"
         )
 
 
 def _empty(name: str, nested: bool, value: list[Any], sparse: bool, where: str) -> Any:
-    """What stands where the label is −100 and nothing is given."""
+    """The entry of a token whose label is −100 and that has no value."""
     if not nested:
         return 0.0
     if sparse:
@@ -206,12 +206,12 @@ OLD = "old_log_probs"
 
 
 def has_ratio(tokens: Tokens) -> bool:
-    """Whether the data tells with which probability each token was sampled."""
+    """Whether the data has the probability with which each token was sampled."""
     return OLD in tokens.side
 
 
 def has_columns(args: UncertuneConfig, columns: Container[str]) -> bool:
-    """Whether ``columns`` hold what the objective needs; evaluation data may lack it."""
+    """Whether the data has the columns that the objective needs; evaluation data may lack them."""
     needs = OBJECTIVES[args.objective].needs
     return all(name in columns for name in OVER_VOCABULARY if name in needs)
 
@@ -219,7 +219,7 @@ def has_columns(args: UncertuneConfig, columns: Container[str]) -> bool:
 def side_information(args: UncertuneConfig, tokens: Tokens, stats: TokenStats | None) -> dict[str, Any]:
     """The objective's keywords that come from side columns.
 
-    ``stats`` are the student's own for the same hidden states: with ``old_log_probs`` an advantage A becomes
+    ``stats`` are the student's for the same hidden states: with ``old_log_probs`` an advantage A becomes
     ``clipped_advantage``, r · A or 0, with r = p(y) / p_old(y), a constant in the gradient.
     """
     given: dict[str, Any] = {}
@@ -235,11 +235,10 @@ def side_information(args: UncertuneConfig, tokens: Tokens, stats: TokenStats | 
 
 
 def measures(args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: TeacherLike | None) -> dict[str, float]:
-    """Sums over the tokens, of what a step of policy gradient is judged by.
+    """Sums over the tokens of the metrics of a policy gradient step.
 
-    ``importance_ratio``; ``clipped_fraction``, of tokens whose gradient the clip has taken; ``kl``, from the model to
-    the teacher, estimated on the sampled tokens as exp(d) − d − 1 with d = log p_ref(y) − log p(y), which is what
-    GRPO reports.
+    ``importance_ratio``; ``clipped_fraction``, of tokens whose gradient the clip has removed; ``kl``, from the model to
+    the teacher, estimated on the sampled tokens as exp(d) − d − 1 with d = log p_ref(y) − log p(y), as GRPO reports it.
     """
     out: dict[str, float] = {}
     if "advantages" not in OBJECTIVES[args.objective].uses:

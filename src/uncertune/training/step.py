@@ -1,4 +1,4 @@
-"""One optimizer step: which of its tokens are selected, however it is cut, and what is recorded of it.
+"""One optimizer step: the selection of its tokens, independent of how it is cut, and its records.
 
 Shape legend: ``T`` response tokens of one micro-batch, ``S`` those of the whole step (all micro-batches, all ranks),
 in the order accumulation step, rank, row, position.
@@ -32,7 +32,7 @@ POLICY_MEASURES = ("importance_ratio", "clipped_fraction", "kl")
 
 @dataclass(frozen=True)
 class Rule:
-    """How tokens are selected: the fields ``selection_*`` of the configuration, and the seed of ``random``."""
+    """The rule of selection: the fields ``selection_*`` of the configuration, and the seed of ``random``."""
 
     metric: str
     fraction: float
@@ -62,7 +62,7 @@ class Chosen:
     masks: list[Tensor]
     """One (T,) bool mask for each of this rank's micro-batches."""
     threshold: float
-    """The lowest selected score, with order ``lowest`` the highest one; NaN where nothing is selected."""
+    """The lowest selected score, or the highest with order ``lowest``; NaN if nothing is selected."""
     selected: int
     """Selected tokens of the whole scope, over all ranks."""
 
@@ -79,12 +79,12 @@ def choose(
     """Select among all micro-batches given, and with ``everywhere`` among those of all ranks.
 
     ``scores`` are (T,), or None for a metric that is drawn from a document's index in the step: ``first`` is that of
-    each micro-batch's first document, by default found from what all ranks give here.
+    each micro-batch's first document, computed over all ranks by default.
 
     The mask equals that of ``uncertune.selection.select`` on all scores in data order, bit for bit, on every rank.
-    Scores stay where they are: ranks exchange counts (``uncertune.selection.radix``).
+    Scores are not gathered: ranks exchange counts (``uncertune.selection.radix``).
 
-    Raises NotFiniteError, on every rank, where a score of any rank is NaN.
+    Raises NotFiniteError on every rank if a score of any rank is NaN.
     """
     if METRICS[rule.metric].drawn:
         first = first_documents(documents) if first is None else first
@@ -106,7 +106,7 @@ def choose(
 
 
 def _ranked_parts(level: str, scores: Tensor, document: Documents) -> tuple[Tensor, Tensor | None]:
-    """What is ranked of a micro-batch: its tokens' scores, or its documents' means and each token's document."""
+    """The ranked scores of a micro-batch: of its tokens, or its documents' means and each token's document."""
     if level == "token":
         return scores, None
     return document_means(scores.cpu(), document.index.cpu())  # summed in one order on any device
@@ -119,7 +119,7 @@ def _drawn(rule: Rule, step: int, documents: Documents, first: int) -> Tensor:
 
 
 def _count(rule: Rule, step: int, ranked: Sequence[Tensor], everywhere: bool) -> int:
-    """How many scores there are. Raises NotFiniteError where one is NaN."""
+    """The number of scores. Raises NotFiniteError if a score is NaN."""
     mine = [(one.numel(), bool(one.isnan().any())) for one in ranked]
     ranks = all_ranks(mine) if everywhere else [mine]
     for micro, source, (_, is_nan) in in_order(ranks):
@@ -148,7 +148,7 @@ def _top(rule: Rule, ranked: Sequence[Tensor], total: int, everywhere: bool) -> 
 
 
 def first_documents(documents: Sequence[Documents]) -> list[int]:
-    """Of each of this rank's micro-batches, the index in the step of its first document."""
+    """The index in the step of the first document of each of this rank's micro-batches."""
     ranks = all_ranks([count_of(one.index) for one in documents])
     rank = dist.get_rank() if len(ranks) > 1 else 0
     found, before = [], 0
@@ -160,7 +160,7 @@ def first_documents(documents: Sequence[Documents]) -> list[int]:
 
 
 def in_order(ranks: Sequence[Sequence[T]]) -> Iterator[tuple[int, int, T]]:
-    """Micro-batch, rank and its part, of every micro-batch of a step: by accumulation step, then by rank."""
+    """Micro-batch number, rank and part of every micro-batch of a step, by accumulation step, then by rank."""
     for micro in range(max(map(len, ranks))):
         for rank, parts in enumerate(ranks):
             if micro < len(parts):
@@ -168,40 +168,40 @@ def in_order(ranks: Sequence[Sequence[T]]) -> Iterator[tuple[int, int, T]]:
 
 
 def count_of(index: Tensor) -> int:
-    """How many documents a micro-batch's ``Documents.index`` counts."""
+    """The number of documents in a micro-batch's ``Documents.index``."""
     return int(index[-1]) + 1 if index.numel() else 0
 
 
 def place(step: int, micro: int, micro_batches: int, rank: int) -> str:
-    """A micro-batch in words, for errors; all of them counted from 0."""
+    """A micro-batch in words, for errors; the arguments count from 0."""
     on = f" on rank {rank}" if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else ""
     return f"step {step + 1}, micro-batch {micro + 1} of {micro_batches}{on}"
 
 
 @dataclass
 class StepRecord:
-    """What is known of the optimizer step under way; sums are over this rank's tokens until ``finish``."""
+    """The record of the current optimizer step; sums are over this rank's tokens until ``finish``."""
 
     step: int
-    """Steps done before this one."""
+    """Number of steps before this one."""
     tokens: int
     """Response tokens of the step, over all ranks."""
     micro_batches: int
     exact: bool = True
-    """Selected among all tokens of its scope, and not by a threshold of earlier steps."""
+    """Whether tokens are ranked over their scope instead of compared with a threshold of earlier steps."""
     by_selected: bool = False
     """Whether the loss is divided by the selected tokens alone (``normalize_by: selected``)."""
     from_below: bool = False
     """Whether the lowest scores are selected (``selection_order: lowest``)."""
     done: int = 0
     has_stats: bool = False
-    """Whether entropy and accuracy are known already, from a scoring pass."""
+    """Whether a scoring pass has counted entropy and accuracy."""
     selected: int = 0
     """Selected tokens of the step, over all ranks."""
     thresholds: list[float] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
-    """Which of this rank's micro-batches had a loss that is not finite, and which loss."""
+    """The micro-batch of this rank with a non-finite loss, and the loss."""
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
@@ -219,7 +219,7 @@ class StepRecord:
             self.add(**{name: float(part.sum()), f"{name}_tokens": float(part.numel())})
 
     def add_loss(self, loss_T: Tensor, selected: Tensor | None, names: Callable[[], Sequence[str]], rank: int) -> None:
-        """Count a micro-batch as done, with its losses; ``names`` are asked for those of its documents."""
+        """Add the losses of a finished micro-batch; ``names`` returns the names of its documents, for errors."""
         total = float(loss_T.sum())
         self.add(loss=total)
         if selected is not None:
@@ -236,13 +236,13 @@ class StepRecord:
 
     @property
     def denominator(self) -> int:
-        """What the summed loss of the step is divided by; by selected tokens, its selection must be known."""
+        """The divisor of the step's summed loss; for selected tokens, the selection must be known."""
         return max(self.selected if self.by_selected else self.tokens, 1)
 
     def finish(self) -> dict[str, float]:
         """The step's metrics: means over its tokens, each part of the loss, threshold and selected fraction.
 
-        Raises NotFiniteError, on every rank, where a loss on any of them was not finite.
+        Raises NotFiniteError on every rank if a loss on any of them is not finite.
         """
         ranks = all_ranks((self.sums, self.thresholds, self.failure))
         sums = {name: sum(one[name] for one, _, _ in ranks) for name in self.sums}

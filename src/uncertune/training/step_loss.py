@@ -1,6 +1,6 @@
 """The loss of one micro-batch, computed from its hidden states inside the forward of the wrapped model.
 
-There, because the hooks of DDP, FSDP and DeepSpeed act on what goes through that forward.
+It is computed there because the hooks of DDP, FSDP and DeepSpeed act on that forward.
 
 Shape legend: ``T`` response tokens of the micro-batch, ``D`` hidden size.
 """
@@ -23,15 +23,15 @@ from uncertune.training.weights import anchor_measures, targets_of
 
 @dataclass(frozen=True)
 class LossResult:
-    """What the forward of a micro-batch found, detached."""
+    """The results of a micro-batch's forward, detached."""
 
     loss: Tensor
     """The micro-batch's part of the step's loss, a scalar in full precision."""
     loss_T: Tensor
-    """Of each token, in nats, undivided."""
+    """The loss of each token, in nats, undivided."""
     selected_T: Tensor | None
     stats: TokenStats | None
-    """The student's statistics, where they were computed beside the loss."""
+    """The student's statistics, if they were computed with the loss."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class StepLoss:
         return {"loss": loss}
 
     def _mask(self, hidden: Tensor, head: Head) -> tuple[Scored | None, Tensor | None]:
-        """The mask (T,), from one of the places that ``Selector`` names, and the scoring sweep where one was made."""
+        """The mask (T,), from one of the places that ``Selector`` lists, and the scoring sweep if there was one."""
         if not self.trainer.args.uses_selection or SELECTED in self.batch:
             scored = score_tokens(hidden, head, self.tokens.labels, keep=True) if self._has_ratio else None
             return scored, self.batch.get(SELECTED)
@@ -82,12 +82,12 @@ class StepLoss:
 
     @property
     def _loss_scale(self) -> float:
-        """What the scaler of fp16 multiplies the loss by, before anything is rounded to half precision."""
+        """The factor of fp16's loss scaler, which applies before anything is rounded to half precision."""
         scaler = self.trainer.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _sweep(self, hidden: Tensor, head: Head, targets: Targets, scored: Scored | None) -> Swept:
-        """The losses, with the student's statistics where they are not known already."""
+        """The losses, with the student's statistics unless they are known already."""
         asked = scored is None and not self.record.has_stats
         return weighted_sweep(
             hidden,

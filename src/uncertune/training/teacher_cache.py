@@ -1,8 +1,8 @@
-"""The caches of a run: what its frozen models, teacher and reference of ``rho``, say of its documents.
+"""The caches of a run: outputs of its frozen models (teacher, anchor, reference of ``rho``) for its documents.
 
-``open_caches`` reads from the configuration which caches a run needs, and checks them against their folders when the
-trainer is built; a model all of whose answers are on disk is not loaded. What is missing is filled in before the first
-step or evaluation, or (``teacher_cache_fill: first_epoch``) as the documents come.
+``open_caches`` opens the caches that the configuration needs and checks their folders when the trainer is built; a
+model whose outputs are all on disk is not loaded. Missing entries are filled in before the first step or evaluation, or
+(``teacher_cache_fill: first_epoch``) as the documents come.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ PAD = torch.nn.utils.rnn.pad_sequence
 
 @dataclass(frozen=True)
 class CachedHidden:
-    """Hidden states (T, D) from the cache that want the student's own frozen head."""
+    """Cached hidden states (T, D) that need the student's frozen head."""
 
     hidden: Tensor
 
     def bound(self, head: Head) -> FactoredTeacher:
-        """The teacher, through the head that the student's forward uses."""
+        """The teacher, with the head of the student's forward."""
         return FactoredTeacher(self.hidden.to(head.weight.dtype), head.detached())
 
 
 @dataclass
 class Cached:
-    """One frozen model's answers; ``live`` is the model, while something is missing."""
+    """One frozen model's outputs; ``live`` is the model while entries are missing."""
 
     kind: Kind
     shards: Shards
@@ -66,14 +66,14 @@ class Cached:
     live: Teacher | None = None
     lacks: bool = False
     _head: FactoredTeacher | None = None
-    """The teacher's own head; None where it is the student's."""
+    """The teacher's head; None if it is the student's."""
     _head_found: bool = False
     _fresh: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _nothing: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that is known to be needed is missing."""
+        """Whether no known entry is missing."""
         known = all(one.key in self.shards for one in self.documents) and bool(self.documents)
         return known and (self.kind != "hidden" or self.shards.has(HEAD))
 
@@ -87,22 +87,22 @@ class Cached:
         if self.kind == "topk":
             return cache.sparse_teacher(columns)
         if not self._head_found:
-            self.trainer.accelerator.wait_for_everyone()  # the first rank may be writing it
+            self.trainer.accelerator.wait_for_everyone()  # the first rank may still be writing it
             self._head, self._head_found = _own_head(self.shards, model), True
         if self._head is None:
             return CachedHidden(columns["hidden"])
         return replace(self._head, hidden=columns["hidden"].to(self._head.head.weight.dtype))
 
     def columns(self, model: nn.Module, tokens: Tokens) -> dict[str, Tensor]:
-        """What the cache holds of the response tokens of a micro-batch, on their device."""
+        """The cached columns for the response tokens of a micro-batch, on their device."""
         keys = tokens.hashes
         unknown = [key for key in keys if key not in self.shards and key not in self._fresh]
         if self.as_it_goes and self.live is not None and sum_over_ranks({"n": len(unknown)})["n"]:
             self._ask(model, tokens, keys)
         elif unknown:
             raise UserError(
-                f"eval_dataset: {len(unknown)} documents of a batch are not in {str(self.shards.folder)!r}, which "
-                "holds those of train_dataset and eval_dataset as the trainer was built with: give them there"
+                f"eval_dataset: {len(unknown)} documents of a batch are not in {str(self.shards.folder)!r}, which has "
+                "those of the trainer's train_dataset and eval_dataset: give them when the trainer is built"
             )
         if not keys:
             columns = self._nothing or {name: column[:0] for name, column in self.shards.sample().items()}
@@ -116,7 +116,7 @@ class Cached:
     # ---- filling
 
     def fill(self, model: nn.Module) -> None:
-        """Compute what is missing, all ranks together."""
+        """Compute the missing entries, all ranks together."""
         main = self.trainer.accelerator.is_main_process
         total = sum(one.tokens for one in self.missing)
         quiet = self.trainer.args.disable_tqdm or not main
@@ -131,7 +131,7 @@ class Cached:
                 progress=lambda count: bar.update(count * self.trainer.accelerator.num_processes),
             )
         while self.kind == "hidden" and sum_over_ranks({"lacks": not self.shards.has(HEAD)})["lacks"]:
-            self._compute(model, self.documents[:1])  # the first rank keeps the head, unless another run is at it
+            self._compute(model, self.documents[:1])  # the first rank stores the head, unless another run does
             self.trainer.accelerator.wait_for_everyone()
             self.shards.refresh()
 
@@ -148,14 +148,14 @@ class Cached:
         return head_shape(model)
 
     def announce(self) -> None:
-        """Print what will be written and where, and refuse where it does not fit."""
+        """Print the size and the folder of the cache. Raises UserError if it does not fit."""
         rows, width = self._head_shape
         line = cache.check_space(
             self.shards.folder, self.missing, self.per_token, 4 * rows * width if self.kind == "hidden" else 0
         )
         if self.trainer.accelerator.is_main_process:
             for name in self.shards.damaged:
-                print(f"{self.kind} cache: {name} is damaged and will be made again", file=sys.stderr)
+                print(f"{self.kind} cache: {name} is damaged and will be computed again", file=sys.stderr)
             print(f"{self.kind} cache: {line}", file=sys.stderr)
 
     def _compute(self, model: nn.Module, documents: Sequence[Document]) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ class Cached:
         return document_texts(self.trainer.data_collator([rows[number]]))[place]
 
     def _ask(self, model: nn.Module, tokens: Tokens, keys: list[str]) -> None:
-        """Ask the live model for a micro-batch, and keep what is new."""
+        """Run the live model on a micro-batch, and store new entries."""
         columns = self._live_columns(model, tokens.inputs, tokens.spread())
         columns = {name: column.cpu() for name, column in columns.items()}
         self._nothing = {name: column[:0] for name, column in columns.items()}
@@ -196,7 +196,7 @@ class Cached:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was computed as the documents came."""
+        """Write the entries that were computed as the documents came."""
         if not self._fresh:
             return
         keys, pieces = list(self._fresh), list(self._fresh.values())
@@ -210,7 +210,7 @@ class Cached:
 
 
 class Caches(TrainerCallback):
-    """The caches of a run. What was computed as documents came is written with each checkpoint and at the end."""
+    """The caches of a run. Entries computed as documents came are written with each checkpoint and at the end."""
 
     def __init__(self, members: Sequence[Cached] = (), anchor: Cached | None = None, rho: Cached | None = None) -> None:
         self.members, self.anchor, self.rho = list(members), anchor, rho
@@ -221,7 +221,7 @@ class Caches(TrainerCallback):
         return [one for one in (*self.members, self.anchor, self.rho) if one is not None]
 
     def ready(self, model: nn.Module) -> bool:
-        """Fill the caches that are filled ahead, and release their models; False if that was done before."""
+        """Fill the caches with fill ``ahead``, and release their models; False if that was done before."""
         if self._ready:
             return False
         self._ready = True
@@ -240,13 +240,13 @@ class Caches(TrainerCallback):
         self.flush()
 
     def flush(self) -> None:
-        """Write what is only in memory yet."""
+        """Write the entries that are only in memory."""
         for one in self.all:
             one.flush()
 
 
 def _own_head(shards: Shards, model: nn.Module) -> FactoredTeacher | None:
-    """The teacher's head from the cache, or None where it is the student's frozen one."""
+    """The teacher's head from the cache, or None if it is the student's frozen head."""
     shards.refresh()
     student, entry = output_head(model), shards.entry(HEAD)
     trained = any(tensor is not None and tensor.requires_grad for tensor in (student.weight, student.bias))
@@ -285,7 +285,7 @@ def open_caches(trainer: Any, teachers: Sequence[str | nn.Module]) -> Caches:
         top_k = args.teacher_top_k
         if kind == "topk":
             stored = described(folder / name).get("top_k", top_k)
-            top_k = about["top_k"] = stored if stored > top_k else top_k  # more than is asked for serves too
+            top_k = about["top_k"] = max(top_k, stored)  # a cache of more tokens can be used
         asked = devices.as_main_process(partial(_fingerprint, source, trainer.model))
         shards = Shards(folder / name, about, {"teacher": asked, **common})
         out = Cached(kind, shards, training + evaluation, top_k, as_it_goes, trainer)
@@ -319,7 +319,7 @@ def _evaluation_sets(rows: Any) -> list[Any]:
 
 
 def _documents(trainer: Any, rows: Any) -> Iterator[Document]:
-    """The documents of prepared rows that have response tokens, in their order."""
+    """The documents of prepared rows that have response tokens, in order."""
     rows = rows.select_columns([name for name in ("input_ids", "labels", "seq_lengths") if name in rows.column_names])
     for number in range(len(rows)):
         for place, (ids, labels) in enumerate(document_texts(trainer.data_collator([rows[number]]))):

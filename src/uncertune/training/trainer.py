@@ -1,7 +1,7 @@
 """``UncertuneTrainer``: TRL's ``SFTTrainer`` with eq. 1 as its loss.
 
-Data, templates, packing and ``-100`` labels are TRL's. Here: which tokens of a step are selected, the targets of each,
-the fused loss inside the model's forward (so that DDP and FSDP hooks fire), and one division by the step's own count.
+Data, templates, packing and ``-100`` labels are TRL's. This class adds the selection of a step's tokens, their targets,
+the fused loss inside the model's forward (so that DDP and FSDP hooks fire), and one division by the step's token count.
 """
 
 from __future__ import annotations
@@ -58,27 +58,26 @@ _NOT_THE_MODELS = ("labels", SELECTED, KEPT, ROW_LENGTHS, *SIDE_COLUMNS)
 class UncertuneTrainer(SFTTrainer):
     """Fine-tune a causal language model with any objective of ``uncertune.objectives``.
 
-    Takes what TRL's ``SFTTrainer`` takes, and ``teacher``: a path or hub id (of an adapter or a model), a model, or
-    a list of these, whose distributions are averaged; given here it stands for the field of the same name of
-    ``UncertuneConfig``.
+    Takes the arguments of TRL's ``SFTTrainer``, and ``teacher``: a path or hub id (of an adapter or a model), a model,
+    or a list of these, whose distributions are averaged. It replaces the field of the same name of ``UncertuneConfig``.
 
-    The loss is ``Σ_t ℓ_t / N`` with N all response tokens of the optimizer step (over micro-batches and ranks), so
-    how a step is cut changes nothing; ``normalize_by="selected"`` divides by the selected ones. ``eval_loss`` is plain
-    cross-entropy over response tokens whatever the objective; the objective's own value is ``eval_objective``.
+    The loss is ``Σ_t ℓ_t / N`` with N all response tokens of the optimizer step (over micro-batches and ranks), so it
+    does not depend on how a step is cut; ``normalize_by="selected"`` divides by the selected tokens. ``eval_loss`` is
+    plain cross-entropy over response tokens for every objective; the objective's value is ``eval_objective``.
 
     Hooks of TRL and transformers that it overrides, and why:
 
-    * ``_prepare_dataset``, ``_set_signature_columns_if_needed``: side columns stay beside their labels.
+    * ``_prepare_dataset``, ``_set_signature_columns_if_needed``: side columns stay aligned with their labels.
     * ``get_batch_samples``: all micro-batches of a step are known here, so its tokens are counted and selected here.
     * ``compute_loss``: the loss is computed inside the forward of the wrapped model, from its hidden states.
     * ``training_step``: documents that are not selected are not run.
     * ``evaluation_loop``: means over tokens, instead of means of batches.
-    * ``_get_grad_norm``: a gradient that is not finite ends the run before the weights are spoilt.
-    * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, hold the
-      student's adapter alone, and the running threshold.
-    * ``create_model_card``, ``push_to_hub``, ``_push_from_checkpoint``: what is published of a run.
+    * ``_get_grad_norm``: a non-finite gradient ends the run before it reaches the weights.
+    * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, and have
+    the student's adapter alone and the running threshold.
+    * ``create_model_card``, ``push_to_hub``, ``_push_from_checkpoint``: only the model is published, with our card.
 
-    Raises UserError at construction for what it does not support.
+    Raises UserError at construction for unsupported settings.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "uncertune"]
@@ -130,7 +129,7 @@ class UncertuneTrainer(SFTTrainer):
             dataset.check_ids(rows, head_shape(self.model)[0], name)
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
-        self.selector = Selector(self)  # before a reference brings dropout of its own
+        self.selector = Selector(self)  # before a reference adds dropout layers
         self.references = References(self, teachers)
         base = getattr(self.model.config, "_name_or_path", "") or None
         self.card_settings: dict[str, Any] = {
@@ -150,7 +149,7 @@ class UncertuneTrainer(SFTTrainer):
     def _prepare_dataset(
         self, rows: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """TRL's preparation, with side columns kept along the labels and what is cut or dropped counted."""
+        """TRL's preparation, with side columns along the labels and a report of what was truncated or dropped."""
         how = Labelling(
             marks=assistant_marks(processing_class) if args.assistant_only_loss else None,
             completion_only=self.completion_only_loss,
@@ -180,7 +179,7 @@ class UncertuneTrainer(SFTTrainer):
             checkpoints.write_atomically(Path(self.args.output_dir) / publishing.CARD, text)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer`` does it, but of the output folder only the model: ``uncertune.training.publishing``."""
+        """As ``Trainer``, but only the model of the output folder (``uncertune.training.publishing``)."""
         with publishing.model_only():
             return super().push_to_hub(*args, **kwargs)
 
@@ -189,8 +188,8 @@ class UncertuneTrainer(SFTTrainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's checkpoint; it counts as complete from the moment its last file is renamed into place, and only then
-        may older ones go."""
+        """TRL's checkpoint; it is complete once its last file is renamed into place, and only then are older ones
+        deleted."""
         args, step = self.args, self.state.global_step
         limit, args.save_total_limit = args.save_total_limit, None
         try:
@@ -211,7 +210,7 @@ class UncertuneTrainer(SFTTrainer):
             rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Raises UserError for a checkpoint whose files are not those that were written."""
+        """Load a checkpoint. Raises UserError if its files were changed."""
         checkpoints.check_intact(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -220,7 +219,7 @@ class UncertuneTrainer(SFTTrainer):
         super()._load_best_model()
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """As ``Trainer`` does it; the best checkpoint is found again in a run folder that was moved."""
+        """As ``Trainer``; the best checkpoint is found also in a run folder that was moved."""
         done = super()._init_training_state(*args, **kwargs)
         checkpoint = kwargs.get("resume_from_checkpoint", args[3] if len(args) > 3 else None)
         if checkpoint is not None:
@@ -228,7 +227,7 @@ class UncertuneTrainer(SFTTrainer):
         return done
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        """Summaries are of the whole run, also where it was resumed."""
+        """As ``Trainer``, with summaries of the whole run also after a resume."""
         self._initial_global_step = 0
         return super()._finalize_training(trial, num_train_samples, self.progress.started)
 
@@ -240,10 +239,10 @@ class UncertuneTrainer(SFTTrainer):
             self.selector.running.load(checkpoint)
 
     def fill_teacher_cache(self) -> None:
-        """Compute what the caches lack, and nothing else; training then starts without the teacher.
+        """Compute the missing cache entries, and nothing else; training then starts without the teacher.
 
-        Under ``accelerate launch`` the ranks share the work. Raises UserError where nothing is cached, and with FSDP or
-        DeepSpeed, which shard the model only when training begins.
+        Under ``accelerate launch`` the ranks share the work. Raises UserError without a cache, and with FSDP or
+        DeepSpeed, which shard the model only when training starts.
         """
         self.references.fill()
 
@@ -279,7 +278,7 @@ class UncertuneTrainer(SFTTrainer):
             yield batch
 
     def _mask_repeats(self, batch: dict[str, Any]) -> None:
-        """Rows that accelerate repeats, to give every rank as many in the last batch, have no response tokens."""
+        """Remove the response tokens of rows that accelerate repeats to fill the last batch."""
         loading = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not loading.end_of_dataloader:
             return
@@ -301,7 +300,7 @@ class UncertuneTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Training: the objective's loss of this micro-batch over the tokens of the step. Evaluation: cross-entropy."""
+        """Training: the objective's loss of this micro-batch over the step's tokens. Evaluation: cross-entropy."""
         loss = (self._training_loss if self.model.training else self._evaluation_loss)(model, dict(inputs))
         if not return_outputs:
             return loss
@@ -339,7 +338,7 @@ class UncertuneTrainer(SFTTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Raises NotFiniteError before the optimizer would spoil the weights; the scaler of fp16 skips such a step."""
+        """Raises NotFiniteError before the optimizer changes the weights; the scaler of fp16 skips such a step."""
         norm = super()._get_grad_norm(model, grad_norm)
         value = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if self.accelerator.scaler is None and value is not None and not math.isfinite(float(value)):
@@ -347,7 +346,7 @@ class UncertuneTrainer(SFTTrainer):
         return norm
 
     def _tokens(self, batch: dict[str, Any]) -> Tokens:
-        """The response tokens of a micro-batch, and what is left of it for the model."""
+        """The response tokens of a micro-batch, and the model's inputs."""
         mask = response_mask(batch["labels"])
         inputs = {k: v for k, v in batch.items() if k not in _NOT_THE_MODELS}
         inputs["use_cache"] = False
@@ -359,8 +358,7 @@ class UncertuneTrainer(SFTTrainer):
     # ---- evaluation
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer`` runs it, with means over all tokens instead of means of batches, each data set's under its
-        own prefix."""
+        """As ``Trainer``, with means over all tokens instead of means of batches; each data set has its prefix."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._evaluation = Evaluation(self.selector.rule)
         output = super().evaluation_loop(*args, **kwargs)
@@ -369,7 +367,7 @@ class UncertuneTrainer(SFTTrainer):
         return output
 
     def _evaluation_loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy of the batch's response tokens; their sums go to the evaluation under way."""
+        """Mean cross-entropy of the batch's response tokens; their sums are added to the current evaluation."""
         self.references.ready(model)
         self._mask_repeats(batch)
         tokens = self._tokens(batch)

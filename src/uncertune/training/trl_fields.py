@@ -1,7 +1,7 @@
-"""The fields that ``trl sft`` takes, read from the source of TRL and transformers instead of importing them.
+"""The fields of ``trl sft``, read from the source of TRL and transformers instead of importing them.
 
-Importing them takes seconds, reading takes a tenth of one; so mistakes in a file and ``--help`` need not wait. A test
-compares the result with the dataclasses themselves.
+Importing takes seconds, reading a tenth of a second, so that ``--help`` and errors in a file are fast. A test compares
+the result with the dataclasses themselves.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
 
 @cache
 def specs() -> Mapping[str, Spec]:
-    """Every field, in TRL's order. Raises UserError where a package is missing."""
+    """Every field, in TRL's order. Raises UserError if a package is missing."""
     enums = {name: values for source in _ENUMS for name, values in _enums(_tree(*source))}
     out: dict[str, Spec] = {}
     for package, file, name in SOURCES:
@@ -94,7 +94,7 @@ def _enums(tree: ast.Module) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _spec(statement: ast.AnnAssign, enums: Mapping[str, tuple[Any, ...]]) -> Spec | None:
-    """What an annotated attribute of a dataclass says; None for one that is not set by its constructor."""
+    """The description of a dataclass attribute; None if the constructor does not set it."""
     assert isinstance(statement.target, ast.Name)
     name, annotation = statement.target.id, ast.unparse(statement.annotation)
     given = {one.arg: one.value for one in getattr(statement.value, "keywords", ()) if one.arg}

@@ -1,4 +1,4 @@
-"""What a micro-batch's tokens are asked for: the configuration's fields and the batch's columns, as weights of eq. 1.
+"""The weights of eq. 1 for a micro-batch, from the configuration's fields and the batch's columns.
 
 Shape legend: ``T`` response tokens of a micro-batch.
 """
@@ -26,7 +26,7 @@ def targets_of(
 ) -> Targets:
     """The weights of a micro-batch. ``anchor`` is the last of the factored terms.
 
-    ``stats`` are the student's own for the same hidden states, which an importance ratio needs.
+    ``stats`` are the student's for the same hidden states, which an importance ratio needs.
     """
     objective = OBJECTIVES[args.objective]
     given: dict[str, Any] = {"selected": selected, "teacher": teacher, **side_information(args, tokens, stats)}
