@@ -43,9 +43,9 @@ def test_equal_rows_stay_together():
     assert not set(texts(rest)) & set(texts(holdout))
 
 
-@pytest.mark.parametrize("data", [rows(1), Dataset.from_list([rows(1)[0]] * 30)], ids=["one row", "all alike"])
+@pytest.mark.parametrize("data", [rows(1), Dataset.from_list([rows(1)[0]] * 30)], ids=["one row", "all equal"])
 def test_data_that_cannot_be_split_is_refused(data):
-    with pytest.raises(UserError, match="too few or all alike"):
+    with pytest.raises(UserError, match="too few or all equal"):
         held_out(data, seed=0)
 
 
@@ -141,7 +141,7 @@ def test_rows_that_the_trainer_was_not_built_with_are_refused_by_name(tmp_path, 
     )
     trainer = pipeline.build_trainer(again)
     assert "eval_objective" in trainer.evaluate()
-    with pytest.raises(UserError, match=r"eval_dataset: .* built with: give them there"):
+    with pytest.raises(UserError, match=r"eval_dataset: .* train_dataset and eval_dataset: give them when the trainer is built"):
         trainer.evaluate(
             eval_dataset=trainer._prepare_dataset(
                 rows(4, seed=3), trainer.processing_class, trainer.args, False, None, "eval"

@@ -26,13 +26,16 @@ def call(given: ReportOptions) -> None:
     """Write the page of every folder."""
     from uncertune.runs.folder import check_writable
 
+    folders = [Path(one).expanduser() for one in given.folders]
+    several = bool(given.output_dir) and len(folders) > 1
+    if several:
+        folders = [_run(one) for one in folders]
     if given.output_dir:
         check_writable(Path(given.output_dir).expanduser())
-    folders = [Path(one).expanduser() for one in given.folders]
-    if given.output_dir and len(folders) > 1:
+    if several:
         from uncertune.training.page import write_runs_page
 
-        print(f"page: {write_runs_page([_run(one) for one in folders], Path(given.output_dir).expanduser())}")
+        print(f"page: {write_runs_page(folders, Path(str(given.output_dir)).expanduser())}")
         return
     for folder in given.folders:
         print(f"page: {redraw(Path(folder).expanduser(), Path(given.output_dir or folder).expanduser())}")
