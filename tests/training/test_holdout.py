@@ -141,7 +141,9 @@ def test_rows_that_the_trainer_was_not_built_with_are_refused_by_name(tmp_path, 
     )
     trainer = pipeline.build_trainer(again)
     assert "eval_objective" in trainer.evaluate()
-    with pytest.raises(UserError, match=r"eval_dataset: .* train_dataset and eval_dataset: give them when the trainer is built"):
+    with pytest.raises(
+        UserError, match=r"eval_dataset: .* train_dataset and eval_dataset: give them when the trainer is built"
+    ):
         trainer.evaluate(
             eval_dataset=trainer._prepare_dataset(
                 rows(4, seed=3), trainer.processing_class, trainer.args, False, None, "eval"

@@ -60,7 +60,7 @@ _PACKAGES = {
     "mlflow": (("mlflow",), "mlflow"),
     "flash_attention_2": (("flash_attn",), "flash-attn"),
 }
-"""Values that need a package: modules of which one will do, and the name under which it is installed."""
+"""Values that need a package: its modules, any of which is enough, and its name for pip."""
 
 
 def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Arguments:

@@ -218,7 +218,7 @@ def _mle(job: Job, name: str) -> Job:
     for field_name in reset:
         setattr(config, field_name, defaults[field_name])
     config.objective, config.output_dir = "mle", str(job.folder / name)
-    config.push_to_hub = False  # the result is stage 2's
+    config.push_to_hub = False  # only the result of stage 2 is published
     config.run_name = f"{config.run_name}-{name}" if config.run_name else None
     if name != RHO and job.config.teacher_checkpoint == "best":
         config.load_best_model_at_end, config.metric_for_best_model = True, "eval_loss"

@@ -224,8 +224,8 @@ class Selector:
     # ---- scores
 
     def score(self, tokens: Tokens, record: StepRecord) -> tuple[Tensor, Tensor | None]:
-        """Scores (T,) of one micro-batch from a separate forward pass, without gradient and with dropout off; and the
-        losses (T,) where the metric needs that pass."""
+        """Scores (T,) of one micro-batch from a separate forward pass, without gradient and dropout, and the losses
+        (T,) if the metric needs that pass."""
         model = self._trainer.model_wrapped
         extra_T = self.extra_scores(model, tokens)
         if not self._metric.needs_stats:
