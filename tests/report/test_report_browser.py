@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.report_pages import sample_page
-from uncertune.report import write_page
+from uncertune.report import Curves, Page, Series, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -91,7 +91,7 @@ def test_hover_shows_the_number(visit):
     tip = page.locator(".tip")
     assert not tip.is_visible()
     page.locator(SELECTED).nth(1).hover()
-    assert tip.text_content() == "1.00 nats · selected"
+    assert tip.text_content() == "1.00 nats, p = 37% · selected"
     page.locator("h1").hover()
     assert not tip.is_visible()
 
@@ -115,14 +115,61 @@ def test_arrow_keys_walk_the_tokens(visit):
     page.locator(".document:not(.away) .frame:visible .text").focus()
     for key, note in [
         ("ArrowRight", "not scored · prompt"),
-        ("End", "15.00 nats"),
-        ("ArrowLeft", "14.75 nats"),
+        ("End", "15.00 nats, p = <0.01%"),
+        ("ArrowLeft", "14.75 nats, p = <0.01%"),
         ("Home", "not scored · prompt"),
     ]:
         page.keyboard.press(key)
         assert tip.text_content() == note
     page.keyboard.press("Escape")
     assert not tip.is_visible()
+
+
+def test_the_command_is_copied(browser, address, tmp_path):
+    path = tmp_path / "page.html"
+    command = "uncertune train --config 'my runs/a&b/config.yaml'"
+    write_page(path, Page("A run", "", (), command=command))
+    context = browser.new_context()
+    for denied in (False, True):
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.evaluate(
+            """denied => {
+            const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+            const note = (text) => { window.copied = text; };
+            navigator.clipboard.writeText = async (text) => {
+                if (denied) throw new Error("denied");
+                await write(text);
+                note(text);
+            };
+            document.addEventListener("copy", () => note(getSelection().toString()));
+        }""",
+            denied,
+        )
+        page.get_by_role("button", name="Copy").click()
+        page.get_by_role("button", name="Copied").wait_for()
+        assert page.evaluate("window.copied") == command
+    context.close()
+
+
+def test_the_switch_smooths_a_noisy_curve(browser, tmp_path):
+    path = tmp_path / "page.html"
+    noisy = Series("noisy", tuple(range(100)), tuple(float(x % 2) for x in range(100)))
+    few = Series("few", (0, 50, 99), (0.0, 1.0, 0.5), dots=True)
+    curves = [Curves(name, "", "step", "nats", lines) for name, lines in (("a", (noisy, few)), ("b", (few,)))]
+    write_page(path, Page("Curves", "", tuple(curves)))
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    switch = page.get_by_label("Smooth")
+    assert switch.count() == 1, "three points need none"
+    raw, smooth = page.locator("#a--raw"), page.locator("#a--smoothed")
+    assert (raw.is_visible(), smooth.is_visible()) == (True, False)
+    switch.check()
+    assert smooth.is_visible()
+    assert page.locator("#a--raw").evaluate("one => getComputedStyle(one).opacity") == "0.25"
+    assert smooth.bounding_box()["height"] < 0.7 * raw.bounding_box()["height"]
+    context.close()
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1200])
@@ -198,7 +245,7 @@ def test_without_scripts_the_moments_still_switch(browser, address):
     assert first.locator(".frame:visible .on").first.text_content() == " word0"
     first.locator("label").nth(2).click()
     assert first.locator(".frame:visible .on").first.text_content() == " word2"
-    assert first.locator(".text:visible span").nth(6).get_attribute("title") == "0.25 nats"
+    assert first.locator(".text:visible span").nth(6).get_attribute("title") == "0.25 nats, p = 78%"
     context.close()
 
 

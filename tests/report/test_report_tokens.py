@@ -83,9 +83,9 @@ def test_a_frame_counts_its_response_tokens_only():
     frame = shown(everything.documents[0], everything, scale_of(everything)).frames[0]
     assert frame.summary == "1 of 4 response tokens selected (25%), mean loss 2.00 nats"
     assert [token.note for token in frame.tokens] == [
-        "9.00 nats · prompt",
-        "1.00 nats · selected",
-        "3.00 nats",
+        "9.00 nats, p = 0.012% · prompt",
+        "1.00 nats, p = 37% · selected",
+        "3.00 nats, p = 5%",
         "not scored",
         "NaN nats",
     ]

@@ -140,11 +140,27 @@ def test_the_switch_changes_the_colours_and_the_scale(visit):
 def test_hover_gives_every_number_exactly(visit):
     page = visit()
     page.locator(VISIBLE).nth(5).hover()
-    assert page.locator(".tip").text_content() == "token 6 · selected\nepistemic 0.0300 nats\nloss 3.700 nats"
+    assert page.locator(".tip").text_content() == "token 6 · selected\nepistemic 0.0300 nats\nloss 3.700 nats, p = 2.5%"
     page.locator(VISIBLE).nth(0).hover()
     assert page.locator(".tip").text_content().startswith("token 1 · prompt\nepistemic –")
     page.locator("h1").hover()
     assert not page.locator(".tip").is_visible()
+
+
+@pytest.mark.browser
+def test_words_are_explained_and_spaces_shown(visit):
+    page = visit()
+    meaning = page.locator(".meaning")
+    assert meaning.text_content().startswith("epistemic: what the model does not know")
+    assert "disagree" in page.locator(".by label", has_text="epistemic").get_attribute("title")
+    switch(page, "loss")
+    assert meaning.text_content() == "loss: −log p of this token, given the text before it"
+    switch(page, "selected")
+    assert meaning.text_content() == ""
+    page.get_by_label("show spaces").check()
+    assert page.locator(VISIBLE).nth(2).text_content() == "␣\u200bword0"
+    page.get_by_label("show spaces").uncheck()
+    assert page.locator(VISIBLE).nth(2).text_content() == " word0"
 
 
 @pytest.mark.browser
@@ -169,11 +185,12 @@ def test_the_slider_moves_what_is_selected(visit):
 def test_the_list_sorts_filters_and_leads_to_the_token(visit):
     page = visit()
     first = page.locator(".list tbody tr").first
-    assert first.locator("th").text_content() == " word39"
+    assert first.locator("th").text_content() == "␣\u200bword39"
+    assert first.locator("td").last.text_content() == "0.100p = 90%"
     page.locator(".list thead button", has_text="epistemic").click()  # once more: the other way
-    assert first.locator("th").text_content() == " word0"
+    assert first.locator("th").text_content() == "␣\u200bword0"
     page.locator(".list thead button", has_text="loss").click()
-    assert first.locator("th").text_content() == " word0"
+    assert first.locator("th").text_content() == "␣\u200bword0"
     assert page.locator(".list thead th[aria-sort=descending]").text_content().startswith("loss")
     page.get_by_label("Contains").fill("WORD3")
     assert page.locator(".list [role=status]").text_content() == "11 tokens"

@@ -29,6 +29,8 @@ MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
     "P": "M4.5 1.5H7.5V4.5H10.5V7.5H7.5V10.5H4.5V7.5H1.5V4.5H4.5Z",
 }
 LINE_WIDTH = 2.0
+RAW, SMOOTHED = "-raw", "-smoothed"
+"""Ids, in a page's plot, of the lines that its switch exchanges; behind a section's name they give ``--raw``."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,9 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle], pal
         (line,) = axes.plot(x, y, color=colour, linewidth=palette.line_width, label=series.name)
         if style.dashes:
             line.set_dashes(style.dashes)
+        if series.window and not palette.names:
+            line.set_gid(RAW)
+            axes.plot(x, smoothed(y, series.window), color=colour, linewidth=palette.line_width, gid=SMOOTHED)
         if sum(not math.isnan(value) for value in y) == 1:
             line.set_marker("o")
         elif series.dots:
@@ -234,6 +239,15 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle], pal
     if palette.names:
         _name_axes(axes, curves)
         axes.legend(frameon=False, fontsize=7)
+
+
+def smoothed(y: Sequence[float], window: int) -> list[float]:
+    """The mean of the last ``window`` values at each place, NaN left out; NaN where the value itself is."""
+    out = []
+    for place, value in enumerate(y):
+        known = [one for one in y[max(0, place + 1 - window) : place + 1] if not math.isnan(one)]
+        out.append(math.nan if math.isnan(value) else sum(known) / len(known))
+    return out
 
 
 def _draw_points(axes: Any, plot: Points, styles: Mapping[str, LineStyle], palette: Palette) -> None:

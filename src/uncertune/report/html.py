@@ -63,7 +63,7 @@ def render(page: Page) -> str:
     )
     blocks = list(_blocks(page))
     paged = any(len(view.get("leaves", ())) > 1 for block in blocks for view in block)
-    script = templates.get_template("page.js").render() if any(moments) or paged else ""
+    script = templates.get_template("page.js").render() if any(moments) or paged or page.command else ""
     return templates.get_template("page.html").render(
         page=page,
         blocks=blocks,
@@ -132,6 +132,7 @@ def _view(section: Section, name: str, styles: Mapping[str, LineStyle]) -> Mappi
             }
         case Curves():
             view["svg"] = svg(section, styles, name + "-")
+            view["window"] = max((one.window for one in section.series), default=0)
             view["lines"] = [(one.name, styles[one.name], last_value(one, section.percent)) for one in section.series]
         case Points():
             view["svg"] = svg(section, styles, name + "-")
@@ -310,6 +311,8 @@ def _quantity(quantity: Quantity, page: TokenPage) -> dict[str, Any]:
         "key": quantity.key,
         "label": quantity.label,
         "unit": quantity.unit,
+        "meaning": quantity.meaning,
+        "probability": quantity.key == "loss",
         "low": scale.low,
         "step": scale.step,
         "ticks": scale.ticks,

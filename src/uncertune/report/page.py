@@ -32,10 +32,11 @@ Value: TypeAlias = float | str | FormattedValue | Measured | None
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values: the model, the data, the settings of a run."""
+    """Names and values: the model, the data, the settings of a run; ``folded`` until a reader opens them."""
 
     title: str
     items: tuple[tuple[str, str], ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Series:
     y: tuple[float, ...]
     band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     dots: bool = False
+
+    @property
+    def window(self) -> int:
+        """Points of the moving average of a page's smooth line; 0: too few points, or dots."""
+        return 0 if self.dots or len(self.x) < 20 else max(5, len(self.x) // 20)
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -266,10 +272,11 @@ Section: TypeAlias = Facts | Table | Curves | Points | Trails | Bars | Tokens | 
 class Page:
     """One page: a title, a lead of a few sentences, and its sections in order.
 
-    ``links`` are names and relative addresses of related pages.
+    ``links`` are names and relative addresses of related pages, ``command`` what a reader may copy to a terminal.
     """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
     links: tuple[tuple[str, str], ...] = ()
+    command: str = ""

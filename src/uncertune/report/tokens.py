@@ -8,12 +8,15 @@ import io
 import math
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from uncertune.report.page import Frame, Token, TokenDocument, Tokens
 from uncertune.runs.files import write_atomically
@@ -37,9 +40,18 @@ class Quantity:
     key: str
     label: str
     unit: str = "nats"
+    meaning: str = ""
+    """One sentence for readers who do not know the word."""
 
 
-QUANTITIES = tuple(Quantity(key, key) for key in ("epistemic", "aleatoric", "total", "loss", "entropy"))
+_MEANINGS = {
+    "epistemic": "what the model does not know: how much its dropout samples disagree (mutual information)",
+    "aleatoric": "ambiguity of the text itself: entropy that remains in each dropout sample",
+    "total": "epistemic + aleatoric: entropy of the mean prediction of all dropout samples",
+    "loss": "−log p of this token, given the text before it",
+    "entropy": "how spread out the model's prediction is, whichever token follows",
+}
+QUANTITIES = tuple(Quantity(key, key, meaning=meaning) for key, meaning in _MEANINGS.items())
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,8 @@ def _classes(token: Token, scale: Scale) -> str:
 
 def _note(token: Token, tokens: Tokens) -> str:
     score = "not scored" if token.score is None else f"{_number(token.score)} {tokens.unit}".strip()
+    if token.score is not None and tokens.measure == "loss" and math.isfinite(token.score):
+        score += f", p = {_percent(math.exp(-token.score))}"
     return " · ".join([score, *(["selected"] if token.selected else []), *([] if token.response else ["prompt"])])
 
 
@@ -219,6 +233,11 @@ def _summary(frame: Frame, tokens: Tokens) -> str:
     if scores:
         parts.append(f"mean {tokens.measure} {_number(math.fsum(scores) / len(scores))} {tokens.unit}".strip())
     return ", ".join(parts)
+
+
+def _percent(share: float) -> str:
+    """Two significant digits, or a bound for what is nearly 0."""
+    return "<0.01%" if share < 1e-4 else f"{float(f'{100 * share:.2g}'):g}%"
 
 
 def _number(score: float) -> str:
@@ -248,6 +267,22 @@ def _round_up(value: float) -> float:
 
 def draw_tokens(path: str | os.PathLike[str], document: ScoredDocument, quantity: str, moment: int = 0) -> None:
     """Draw one moment of ``document`` by ``quantity``; selected tokens are underlined, prompts are grey."""
+    suffix = Path(path).suffix[1:].lower()
+    extra: dict[str, Any] = {"dpi": 200} if suffix == "png" else {"metadata": {"Date": None}}
+    if suffix == "pdf":
+        extra = {"metadata": {"CreationDate": None}}
+    write_atomically(Path(path), _drawn(document, quantity, moment, format=suffix, **extra))
+
+
+def token_image(document: ScoredDocument, quantity: str, moment: int = 0) -> np.ndarray:
+    """The same drawing as pixels (height, width, 3), uint8."""
+    from matplotlib.image import imread
+
+    pixels = imread(io.BytesIO(_drawn(document, quantity, moment, format="png", dpi=120)))
+    return (pixels[..., :3] * 255).round().astype(np.uint8)
+
+
+def _drawn(document: ScoredDocument, quantity: str, moment: int, **options: Any) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -255,7 +290,9 @@ def draw_tokens(path: str | os.PathLike[str], document: ScoredDocument, quantity
     scores = shown.values[quantity]
     scale = scale_of_scores(s for s in scores if s is not None)
     boxes, lines = _laid_out([visible(text) for text in document.text])
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "uncertune", "text.parse_math": False}):
+    rc = {"svg.fonttype": "none", "svg.hashsalt": "uncertune", "text.parse_math": False}
+    with mpl.rc_context(rc), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)  # a script that the font lacks
         width, height = CHARACTERS * _CHARACTER + 0.2, (lines + 2.2) * _LINE
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((0, 0, 1, 1))
@@ -267,14 +304,10 @@ def draw_tokens(path: str | os.PathLike[str], document: ScoredDocument, quantity
             _box(axes, column, line, len(piece), max(level, 0), shown.selected[place])
             ink = "black" if document.response[place] else "0.45"
             axes.text(column, line + 0.5, piece.replace("\n", ""), family="monospace", size=8, va="center", color=ink)
-        _key(axes, lines + 1, scale, quantity)
+        _key(axes, lines + 1, scale, quantity, shown.label)
         file = io.BytesIO()
-        suffix = Path(path).suffix[1:].lower()
-        extra: dict[str, Any] = {"dpi": 200} if suffix == "png" else {"metadata": {"Date": None}}
-        if suffix == "pdf":
-            extra = {"metadata": {"CreationDate": None}}
-        figure.savefig(file, format=suffix, **extra)
-    write_atomically(Path(path), file.getvalue())
+        figure.savefig(file, **options)
+    return file.getvalue()
 
 
 def _laid_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int]:
@@ -304,10 +337,11 @@ def _box(axes: Any, column: int, line: int, length: int, level: int, selected: b
         axes.add_patch(Rectangle((column, line + 0.88), length, 0.08, facecolor="black", edgecolor="none"))
 
 
-def _key(axes: Any, line: int, scale: Scale, quantity: str) -> None:
+def _key(axes: Any, line: int, scale: Scale, quantity: str, moment: str) -> None:
     label = next((f"{one.label} ({one.unit})" for one in QUANTITIES if one.key == quantity), quantity)
+    label = f"{moment}: {label}" if moment else label
     axes.text(0, line + 0.5, label, size=8, va="center")
     for level, tick in enumerate(scale.ticks):
-        column = 24 + 7 * level
+        column = 30 + 7 * level
         _box(axes, column, line, 7, level, False)
         axes.text(column + 0.3, line + 0.5, tick, size=7, va="center")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ PLACES = (
     "teacher_cache_dir",
     "debug",
     "disable_tqdm",
+    "dataloader_pin_memory",
+    "pad_to_multiple_of",
+    "report_to",
     "do_eval",
     "accelerator_config",
     "model_init_kwargs",
@@ -74,13 +78,16 @@ def write_run_page(folder: Path, into: Path | None = None) -> Path:
         fraction = config.get("selection_fraction", 0.25)
         sections.append(token_section(probe, config.get("objective", "mle"), fraction, tokens_page=True))
         write_token_page(into / "tokens.html", token_page(probe, config))
-    sections.append(Facts("All settings", tuple((name, _text(value)) for name, value in sorted(config.items()))))
+    sections.append(
+        Facts("All settings", tuple((name, _text(value)) for name, value in sorted(config.items())), folded=True)
+    )
     sections.append(Facts("Software", tuple(_software(folder))))
     path = into / "report.html"
     links += [(f"Comparison in {page.parent.name}", page) for page in _comparisons(folder)]
     addresses = tuple((name, _address(page.resolve(), into)) for name, page in links if page.is_file())
-    lead = f"This model was {_trained(config)}. To run it again: uncertune train --config {folder / 'config.yaml'}"
-    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), addresses))
+    lead = f"This model was {_trained(config)}. This command trains it again, or goes on where it was interrupted:"
+    command = shlex.join(["uncertune", "train", "--config", str(folder / "config.yaml")])
+    write_page(path, Page(f"Fine-tuning {_model(config)}", lead, tuple(sections), addresses, command))
     return path
 
 

@@ -6,16 +6,16 @@ Metrics go where ``report_to`` says, under the names of ``metrics.jsonl``, by th
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
-from uncertune.report.picture import selection_picture
+from uncertune.report.tokens import Moment, ScoredDocument, token_image
+from uncertune.runs.records import read_lines
 
 NAME = "selection"
 
@@ -33,17 +33,24 @@ class SelectionPicture(TrainerCallback):
         takers = [one for one in self._trainer.callback_handler.callbacks if _takes_images(one)]
         if not takers or not self._probe.is_file():
             return
-        lines = self._probe.read_text(encoding="utf-8").splitlines()
-        moments = [json.loads(line) for line in dict.fromkeys([lines[0], lines[-1]])]
-        picture = selection_picture(
-            "Response tokens of a text, by loss; underlined: selected",
-            [(f"step {one['step']}", one["documents"][0]) for one in moments],
-        )
+        picture = selection_picture(read_lines(self._probe))
         for taker in takers:
             try:
                 _send(taker, picture, state.global_step)
             except Exception as error:  # a tracker that fails costs its picture, not the run
                 print(f"report_to: the picture of the selection was not sent: {error}", file=sys.stderr)
+
+
+def selection_picture(moments: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The first text of ``probe.jsonl`` at its first moment, and below at its last: pixels (height, width, 3)."""
+    shown = [moments[0], *([moments[-1]] if len(moments) > 1 else [])]
+    scored = [
+        Moment(f"step {one['step']}", {"loss": one["documents"][0]["loss"]}, one["documents"][0]["selected"])
+        for one in shown
+    ]
+    first = shown[0]["documents"][0]
+    document = ScoredDocument("", first["text"], first["response"], scored)
+    return np.concatenate([token_image(document, "loss", number) for number in range(len(shown))])
 
 
 def _takes_images(callback: Any) -> bool:

@@ -1,6 +1,6 @@
 
 "use strict";
-// Page through documents and answers. Tokens: keep the moment while paging, and say a token's number on hover, tap or arrow key.
+// Copy the command, page through documents and answers. Tokens: keep the moment while paging, and say a token's number on hover, tap or arrow key.
 // The switch between moments is plain radio buttons and needs none of this.
 (() => {
   const tip = document.createElement("div");
@@ -15,6 +15,20 @@
   for (const token of document.querySelectorAll(".text span")) {
     token.dataset.note = token.title;
     token.removeAttribute("title");
+  }
+
+  for (const button of document.querySelectorAll(".command button")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const code = button.parentElement.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+      } catch {  // no clipboard for pages like this one: select it, and copy as a key would
+        getSelection().selectAllChildren(code);
+        document.execCommand("copy");
+      }
+      button.textContent = "Copied";
+    });
   }
 
   function hide() {

@@ -22,6 +22,10 @@
     const digits = size >= 0.1 || size === 0 ? value.toFixed(3) : value.toPrecision(3);
     return digits.replace("-", "−");
   };
+  const percent = (share) => (share < 1e-4 ? "<0.01%" : `${Number((100 * share).toPrecision(2))}%`);
+  const probability = (quantity, value) =>
+    quantity.probability && value !== null && value !== undefined ? percent(Math.exp(-value)) : "";
+  const spaced = (token) => token.replaceAll(" ", "␣\u200b"); // a line may still break there
   const current = () => data.documents[state.document];
   const momentOf = (one) => one.moments[Math.min(state.moment, one.moments.length - 1)];
   const quantityOf = (key) => data.quantities.find((quantity) => quantity.key === key);
@@ -54,17 +58,24 @@
   function note(one, moment, place) {
     const lines = data.quantities
       .filter((quantity) => moment.values[quantity.key])
-      .map((quantity) => `${quantity.label} ${number(moment.values[quantity.key][place])} ${quantity.unit}`);
+      .map((quantity) => {
+        const value = moment.values[quantity.key][place];
+        const share = probability(quantity, value);
+        return `${quantity.label} ${number(value)} ${quantity.unit}${share && `, p = ${share}`}`;
+      });
     const marks = [`token ${place + 1}`];
     if (places(one.prompt).has(place)) marks.push("prompt");
     if (places(moment.selected).has(place)) marks.push("selected");
     return [marks.join(" · "), ...lines].join("\n");
   }
 
+  const spaces = reader.querySelector("input[name=spaces]");
+  spaces.addEventListener("change", () => drawText());
+
   function drawText() {
     hide();
     const one = current();
-    const spans = one.text.map((token) => make("span", token));
+    const spans = one.text.map((token) => make("span", spaces.checked ? spaced(token) : token));
     text.replaceChildren(...spans);
     text.dir = one.dir;
     paint();
@@ -92,6 +103,8 @@
     const scale = reader.querySelector(".scale");
     const quantity = quantityOf(state.by);
     scale.querySelector("p").textContent = quantity ? `${quantity.label}${quantity.unit ? ` in ${quantity.unit}` : ""}` : "coloured: selected";
+    const meaning = reader.querySelector(".meaning");
+    meaning.textContent = quantity?.meaning ? `${quantity.label}: ${quantity.meaning}` : "";
     const items = (quantity?.ticks ?? []).map((tick, index) => {
       const item = make("li");
       item.append(make("i", "", { class: `s${index}` }), index === data.levels - 1 ? `≥ ${tick}` : tick);
@@ -202,7 +215,7 @@
       const cell = make("th", "", { scope: "col" });
       const sorted = quantity.key === key;
       if (sorted) cell.setAttribute("aria-sort", state.down ? "descending" : "ascending");
-      const button = make("button", `${quantity.label}${sorted ? (state.down ? " ↓" : " ↑") : ""}`, { type: "button" });
+      const button = make("button", `${quantity.label}${sorted ? (state.down ? " ↓" : " ↑") : ""}`, { type: "button", title: quantity.meaning });
       button.dataset.key = quantity.key;
       cell.append(button);
       head.push(cell);
@@ -211,12 +224,18 @@
     const body = found.slice(0, SHOWN_ROWS).map((row) => {
       const line = make("tr");
       const name = make("th", "", { scope: "row" });
-      const button = make("button", row.token, { type: "button", title: "show it in the text" });
+      const button = make("button", spaced(row.token), { type: "button", title: "show it in the text" });
       button.dataset.document = row.index;
       button.dataset.place = row.place;
       name.append(button);
       line.append(name, make("td", `${row.index + 1} : ${row.place + 1}`));
-      for (const quantity of data.quantities) line.append(make("td", number(row.moment.values[quantity.key]?.[row.place])));
+      for (const quantity of data.quantities) {
+        const value = row.moment.values[quantity.key]?.[row.place];
+        const cell = make("td", number(value));
+        const share = probability(quantity, value);
+        if (share) cell.append(make("small", `p = ${share}`));
+        line.append(cell);
+      }
       return line;
     });
     list.querySelector("tbody").replaceChildren(...body);
@@ -251,7 +270,7 @@
     const radio = make("input", "", { type: "radio", name: "by", id: `by-${index}`, class: "unseen", autocomplete: "off" });
     radio.value = quantity.key;
     radio.checked = quantity.key === state.by;
-    by.append(radio, make("label", quantity.label, { for: `by-${index}` }));
+    by.append(radio, make("label", quantity.label, { for: `by-${index}`, title: quantity.meaning ?? "" }));
   }
   by.addEventListener("change", (event) => {
     state.by = event.target.value;
