@@ -290,7 +290,7 @@ def _drawn(document: ScoredDocument, quantity: str, moment: int, **options: Any)
     scores = shown.values[quantity]
     scale = scale_of_scores(s for s in scores if s is not None)
     boxes, lines = _laid_out([visible(text) for text in document.text])
-    rc = {"svg.fonttype": "none", "svg.hashsalt": "uncertune", "text.parse_math": False}
+    rc: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "uncertune", "text.parse_math": False}
     with mpl.rc_context(rc), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)  # a script that the font lacks
         width, height = CHARACTERS * _CHARACTER + 0.2, (lines + 2.2) * _LINE
