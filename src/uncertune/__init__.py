@@ -1,5 +1,5 @@
-"""Uncertainty-aware fine-tuning of language models: cross-entropy on the tokens a model finds hardest, distillation
-of a fine-tuned copy of itself on all the others."""
+"""Uncertainty-aware fine-tuning of language models: cross-entropy on the tokens that a model finds hardest, and
+distillation from a fine-tuned copy of itself on all the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOMES = {"UncertuneConfig": "uncertune.training.config", "UncertuneTrainer": "u
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two heavy names on first use, so that ``import uncertune`` stays cheap."""
+    """Import the heavy names on first use, so that ``import uncertune`` is fast."""
     if name in _HOMES:
         import importlib
 

@@ -82,7 +82,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(whole, monkeypatch, ca
     said = capfd.readouterr().err.strip().splitlines()
     assert f"{number.name}: finishing this step" in " ".join(said)
     assert said[-2].endswith(
-        f"stopped by {number.name} after step 3 of 6, saved in {whole / out}/checkpoint-3; go on with:"
+        f"stopped by {number.name} after step 3 of 6, saved in {whole / out}/checkpoint-3; resume with:"
     )
     assert (whole / out / "checkpoint-3" / MARKER).is_file()
     assert signal.getsignal(number) == before

@@ -70,7 +70,7 @@ def square(batch):
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(hole, "zeros between its ones"), (fewer, "side columns cannot be laid"), (square, "must be")],
+    [(hole, "zeros between its ones"), (fewer, "side columns cannot be aligned"), (square, "must be")],
 )
 def test_what_cannot_be_placed_is_refused(tmp_path, damage, words):
     with pytest.raises(UserError, match=words):

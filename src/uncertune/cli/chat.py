@@ -30,7 +30,7 @@ class ChatOptions:
 
 
 def check(given: ChatOptions) -> None:
-    """Raise UserError for numbers that no sampling has."""
+    """Raise UserError for an invalid temperature or top_p."""
     check_sampling(given.temperature, given.top_p)
 
 

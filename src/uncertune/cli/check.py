@@ -27,7 +27,7 @@ _REVERSE, _RESET = "\x1b[7m", "\x1b[0m"
 
 
 def report(found: Findings, terminal: bool) -> str:
-    """The findings as lines of text; trained tokens in reverse video on a terminal, in ⟦ ⟧ elsewhere."""
+    """The result as lines of text; tokens with loss are in reverse video on a terminal, in ⟦ ⟧ elsewhere."""
     share = found.loss_tokens / found.tokens
     lines = [
         f"rows:         {found.rows:,}; {found.cut:,} cut to max_length, {found.left_out:,} left out",
@@ -46,7 +46,7 @@ def report(found: Findings, terminal: bool) -> str:
 
 
 def marked(pieces: Iterable[Piece], terminal: bool) -> str:
-    """The text of an example; control characters but the newline are escaped."""
+    """The text of an example; control characters except the newline are escaped."""
     before, after = (_REVERSE, _RESET) if terminal else ("⟦", "⟧")
     return "".join(f"{before}{_visible(text)}{after}" if trained else _visible(text) for text, trained in pieces)
 

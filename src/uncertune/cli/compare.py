@@ -27,7 +27,7 @@ class CompareOptions(ModelOptions):
     seed: int = option(1234, "seed of every random number; the default is lm-eval's", least=0)
     tasks: tuple[str, ...] = option((), _TASKS)
     prompts: str | None = option(
-        None, "what the judged answers are to: alpaca_eval, a file with messages or prompts, a folder or a hub id"
+        None, "prompts of the judged answers: alpaca_eval, a file with messages or prompts, a folder or a hub id"
     )
     dataset_split: str | None = option(None, "split of the prompts", unset="test where there is one")
     dataset_config: str | None = dataset_config()

@@ -28,7 +28,7 @@ class DemoOptions:
 
 
 def command_line(given: DemoOptions) -> str:
-    """The command as it would be typed: the folder, and what differs from the defaults."""
+    """The command line: the folder, and the options that differ from the defaults."""
     known = {one.name: one.default for one in fields(given) if one.name not in ("output_dir", "overwrite")}
     chosen = [f"--{name} {getattr(given, name)}" for name, default in known.items() if getattr(given, name) != default]
     return " ".join(["uncertune demo", *chosen, f"--output_dir {given.output_dir}"])

@@ -13,7 +13,7 @@ from uncertune.settings import option
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which models, and how they run: options of evaluate, generate and compare."""
+    """Options of evaluate, generate and compare for the models and how they run."""
 
     models: tuple[str, ...] = option(
         help="a model, and LoRA adapters of it (folders, runs, hub ids); an adapter alone brings its base along",
@@ -36,7 +36,7 @@ class ModelOptions:
     dtype: str = options.dtype()
     attn_implementation: str | None = options.attn_implementation()
     allow_pickle: bool = options.allow_pickle()
-    overwrite: bool = option(False, "replace what output_dir holds of these models instead of resuming")
+    overwrite: bool = option(False, "replace the results of these models in output_dir instead of resuming")
 
 
 def num_fewshot() -> Any:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def report_failure(error: Exception, command: str, debug: bool = False) -> int:
-    """Print the failure on stderr; return the exit status, 2 for a user's mistake and 1 for anything unforeseen.
+    """Print the failure on stderr; return the exit status, 2 for a user's mistake and 1 for an unexpected error.
 
     An error of the operating system with a file's name (no permission, no space, a name too long) is the user's to
     fix. ``debug`` prints the traceback above the line.
@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 def close_bars() -> None:
-    """Close every progress bar, so that what is printed next starts on a line of its own."""
+    """Close every progress bar, so that the next output starts on a new line."""
     tqdm = sys.modules.get("tqdm.std")
     for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
         bar.close()

@@ -47,7 +47,7 @@ def check(given: GenerateOptions) -> None:
 
 
 def question_of(given: GenerateOptions) -> tuple[tuple[str, ...], str | None]:
-    """The models, and the question where one is asked: by ``--prompt``, or as last word, with a space in it."""
+    """The models, and the question if there is one: from ``--prompt``, or a last word that contains a space."""
     last = given.models[-1]
     if given.prompt is not None:
         return given.models, given.prompt
@@ -82,6 +82,6 @@ COMMAND = Command(
     GenerateOptions,
     call,
     "Answer the same prompts with a model and LoRA adapters of it, with one base in memory. Writes OUT/LABEL.jsonl, "
-    'one line a prompt; run the same command again to resume. For a quick look: uncertune generate RUN "a question".',
+    'one line per prompt; run the same command again to resume. For a quick look: uncertune generate RUN "a question".',
     check,
 )

@@ -1,6 +1,6 @@
-"""``uncertune <command>``: finds the command, runs it, and turns every failure into one line and an exit status.
+"""``uncertune <command>``: find the command, run it, and turn every failure into one line and an exit status.
 
-A user's mistake ends with status 2, anything unforeseen with 1, a signal with 128 and its number.
+A user's mistake exits with status 2, an unexpected error with 1, a signal with 128 plus its number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # trl and peft ask transformers for old names on their own; a user can do nothing about it
+    # trl and peft use deprecated names of transformers, which a user cannot change
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
     arguments, showing = given, Showing()
     try:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with showing.applied():
             return _run(arguments)
     except InterruptedRun as stopped:
-        print(f"uncertune: {stopped}; go on with:\n  {_again(given)}", file=sys.stderr)
+        print(f"uncertune: {stopped}; resume with:\n  {_again(given)}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"uncertune: interrupted; start again with:\n  {_again(given)}", file=sys.stderr)
@@ -72,7 +72,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _again(arguments: list[str]) -> str:
-    """The command that goes on where this one stopped: the same, but that it never deletes what is there."""
+    """The command that resumes this one: the same, without the flag that deletes the old run."""
     words: list[str] = []
     for word in arguments:
         if words and words[-1] == "--overwrite":

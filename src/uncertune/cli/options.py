@@ -1,7 +1,7 @@
 """Commands and their options: flags over a YAML file, both checked in one place, and the help text.
 
-An option is a dataclass field made by ``uncertune.settings.option``; ``Command`` joins a dataclass of options, the
-function that checks what no single field can say, and the call. Without a heavy import.
+An option is a dataclass field made by ``uncertune.settings.option``; ``Command`` joins a dataclass of options, a
+function that checks their combinations, and the call. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Command(Generic[T]):
         return self.build(given)
 
     def build(self, given: Mapping[str, Any]) -> T:
-        """An instance of ``kind`` from checked values. Raises UserError where a required one is missing."""
+        """An instance of ``kind`` from checked values. Raises UserError if a required one is missing."""
         for spec in self.specs.values():
             if spec.required and given.get(spec.name) in (None, "", []):
                 raise UserError(f"{spec.name} is missing: give it, for example {spec.example}")
@@ -98,7 +98,7 @@ def asks_help(arguments: Sequence[str]) -> bool:
 
 
 def values(specs: Mapping[str, Spec], arguments: Sequence[str], program: str) -> dict[str, Any]:
-    """Checked values of the fields that are given: those of the file, and over them those of the flags."""
+    """Checked values of the given fields: those of the file, overridden by those of the flags."""
     path, flags = split(specs, arguments, program)
     from_file = {} if path is None else converted(specs, read_mapping(path), shown(path, 200))
     check_trust(from_file)

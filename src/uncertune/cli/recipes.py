@@ -18,7 +18,7 @@ class RecipeOptions:
 
 
 def names() -> list[str]:
-    """The names that ``--config`` takes: files of the folder, without their ending."""
+    """The names that ``--config`` takes: the recipe files without their extension."""
     files = (file for file in RECIPES.rglob("*.yaml") if file.parent.name != "accelerate")
     return sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in files)
 

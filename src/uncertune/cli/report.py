@@ -51,7 +51,7 @@ def _run(folder: Path) -> Path:
 
 
 def redraw(folder: Path, into: Path) -> Path:
-    """Write the page of a folder ``into`` it or another; return its path. Raises UserError where it has none."""
+    """Write the page of a folder ``into`` it or another; return its path. Raises UserError for any other folder."""
     if (folder / "sweep.json").is_file():
         from uncertune.sweep.page import write_sweep
 

@@ -46,7 +46,7 @@ def check(given: StudyOptions) -> None:
 
 
 def command_line(given: StudyOptions, seeds: int) -> str:
-    """The command as it would be typed."""
+    """The command line."""
     words = ["uncertune study", given.name, f"--output_dir {given.output_dir}", f"--seeds {seeds}"]
     words += [f"--seed {given.seed}"] if given.seed else []
     words += [f"--data {given.data}"] if given.data else []

@@ -32,7 +32,7 @@ class SweepOptions:
         False, "with max_train_samples: each seed trains on rows drawn with it, not on the first ones"
     )
     held_out: int = option(
-        64, "training rows kept apart to measure on, where the data has no test split", least=1, unit="ROWS"
+        64, "training rows held out to measure on, if the data has no test split", least=1, unit="ROWS"
     )
     out: tuple[str, ...] = option(
         (), "data sets out of distribution: DATA or DATA@SPLIT, as tokens:DATA of `uncertune evaluate`"
@@ -53,7 +53,7 @@ class SweepOptions:
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """The arguments of ``sweep``, from the file and the flags. Raises UserError, one line, for what cannot be used."""
+    """The arguments of ``sweep``, from the file and the flags. Raises UserError for unusable values."""
     own = specs_of(SweepOptions)
     path, flags = options.split({**fields.specs(), **own}, arguments, PROGRAM)
     if path is None:
@@ -85,7 +85,7 @@ def check(given: SweepOptions) -> None:
 
 
 def call(given: Mapping[str, Any]) -> int:
-    """Run the sweep and print its table; return 1 where a run failed."""
+    """Run the sweep and print its table; return 1 if a run failed."""
     from uncertune.sweep.sweep import sweep
     from uncertune.sweep.table import CSV
 

@@ -1,4 +1,4 @@
-"""Flags of every command that decide what it shows: ``--quiet``, ``--log_level`` and ``--debug``; and progress bars.
+"""The flags of every command for its output, ``--quiet``, ``--log_level`` and ``--debug``, and progress bars.
 
 Results go to stdout; notes, tables of training and progress bars to stderr. Bars are drawn on a terminal only and
 vanish when they are done.

@@ -20,7 +20,7 @@ FIRST = (
     *("model_name_or_path", "dataset_name", "output_dir", "use_peft", "lora_r", "learning_rate", "num_train_epochs"),
     *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_strategy", "seed"),
 )
-"""The fields of TRL that every run needs or most runs set, described beside ours."""
+"""The most used fields of TRL, described together with ours."""
 _FIRST_HELP = {
     "model_name_or_path": "hub id, folder, .gguf file, or smollm2-135m",
     "dataset_name": "alpaca, gsm8k, sharegpt, word_problems, a file, a folder or a hub id",
@@ -66,7 +66,7 @@ def _described(spec: Spec) -> Spec:
 
 
 def trl_default() -> Any:
-    """What stands for a default that TRL computes."""
+    """The marker of a default that TRL computes."""
     from uncertune.training.trl_fields import UNKNOWN
 
     return UNKNOWN

@@ -1,4 +1,4 @@
-"""Run folders: what they hold, which run they belong to, who may write to them, and files written atomically."""
+"""Run folders: contents, identity and locks; and atomic writes of files."""
 
 from uncertune.runs.records import DocumentMask, read_metrics, read_selection, read_settings
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: only complete, undamaged ones count.
+"""Checkpoints of a run, of which only complete, undamaged ones count.
 
 The last file of a checkpoint, ``uncertune.json``, is its completeness marker. It holds the size and checksum of every
 other file of the checkpoint, and how much of the run's records (``metrics.jsonl``, ``probe.jsonl``, masks) existed.
@@ -48,18 +48,18 @@ def mark_complete(output_dir: str | Path, step: int, records: Mapping[str, Any] 
 
 
 def record_entry(path: Path) -> dict[str, Any]:
-    """Size and checksum of a growing file up to here, after it has reached the disk."""
+    """Size and checksum of a growing file so far, after it has been flushed to disk."""
     to_disk(path)
     return file_entry(path)
 
 
 def recorded(output_dir: str | Path, step: int) -> dict[str, Any]:
-    """The records that checkpoint ``step`` noted; empty without a marker."""
+    """The records in the marker of checkpoint ``step``; empty without a marker."""
     return _marker(folder_of(output_dir, step)).get("records", {})
 
 
 def cut_to_checkpoint(path: Path, step: int) -> bool:
-    """Cut a record file of ``path``'s folder to what checkpoint ``step`` noted; whether it noted anything."""
+    """Truncate a record file to its length in the marker of checkpoint ``step``; returns whether the marker has it."""
     entry = recorded(path.parent, step).get(path.name)
     if entry is None or not path.is_file():
         return False
@@ -79,18 +79,18 @@ def nothing_half_written(output_dir: str | Path, step: int) -> Iterator[None]:
         raise
 
 
-# ---- which one to resume from
+# ---- choosing the checkpoint to resume from
 
 
 def latest_complete(output_dir: str | Path) -> Path | None:
-    """The checkpoint of the highest step that has a marker; its files are not read."""
+    """The checkpoint with a marker of the highest step; its files are not read."""
     return max((folder for folder in checkpoints(output_dir) if (folder / MARKER).is_file()), key=step_of, default=None)
 
 
 def latest_intact(output_dir: str | Path, *, quiet: bool = False) -> Path | None:
-    """The undamaged checkpoint of the highest step; None where no checkpoint was completed.
+    """The undamaged checkpoint of the highest step; None if no checkpoint was completed.
 
-    Prints a line for every damaged one that is skipped. Raises UserError where all of them are damaged.
+    Prints a line for every damaged checkpoint that it skips. Raises UserError if all of them are damaged.
     """
     complete = sorted((folder for folder in checkpoints(output_dir) if (folder / MARKER).is_file()), key=step_of)
     first = None
@@ -124,7 +124,7 @@ def damage(checkpoint: Path) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _damage(checkpoint: Path, files: tuple[Any, ...]) -> str | None:
-    """``files`` are names, sizes and times: as long as they stay, nothing is read twice."""
+    """Cached by ``files``, names with sizes and times, so that unchanged files are read once."""
     marker = _marker(checkpoint)
     if not isinstance(marker.get("files"), dict) or not isinstance(marker.get("records"), dict):
         return f"{MARKER} is damaged, or was written by another version"
@@ -146,7 +146,7 @@ def _damage(checkpoint: Path, files: tuple[Any, ...]) -> str | None:
 
 
 def _lost(folder: Path, name: str, entry: Any, step: int) -> str | None:
-    """What a record file lacks of what it held when the checkpoint was written."""
+    """What a record file has lost since the checkpoint was written, or None."""
     if name == PARTS:
         try:
             table = selection_table(folder)
@@ -163,7 +163,7 @@ def _lost(folder: Path, name: str, entry: Any, step: int) -> str | None:
 
 
 def _best(checkpoint: Path) -> Path | None:
-    """The best checkpoint that a checkpoint's state names, in the folder that it lies in now."""
+    """The best checkpoint that a checkpoint's state names, in its current folder."""
     try:
         named = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
     except (OSError, ValueError, AttributeError):
@@ -172,7 +172,7 @@ def _best(checkpoint: Path) -> Path | None:
 
 
 def best_of(checkpoint: str | Path) -> str | None:
-    """The best checkpoint up to ``checkpoint``, where its run folder lies now; None if there is none."""
+    """The best checkpoint up to ``checkpoint``, in its current run folder; None if there is none."""
     best = _best(Path(checkpoint))
     return str(best) if best is not None and best.is_dir() else None
 

@@ -1,4 +1,4 @@
-"""The software and hardware that a run used, for its audit."""
+"""The software and hardware of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("uncertune", "torch", "transformers", "trl", "peft", "accelerate", 
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processors and devices of this process, for the audit of a run."""
+    """Versions, processors and devices of this process, for the records of a run."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

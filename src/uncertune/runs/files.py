@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and values as files hold them."""
+"""Atomic writes of files and folders, and values in the form of YAML and JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ UNFINISHED = ".unfinished"
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that it appears whole or not at all."""
+    """Write a file atomically; text as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path``; after the block it is flushed to the disk and renamed into place.
+    """A temporary file next to ``path``; after the block it is flushed to disk and renamed into place.
 
     When the block or the renaming fails, the temporary file is deleted and an older ``path`` stays as it was. After a
     kill the temporary file stays; its name ends in ``UNFINISHED``, so that no reader takes it for one of its own.
@@ -44,7 +44,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``; after the block it is renamed into place.
+    """A temporary folder next to ``path``; after the block it is renamed into place.
 
     ``path`` may be an empty folder. When the block or the renaming fails, the temporary folder is deleted.
     """
@@ -60,7 +60,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,7 +92,7 @@ def checksum(path: Path, size: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML and JSON hold it: enumerations and other objects become text, sets become sorted lists."""
+    """A value for YAML and JSON: enumerations and other objects become text, sets become sorted lists."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

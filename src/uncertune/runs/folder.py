@@ -1,4 +1,4 @@
-"""A run folder: what it holds, what run it is, and whether that run is the one at hand."""
+"""A run folder: its contents, the identity of its run, and its lock."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ COMPARISONS = "comparisons.json"
 """Relative paths of the pages of ``uncertune compare`` that the run is in."""
 _LOCK = ".lock"
 _BEFORE = (STAGE_1, RHO, TEACHER_CACHE)
-"""What is in the folder before the run itself has begun."""
+"""Files in the folder before the run has begun."""
 _OURS = (
     *("run.json", "config.yaml", "environment.json", "metrics.jsonl", "probe.jsonl", "report.html", "tokens.html"),
     *("selection.parquet", "selection", COMPARISONS, *_BEFORE, "adapter_config.json", "training_args.bin"),
 )
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
-# Fields that change where a run writes, what it says or how often it saves, not what it learns; teacher and
-# rho_reference count by what they hold, not by where they lie.
+# Fields for paths, output and saving, which do not change what a run learns; teacher and rho_reference count by their
+# content instead of their path.
 SILENT = frozenset(
     (
         "allow_pickle",
@@ -71,12 +71,12 @@ SILENT_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "trackio_", "ba
 
 
 def member_folder(number: int) -> str:
-    """Where member ``number`` of a teacher, counted from 0, is trained, in the folder of its run."""
+    """The subfolder of a run in which member ``number`` of its teacher, counted from 0, is trained."""
     return f"{STAGE_1}-{number + 1}" if number else STAGE_1
 
 
 def left_by_a_run(folder: Path) -> list[Path]:
-    """What a run and its references left in a folder, and nothing else; of a folder without a run, its caches."""
+    """The files of a run and its references in a folder, and nothing else; in a folder without a run, its caches."""
     found = [path for path in (folder / STAGE_1, *folder.glob(f"{STAGE_1}-*"), folder / RHO) if read(path)]
     if any((folder / TEACHER_CACHE).glob("*/manifest.json")):
         found.append(folder / TEACHER_CACHE)
@@ -92,9 +92,9 @@ def is_complete(folder: str | Path) -> bool:
 
 
 def check_same(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise UserError where the folder holds a run with other settings, data or model.
+    """Raise UserError if the folder has a run with other settings, data or model.
 
-    A run that has kept nothing to go on from, neither result nor checkpoint, gives way.
+    A run with neither a result nor a checkpoint does not count.
     """
     if not (is_complete(folder) or latest_complete(folder)):
         return
@@ -158,7 +158,7 @@ def check_path(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and raise UserError where that or writing a file in it fails."""
+    """Make the folder. Raises UserError if that, or writing a file in it, fails."""
     check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another process is training in, and keep it until this one is done or dies."""
+    """Lock a folder until the block ends or the process dies. Raises UserError if another process has locked it."""
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -217,7 +217,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of ``run.json``; empty where the folder has none. Raises UserError for a damaged file."""
+    """The content of ``run.json``; empty if the folder has none. Raises UserError for a damaged file."""
     path = folder / RUN
     if not path.exists():
         return {}

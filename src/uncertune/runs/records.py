@@ -25,11 +25,11 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SELECTION = "selection.parquet"
 PARTS = "selection"
-"""Folder of the masks of a run that is not finished: one Parquet file a checkpoint and rank."""
+"""Folder of the masks of an unfinished run: one Parquet file per checkpoint and rank."""
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object that a file holds."""
+    """The JSON object in a file."""
     text = _text(Path(path))
     try:
         content = json.loads(text)
@@ -41,7 +41,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(run: str | Path) -> dict[str, Any]:
-    """The resolved fields of a run, from ``config.yaml``; empty where the folder has none."""
+    """The resolved fields of a run, from ``config.yaml``; empty if the folder has none."""
     import yaml
 
     path = Path(run) / CONFIG
@@ -96,7 +96,7 @@ class DocumentMask:
 
 
 def read_selection(run: str | Path, step: int | None = None) -> Iterator[DocumentMask]:
-    """The masks that a run recorded, in the order of its steps; of one ``step`` if given.
+    """The recorded masks of a run in the order of its steps; only those of ``step`` if given.
 
     ``run`` is a run folder, finished or not, that trained with ``save_selection``.
     """
@@ -112,9 +112,9 @@ def read_selection(run: str | Path, step: int | None = None) -> Iterator[Documen
 
 
 def selection_table(run: str | Path) -> Any:
-    """The recorded masks as a pyarrow Table sorted by step, packed as on disk; None where there are none.
+    """The recorded masks as a pyarrow Table sorted by step, packed as on disk; None if there are none.
 
-    Page checksums are verified, so a changed byte is found.
+    Page checksums are verified, so a changed byte is detected.
     """
     import numpy as np
     import pyarrow as pa
@@ -132,7 +132,7 @@ def selection_table(run: str | Path) -> Any:
     if not tables:
         return None
     table = pa.concat_tables(tables)
-    order = np.argsort(table["step"].to_numpy(), kind="stable")  # the same order, wherever the parts end
+    order = np.argsort(table["step"].to_numpy(), kind="stable")  # independent of where the parts end
     return table.take(pa.array(order)).combine_chunks()
 
 

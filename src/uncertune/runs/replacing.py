@@ -1,4 +1,4 @@
-"""Replace a run: the old one is moved aside, comes back if the new one fails early, and is deleted after that."""
+"""Replace a run: the old one is moved aside, restored if the new one fails early, and deleted otherwise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from uncertune.runs.folder import RHO, STAGE_1, is_complete, left_by_a_run
 
 ASIDE = ".previous"
 _WHOLE = ".whole"
-"""In ``ASIDE`` while all of the old run is there, and nothing of it in the run folder."""
+"""Marker in ``ASIDE`` while it has the whole old run and the run folder has nothing of it."""
 
 
 @contextlib.contextmanager
 def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
-    """With ``overwrite``, move the run in ``folder`` aside; when the block fails, put it back.
+    """With ``overwrite``, move the run in ``folder`` aside; restore it if the block fails.
 
-    It is not put back once the new run has something to resume from; ``release`` deletes it.
+    It is not restored once the new run has something to resume from; ``release`` deletes it.
     """
     if overwrite:
         set_aside(folder)
@@ -33,9 +33,9 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
 
 
 def set_aside(folder: Path) -> None:
-    """Move what a run left in its folder to ``ASIDE``; a folder without a run stays as it is.
+    """Move the files of a run to ``ASIDE``; a folder without a run is unchanged.
 
-    Where an older run is there already, what an interrupted replacement left is deleted instead.
+    If ``ASIDE`` already has an older run, the files of the interrupted replacement are deleted instead.
     """
     aside = folder / ASIDE
     found = left_by_a_run(folder)
@@ -52,7 +52,7 @@ def set_aside(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Put a run that was moved aside back, unless its replacement has something to resume from."""
+    """Restore a run that was moved aside, unless its replacement has something to resume from."""
     aside = folder / ASIDE
     if not aside.is_dir():
         return

@@ -1,4 +1,4 @@
-"""Keep secrets out of what a run writes: tokens, keys and passwords, by their name or by their value."""
+"""Keep secrets out of a run's files: tokens, keys and passwords, by name or by value."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NAME = re.compile(rf"(?:^|[_\W]){_SECRET}$|(?:api|access)key$", re.IGNORECASE)
 _SPECIAL = re.compile(
     r"^(?:eos|bos|pad|unk|cls|sep|mask|boi|eoi|image|audio|video|eot|end_of_turn)_token$", re.IGNORECASE
 )
-"""Special tokens of a vocabulary are no secrets."""
+"""Names of special tokens of a vocabulary, which are not secrets."""
 _ASSIGNED = re.compile(
     rf"""(?P<name>\b\w*{_SECRET})(?P<sign>["']?\s*[:=]\s*["']?)(?P<value>[^"',}}\s]+)""", re.IGNORECASE
 )
 _SHORTEST = 8
-"""Shorter values of environment variables are not searched for: they occur by chance."""
+"""Least length of values of environment variables that are searched for: shorter ones occur by chance."""
 
 
 def is_secret(name: str) -> bool:
@@ -29,7 +29,7 @@ def is_secret(name: str) -> bool:
 def without_secrets(value: Any) -> Any:
     """A copy of nested settings without the fields that hold secrets, at any depth.
 
-    Text that contains the value of an environment variable named like a secret has ``***`` in its place.
+    In text, the value of an environment variable named like a secret is replaced by ``***``.
     """
     if isinstance(value, Mapping):
         return {
