@@ -81,8 +81,6 @@ def test_the_same_bits_each_time(size):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", SIZES[3:])
 def test_no_logits_of_all_tokens_are_held(size, name):
-    if DEVICE == "cpu":
-        pytest.skip("needs CUDA")
     hidden, head, labels, other = problem(size, torch.bfloat16)
     targets = targets_of(name, labels, other)
     torch.cuda.reset_peak_memory_stats()
@@ -93,7 +91,6 @@ def test_no_logits_of_all_tokens_are_held(size, name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
 @pytest.mark.parametrize("size", SIZES[2:])
 def test_compiled_or_not_gives_the_same_statistics(size, monkeypatch):
     hidden, head, labels, _ = problem(size, torch.bfloat16)

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "packed without padding": ("llama", True, {**DISTILL, "taught": "model", "packing": True, "max_length": 30}),
 }
 WAYS = ("ddp", "fsdp2", "fsdp2 as accelerate")
+HALF = ("full, tied head", "full, own head")
 
 
 def one(name: str, folder: Path, ranks: int, prepare: Any = None) -> Any:
@@ -92,7 +93,7 @@ def save_adapters(folder: Path) -> None:
         model.save_pretrained(str(folder / f"adapter-{kind}"))
 
 
-def shard_by_hand(trainer: Any) -> None:
+def shard_by_hand(trainer: Any, **policy: Any) -> None:
     """Each layer a shard of its own that stays gathered until its backward, and the rest, embedding and head, another;
     a reference model likewise."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -102,9 +103,16 @@ def shard_by_hand(trainer: Any) -> None:
     for model in (trainer.model, getattr(trainer.references.teacher, "model", None)):
         if model is not None:
             for layer in causal_lm(model).base_model.layers:
-                fully_shard(layer, mesh=mesh, reshard_after_forward=False)
-            fully_shard(model, mesh=mesh)
+                fully_shard(layer, mesh=mesh, reshard_after_forward=False, **policy)
+            fully_shard(model, mesh=mesh, **policy)
     leave_alone(trainer)
+
+
+def shard_in_half_precision(trainer: Any) -> None:
+    """As a GPU trains: FSDP2 casts parameters, and the tensors among a forward's arguments, to bfloat16."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    shard_by_hand(trainer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
 
 
 def shard_as_accelerate(trainer: Any) -> None:
@@ -146,6 +154,9 @@ def on_ranks(folder: str) -> dict[tuple[str, str], Any]:
             step = one(name, Path(folder) / f"{way}, {name}", 2, prepare)
             kind = type(step.trainer.model_wrapped).__name__
             out[way, name] = (step.gradient, step.loss, step.masks, step.metrics[-1], kind)
+    for name in HALF:
+        step = one(name, Path(folder) / f"half, {name}", 2, shard_in_half_precision)
+        out["half", name] = (step.gradient, step.loss)
     return out
 
 
@@ -190,6 +201,14 @@ def test_two_ranks_train_as_one_process(ranks, alone, way, name):
     ):
         if value in whole.metrics[-1]:
             assert metrics[value] == pytest.approx(whole.metrics[-1][value], rel=1e-5), value
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_shards_train_to_rounding(ranks, alone, name):
+    """FSDP2 copies dataclasses among a forward's arguments, which the loss must survive."""
+    gradient, loss = ranks[1][0]["half", name]
+    assert loss == pytest.approx(alone(name).loss, rel=2e-2)
+    assert relative_difference(gradient, alone(name).gradient) < 0.1
 
 
 def test_the_comparison_has_teeth(alone):

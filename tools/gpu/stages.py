@@ -69,10 +69,9 @@ class Stage:
 
 def _kernels(place: Place) -> list[list[str]]:
     pytest = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"]
-    if place.small:
+    if place.small or place.dry:
         return [[*pytest, "-m", "not gpu", "tests/fused/test_gpu.py"]]
-    sizes = place.cut("-k", "smollm2")
-    return [[*pytest, "-m", "gpu", *sizes, "tests/fused/test_gpu.py"], [*pytest, "tests/fused/test_kernels.py"]]
+    return [[*pytest, "-m", "gpu", "tests/fused/test_gpu.py"]]
 
 
 def _head(place: Place) -> list[list[str]]:

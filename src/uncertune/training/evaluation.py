@@ -83,7 +83,7 @@ class EvaluationLoss:
     rows: Rows
     extra_T: Tensor | None
 
-    def __call__(self, hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
+    def of_hidden(self, hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
         args, tokens = self.trainer.args, self.tokens
         plain = OBJECTIVES["mle"](tokens.labels)
         loss_T, stats = linear_weighted_nll_with_stats(hidden, head, plain, tokens.labels, rounded=True)

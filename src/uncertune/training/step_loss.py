@@ -49,7 +49,9 @@ class StepLoss:
     extra_T: Tensor | None
     result: LossResult | None = None
 
-    def __call__(self, hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
+    def of_hidden(self, hidden: Tensor, head: Head, aux_loss: Tensor | None) -> dict[str, Tensor]:
+        """The model takes this method and not the object: FSDP2 copies dataclasses among the arguments of a forward to
+        cast their tensors, and a copy's ``result`` would be lost."""
         trainer, record = self.trainer, self.record
         scored, selected = self._mask(hidden, head)
         teacher, anchor = trainer.references.bound(self.rows, head)

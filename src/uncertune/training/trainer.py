@@ -316,7 +316,7 @@ class UncertuneTrainer(SFTTrainer):
         extra_T = None if SELECTED in batch else self.selector.extra_scores(model, tokens)
         step_loss = StepLoss(self, record, batch, tokens, rows, extra_T)
         kept = {"kept": batch[KEPT].take()} if KEPT in batch else {}
-        loss = model(**tokens.inputs, **kept, head_fn=step_loss, response_mask=tokens.mask)["loss"]
+        loss = model(**tokens.inputs, **kept, head_fn=step_loss.of_hidden, response_mask=tokens.mask)["loss"]
         result = step_loss.result
         assert result is not None
         if result.stats is not None:
@@ -374,7 +374,7 @@ class UncertuneTrainer(SFTTrainer):
         rows, extra_T = self.references.rows(model, tokens), self.selector.extra_scores(model, tokens)
         loss = EvaluationLoss(self, self._evaluation, tokens, rows, extra_T)
         with torch.no_grad():
-            loss_T = model(**tokens.inputs, head_fn=loss, response_mask=tokens.mask)["loss"]
+            loss_T = model(**tokens.inputs, head_fn=loss.of_hidden, response_mask=tokens.mask)["loss"]
         return loss_T.sum() / max(tokens.labels.numel(), 1)
 
     # ---- records
