@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.cases import ALL_CASES, CASES, D, K, T, V, factored, half, labels, probabilities, settled, sparse
-from uncertune.objectives import OBJECTIVES, SparseTeacher, Targets, clipped_advantage, weighted_nll
+from uncertune.objectives import OBJECTIVES, SparseTeacher, Targets, anchored, clipped_advantage, weighted_nll
 
 CASE = pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 
@@ -72,6 +72,13 @@ def test_rows_without_weight_have_exactly_no_gradient(case):
 
 
 @CASE
+def test_scaling_a_token_scales_its_loss(case):
+    z, factor_T = torch.randn(T, V, dtype=torch.float64), torch.rand(T, dtype=torch.float64)
+    targets = settled(case(torch.float64, T), z)
+    torch.testing.assert_close(weighted_nll(z, targets.scaled(factor_T)), weighted_nll(z, targets) * factor_T)
+
+
+@CASE
 def test_no_tokens(case):
     logits = torch.randn(0, V, requires_grad=True)
     loss = weighted_nll(logits, case(torch.float32, 0))
@@ -97,6 +104,31 @@ def test_labels_outside_the_response_have_no_weight():
     for objective in OBJECTIVES.values():
         targets = objective(y, **{key: given[key] for key in objective.needs})
         assert targets.row_mask().tolist() == (y != -100).tolist()
+        asked = anchored(targets, y, given["teacher"], 0.5) if targets.tail_weight is None else targets
+        assert asked.row_mask().tolist() == (y != -100).tolist()
+    for form in ("plain", "renormalized", "tail"):
+        cut = OBJECTIVES["truncated_distill"](y, teacher=given["teacher"], top_k=K, truncation=form)
+        assert cut.row_mask().tolist() == (y != -100).tolist()
+
+
+def test_renormalized_weights_are_the_teachers_shares_of_its_most_probable_tokens():
+    p = probabilities(torch.float64)
+    top = p.topk(K, -1)
+    targets = OBJECTIVES["truncated_distill"](labels(), teacher=p, top_k=K, truncation="renormalized")
+    assert torch.equal(targets.ids, top.indices)
+    torch.testing.assert_close(targets.weights.sum(-1), torch.ones(T, dtype=torch.float64))
+    torch.testing.assert_close(targets.weights / targets.weights[:, :1], top.values / top.values[:, :1])
+
+
+def test_a_token_weighting_multiplies_the_labels_term_alone():
+    """The teacher's entries of a sparse target stay, those of the label and of its smoothing do not."""
+    y, z, p = labels(), torch.randn(T, V, dtype=torch.float64), probabilities(torch.float64)
+    selected = torch.arange(T) % 2 == 0
+    given = {"selected": selected, "teacher": SparseTeacher(*reversed(p.topk(K, -1))), "label_smoothing": 0.2}
+    plain = OBJECTIVES["masked_mle_distill"](y, **given)
+    halved = OBJECTIVES["masked_mle_distill"](y, **given, token_weighting=lambda view: view.log_prob * 0 + 0.5)
+    factor = torch.where(selected, 0.5, 1.0).double()
+    torch.testing.assert_close(weighted_nll(z, halved), weighted_nll(z, plain) * factor)
 
 
 def test_cross_entropy_is_torchs():

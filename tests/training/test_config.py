@@ -103,6 +103,7 @@ REFUSED_FIELDS = [
     ({**BOTH, "teacher_cache_fill": "first_epoch"}, "teacher_cache_fill", "none"),
     ({**MASKED, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
     ({**BOTH, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
+    ({**MASKED, "packing": True, "packing_strategy": "bfd_split"}, "packing_strategy", "bfd_split", "use 'bfd'"),
 ]
 
 

@@ -346,11 +346,23 @@ _CHECKERS: dict[type, Callable[[str, Spec, Any], Any]] = {
 }
 
 
+_FORMER = {
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "no_cuda": "use_cpu: true",
+    "torch_dtype": "dtype",
+    "warmup_ratio": "warmup_steps, where a number below 1 is a share of the steps",
+}
+"""Fields of earlier versions of TRL and transformers, and what stands for them."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
-    """A hint at the most similar known name, or an empty string."""
+    """A hint at what the name has become or at the most similar known name, or an empty string."""
     import difflib
 
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    if name in _FORMER and _FORMER[name].split(":")[0].split(",")[0] in known:
+        return f"it is now {_FORMER[name]}"
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {found[0]!r}?" if found else ""
 
 

@@ -213,9 +213,10 @@ class UncertuneConfig(FamilyConfig):
                 f"normalize_by='selected' is refused for objective={self.objective!r}, whose other tokens have loss "
                 "too: use normalize_by='all'"
             )
-        if self.packing and self.packing_strategy == "wrapped":
+        if self.packing and self.packing_strategy != "bfd":
             raise UserError(
-                "packing_strategy='wrapped' cuts documents in the middle: with a selecting objective use 'bfd'"
+                f"packing_strategy={self.packing_strategy!r} cuts documents in the middle: with a selecting objective "
+                "use 'bfd'"
             )
 
     def _check_order(self, drawn: bool) -> None:
