@@ -1,0 +1,239 @@
+# ruff: noqa: E501
+"""The mutations of ``tools.mutations``, and the tests that must notice them.
+
+``TESTS`` has the tests of each room. An entry may name narrower ones, and gives the reason where it cannot be noticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TESTS = {
+    "objectives": ("tests/objectives",),
+    "selection": ("tests/selection",),
+    "fused": ("tests/fused/test_linear.py", "tests/fused/test_kernels.py"),
+    "teachers": ("tests/teachers", "tests/training/test_teacher_cache.py"),
+    "statistics": (
+        "tests/statistics",
+        "tests/scoring/test_correlation.py",
+    ),
+    "sweep": ("tests/sweep/test_sweep_curves.py", "tests/sweep/test_sweep_page.py"),
+    "training": ("tests/training/test_invariance.py", "tests/training/test_records.py"),
+    "judging": ("tests/judging/test_verdicts.py",),
+    "evaluation": ("tests/evaluation/test_tokens.py",),
+}
+"""The tests of a room, quick ones only."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` occurs once in ``file`` (under ``src/uncertune``) and becomes ``new``.
+
+    ``tests`` replaces the tests of the room; ``why`` says why no test can notice it.
+    """
+
+    file: str
+    old: str
+    new: str
+    why: str = ""
+    tests: tuple[str, ...] = ()
+
+    @property
+    def room(self) -> str:
+        """The first part of the path."""
+        return self.file.partition("/")[0]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The tests that must fail."""
+        return self.tests or TESTS[self.room]
+
+
+_CACHE = ("tests/training/test_teacher_cache.py",)
+_RECORDS = ("tests/training/test_records.py",)
+_RANKS = ("tests/training/test_ranks.py",)
+
+MUTATIONS = (
+    # ---- objectives
+    Mutation("objectives/catalogue.py", "hard.plus(_taught(labels, (labels != IGNORED) & ~selected, teacher))", "hard.plus(_taught(labels, labels != IGNORED, teacher))"),
+    Mutation("objectives/catalogue.py", "keep = (mask & (labels != IGNORED))", "keep = mask"),
+    Mutation("objectives/catalogue.py", "label_smoothing * keep, (1 - label_smoothing) * keep", "label_smoothing * keep, keep"),
+    Mutation("objectives/catalogue.py", "tail = (1 - probs.sum(-1)).clamp(min=0) * keep", "tail = (1 - probs.sum(-1)).clamp(min=0)"),
+    Mutation("objectives/catalogue.py", "probs = probs / probs.sum(-1, keepdim=True)", "probs = probs * probs.sum(-1, keepdim=True)"),
+    Mutation("objectives/catalogue.py", "_asked(labels, mask, member, 1 / len(teacher))", "_asked(labels, mask, member, 1.0)"),
+    Mutation("objectives/catalogue.py", "torch.where(labels != IGNORED, advantages, torch.zeros_like(advantages))", "advantages"),
+    Mutation("objectives/catalogue.py", "asked = _taught(labels, labels != IGNORED, anchor)", "asked = _taught(labels, labels == labels, anchor)"),
+    Mutation("objectives/loss.py", "loss_T = loss_T - term.weight.to(dtype) *", "loss_T = loss_T + term.weight.to(dtype) *"),
+    Mutation("objectives/loss.py", "log_probs_TV.mean(-1)", "log_probs_TV.sum(-1)"),
+    Mutation("objectives/loss.py", "counts = (targets.tail_weight != 0) & outside_TV.any(-1)", "counts = targets.tail_weight != 0"),
+    Mutation("objectives/head.py", "u = u * finish.scale", "u = u / finish.scale"),
+    Mutation("objectives/head.py", "finish.scale * (1 - (logits", "(1 - (logits"),
+    Mutation("objectives/targets.py", "weights[:, 0] *= weight_T", "weights *= weight_T[:, None]"),
+    Mutation("objectives/targets.py", "uniform = _times(self.uniform_weight, weight_T)", "uniform = self.uniform_weight"),
+    Mutation("objectives/targets.py", "mask = mask | (self.dense != 0).any(-1)", "mask = mask & (self.dense != 0).any(-1)"),
+    Mutation("objectives/targets.py", "tail_weight=_times(self.tail_weight, token_weight)", "tail_weight=self.tail_weight"),
+    Mutation("objectives/weighting.py", "/ math.log(z_Tk.shape[-1])", "/ math.log(top_k)"),
+    Mutation("objectives/weighting.py", "math.log(cutoff / (1 - cutoff)) - log_odds", "math.log(cutoff / (1 - cutoff)) + log_odds"),
+    Mutation("objectives/weighting.py", "return weight.clamp(min=0)", "return weight"),
+    Mutation("objectives/weighting.py", "(-torch.expm1(view.log_prob.clamp(max=0))) ** gamma", "view.log_prob.exp() ** gamma"),
+    Mutation("objectives/advantages.py", "(count - 1).clamp(min=1)", "count"),
+    Mutation("objectives/advantages.py", "(ratio > 1 + high)", "(ratio > 1 + low)"),
+    Mutation("objectives/advantages.py", "(advantages < 0) & (ratio < 1 - low)", "(advantages < 0) & (ratio < 1 / (1 + low))"),
+    # ---- selection
+    Mutation("selection/metrics.py", "stats.loss - extra", "extra - stats.loss"),
+    Mutation("selection/metrics.py", "lambda stats, extra: stats.entropy", "lambda stats, extra: stats.loss"),
+    Mutation("selection/select.py", "Fraction(str(fraction))", "Fraction(float(fraction))"),
+    Mutation("selection/select.py", "-((-exact.numerator * total) // exact.denominator)", "(exact.numerator * total) // exact.denominator"),
+    Mutation("selection/select.py", 'descending=order != "lowest", stable=True', 'descending=order != "lowest"', why="torch's unstable sort of a CPU tensor is stable too"),
+    Mutation("selection/select.py", "(total - count) // 2 if", "(total - count + 1) // 2 if"),
+    Mutation("selection/select.py", 'float(chosen.max() if order == "lowest" else chosen.min())', "float(chosen.min())"),
+    Mutation("selection/threshold.py", "self.decay * self.value + (1 - self.decay) * threshold", "(1 - self.decay) * self.value + self.decay * threshold"),
+    Mutation("selection/threshold.py", "scores.double() >= threshold if", "scores.double() > threshold if"),
+    Mutation("selection/threshold.py", "if not math.isnan(threshold):", "if True:"),
+    Mutation("selection/radix.py", "equal & (equal.cumsum(0) <= share)", "equal & (equal.cumsum(0) < share)"),
+    Mutation("selection/radix.py", "missing -= shares[rank][part]", "missing -= one[part]"),
+    Mutation("selection/radix.py", "return (key ^ ((key >> 31) & 0x7FFF_FFFF)).long()", "return key.long()"),
+    Mutation("selection/radix.py", "key = (scores.float() + 0.0)", "key = scores.float()"),
+    Mutation("selection/scores.py", "torch.full_like(document, step), document, position)", "torch.full_like(document, step), document)"),
+    Mutation("selection/scores.py", "return total / torch.bincount(index, minlength=count), index", "return total, index"),
+    Mutation("selection/scores.py", "rank[first.argsort()] = torch", "rank[:] = torch"),
+    # ---- fused
+    Mutation("fused/chunk.py", "mass_t = mass_t + uniform_t\n", "mass_t = mass_t + 0\n"),
+    Mutation("fused/chunk.py", "tail_t = torch.where(rest_t == float(\"-inf\"), 0, targets.tail_weight.to(dtype))", "tail_t = targets.tail_weight.to(dtype)"),
+    Mutation("fused/chunk.py", "loss_t += tail_t * (log_norm_t - rest_t)", "loss_t += tail_t * (rest_t - log_norm_t)"),
+    Mutation("fused/chunk.py", "divergence_nt.append(gap_t - norm_t + chunk.log_norm)", "divergence_nt.append(gap_t + norm_t - chunk.log_norm)"),
+    Mutation("fused/chunk.py", "grad_tK = grad_tK - taught.listed", "grad_tK = grad_tK"),
+    Mutation("fused/chunk.py", "return grad_tK * slope(z_tK, chunk.finish)", "return grad_tK"),
+    Mutation("fused/chunk.py", "if targets.ids.shape[1] > 1:", "if False:"),
+    Mutation("fused/chunk.py", "mixture_tV.mul_(column)", "mixture_tV.mul_(1)"),
+    Mutation("fused/chunk.py", "total_t * (terms.rest - log_norm_t).exp() - terms.tail", "total_t * (terms.rest - log_norm_t).exp()"),
+    Mutation("fused/chunk.py", "listed_tK = listed_tK + weight_t[:, None] *", "listed_tK = weight_t[:, None] *"),
+    Mutation("fused/chunk.py", "stats.correct[rows] = self.top == labels_t", "stats.correct[rows] = self.top != labels_t"),
+    Mutation("fused/chunked.py", "code_T[: job.scored.kept] += kept", "code_T[:] += kept"),
+    Mutation("fused/chunked.py", "rows_t[start:stop] - first, out", "rows_t[start:stop], out"),
+    Mutation("fused/chunked.py", "if code & 1 or job.with_stats:", "if code & 1:"),
+    Mutation("fused/chunked.py", "sweep(hidden_TD, ctx.job, grad_T, again)", "sweep(hidden_TD, ctx.job, 1.0, again)"),
+    Mutation("fused/chunked.py", "None if g is None else g * ratio_T[0]", "None if g is None else g"),
+    Mutation("fused/chunked.py", "ratio_T = grad_T / ctx.factor", "ratio_T = grad_T"),
+    Mutation("fused/chunked.py", "z_tV.logsumexp(-1, keepdim=True)).exp())", "top.values.logsumexp(-1, keepdim=True)).exp())"),
+    Mutation("fused/linear.py", "targets.weights.abs().argmax", "targets.weights.argmax"),
+    Mutation("fused/linear.py", "if rounding == \"offset\" and (labels is None or not all(shared)):", "if rounding == \"offset\" and labels is None:"),
+    Mutation("fused/elementwise.py", "entropy_t = norm_t.log() - (e_tV", "entropy_t = norm_t.log() + (e_tV"),
+    Mutation("fused/elementwise.py", "u_tV - other_tV if teacher.delta", "other_tV - u_tV if teacher.delta"),
+    Mutation("fused/elementwise.py", "out_tV.copy_(p_tV * slope(z_tV, finish))", "out_tV.copy_(p_tV)"),
+    Mutation("fused/elementwise.py", "by_product = finish.bias is None and finish.scale > 0", "by_product = finish.bias is None"),
+    Mutation("fused/elementwise.py", "torch.cat([kept_tC, values_tV[:, whole:]], 1)", "kept_tC"),
+    Mutation("fused/projection.py", "torch.addmm(-offset_t.to(self.compute)[:, None]", "torch.addmm(offset_t.to(self.compute)[:, None]"),
+    Mutation("fused/projection.py", "cheap = device != \"cpu\" or head.vocabulary < LARGE_VOCABULARY", "cheap = False", why="rounding relative to the label is an optimisation: on small vocabularies it is as exact, and slower"),
+    # ---- teachers
+    Mutation("teachers/fingerprints.py", "return _hash([*parts, *(part for pair in added_parameters(source) for part in pair)])", "return _hash(parts)"),
+    Mutation("teachers/fingerprints.py", "parts.append(_settings(settings))", "pass"),
+    Mutation("teachers/fingerprints.py", "fingerprint(student) if hasattr(student, \"peft_config\") else str(base)", "str(base)"),
+    Mutation("teachers/fingerprints.py", "_hash(sorted(set(keys)))", "_hash(list(keys))"),
+    Mutation("teachers/fingerprints.py", "digest.update(b\"\\0\")", "pass"),
+    Mutation("teachers/cache.py", "\"topk\": 8 * width", "\"topk\": 4 * width"),
+    Mutation("teachers/cache.py", "best.probs.float().log()", "best.probs.float()"),
+    Mutation("teachers/cache.py", "{head.softcap} {head.scale}", "{head.scale}"),
+    Mutation("teachers/cache.py", "if need > free:", "if need > 10 * free:"),
+    Mutation("teachers/cache.py", "length + one.length > SHARD_TOKENS or size", "size"),
+    Mutation("teachers/shards.py", "zip(keys.tolist(), [0, *ends], ends, strict=False)", "zip(keys.tolist(), [0, *ends], ends[1:], strict=False)"),
+    Mutation("teachers/shards.py", "if (check and not intact(self.folder / name, entry)) or", "if"),
+    Mutation("teachers/shards.py", "names = [name for name in here if there.get(name) != here[name]]", "names = []"),
+    Mutation("teachers/adapter.py", "with active_adapter(student, None):", "with contextlib.nullcontext():", tests=("tests/training/test_weights_elsewhere.py", "tests/training/test_family.py")),
+    Mutation("teachers/adapter.py", "torch.no_grad(), evaluating(model)", "torch.no_grad()", tests=("tests/training/test_teacher_cache.py", "tests/training/test_family.py")),
+    Mutation("teachers/adapter.py", "if size != wanted:", "if False:", tests=("tests/training/test_config.py", "tests/training/test_family.py")),
+    # ---- training
+    Mutation("training/batch.py", "digest.update(labels[1:]", "0 and digest.update(labels[1:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py")),
+    Mutation("training/batch.py", "digest.update(labels[1:]", "digest.update(labels[:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py")),
+    Mutation("training/batch.py", "kept = min(max(real - rank * rows, 0), rows)", "kept = min(max(real - rank * rows, 0) + 1, rows)", tests=_RANKS),
+    Mutation("training/dataset.py", "else slice(-args.max_length, None)", "else slice(None, args.max_length)", tests=_RECORDS),
+    Mutation("training/step.py", "return max(self.selected if self.by_selected else self.tokens, 1)", "return max(self.tokens, 1)"),
+    Mutation("training/step.py", "masks = [mask & ~other", "masks = [mask"),
+    Mutation("training/step.py", "top_masks([-one for one in ranked], count", "top_masks(ranked, count"),
+    Mutation("training/step.py", "return masks, -limit", "return masks, limit"),
+    Mutation("training/step.py", "documents.index.cpu() + first, documents", "documents.index.cpu(), documents"),
+    Mutation("training/step.py", "torch.zeros_like(position) if rule.level == \"document\" else position", "position"),
+    Mutation("training/step.py", "if is_nan:", "if False:"),
+    Mutation("training/step.py", "torch.where(selected, 0, loss_T).sum()", "loss_T.sum()"),
+    Mutation("training/step.py", "out[\"selected_fraction\"] = sums[\"selected\"] / tokens", "out[\"selected_fraction\"] = sums[\"selected\"] / denominator"),
+    Mutation("training/step.py", "(max if self.from_below else min)(limits", "min(limits"),
+    Mutation("training/step.py", "sums[\"correct\"] / scored", "sums[\"correct\"] / tokens"),
+    Mutation("training/step.py", "sums[\"anchor_kl\"] / tokens", "sums[\"anchor_kl\"] / denominator", tests=("tests/training/test_family.py",)),
+    Mutation("training/step.py", "(\"drop\" in name or \"jitter\" in name)", "\"drop\" in name"),
+    Mutation("training/step.py", "return int(index[-1]) + 1 if index.numel() else 0", "return int(index[-1]) if index.numel() else 0"),
+    Mutation("training/step.py", "if not math.isfinite(sums[\"loss\"]):", "if False:"),
+    Mutation("training/step.py", "for rank, parts in enumerate(ranks):\n            if micro", "for rank, parts in reversed(list(enumerate(ranks))):\n            if micro", tests=_RANKS),
+    Mutation("training/step_loss.py", "/ record.denominator * trainer.accelerator.num_processes\n", "/ record.denominator\n", tests=_RANKS),
+    Mutation("training/step_loss.py", "router_aux_loss_coef * aux_loss / record.micro_batches", "router_aux_loss_coef * aux_loss"),
+    Mutation("training/step_loss.py", "self.record.denominator * self._loss_scale", "self.record.denominator"),
+    # ---- judging, evaluation
+    Mutation("judging/verdicts.py", "1 if one.order == MODEL_FIRST else -1", "-1 if one.order == MODEL_FIRST else 1"),
+    Mutation("judging/verdicts.py", "len(pair.model) - len(pair.baseline)", "len(pair.baseline) - len(pair.model)"),
+    Mutation("judging/verdicts.py", "abs(one - other) <= LIKE_LENGTH", "one - other <= LIKE_LENGTH"),
+    Mutation("evaluation/tokens.py", "abs(one[\"accuracy\"] - one[\"confidence\"])", "(one[\"accuracy\"] - one[\"confidence\"])"),
+    Mutation("evaluation/tokens.py", "square * count / (count - 1)", "square"),
+    Mutation("evaluation/tokens.py", "out[\"kl\"] = cross_T - linear", "out[\"kl\"] = cross_T + linear"),
+    # ---- statistics
+    Mutation("statistics/decided.py", "(first + second) / 2, unknown", "first, unknown"),
+    Mutation("statistics/decided.py", "np.where(np.abs(averaged) < _TIE, 0.0, averaged)", "averaged"),
+    Mutation("statistics/decided.py", "tied = len(log_odds_P) - won - lost - one_order", "tied = len(log_odds_P) - won - lost"),
+    Mutation("statistics/decided.py", "np.where(y == 1, x, -x)", "np.where(y == 1, x, x)"),
+    Mutation("statistics/decided.py", "expit(x[np.isfinite(x)] / temperature)", "expit(x[np.isfinite(x)] * temperature)"),
+    Mutation("statistics/winrate.py", "correction = clusters / (clusters - 1) * (rows - 1) / (rows - columns)", "correction = 1.0"),
+    Mutation("statistics/winrate.py", "np.add.at(summed, cluster, scores)", "summed[cluster] = scores"),
+    Mutation("statistics/winrate.py", "np.tanh(length / spread) if", "length / spread if"),
+    Mutation("statistics/winrate.py", "for sign in (1, -1)]", "for sign in (1, 1)]"),
+    Mutation("statistics/winrate.py", "min(raw, float(expit(raw_low)))", "float(expit(raw_low))", why="the interval of the raw rate contains it but for rounding, which this removes"),
+    Mutation("statistics/intervals.py", "(1 + LEVEL) / 2, len(known) - 1)", "(1 + LEVEL) / 2, len(known))"),
+    Mutation("statistics/intervals.py", "known.std(ddof=1) / np.sqrt", "known.std(ddof=0) / np.sqrt"),
+    Mutation("statistics/intervals.py", "Estimate(mean, mean - half, mean + half)", "Estimate(mean, mean + half, mean - half)"),
+    Mutation("statistics/intervals.py", "known = known[np.isfinite(known)]", "known = known"),
+    Mutation("statistics/intervals.py", "dtype=np.float64) - np.asarray(baseline", "dtype=np.float64) + np.asarray(baseline"),
+    Mutation("statistics/intervals.py", "counts - 1) * spread", "counts) * spread"),
+    Mutation("statistics/intervals.py", "np.arange(2, MOST_SEEDS + 1)", "np.arange(3, MOST_SEEDS + 1)"),
+    Mutation("statistics/intervals.py", "abs(float(known.mean()))", "float(known.mean())"),
+    Mutation("statistics/pareto.py", "all(a <= b for", "all(a < b for"),
+    Mutation("statistics/pareto.py", "any(a < b for", "any(a <= b for"),
+    Mutation("statistics/findings.py", "or low <= 0 <= high:", "or low <= 0:"),
+    Mutation("statistics/findings.py", '(low > 0) == (self.side == "above")', '(low > 0) == (self.side == "below")'),
+    Mutation("statistics/findings.py", "self.effect.low - self.level", "self.effect.low + self.level"),
+    Mutation("statistics/paired.py", "x.sum() / w.sum())", "x.sum() / len(w))"),
+    Mutation("statistics/paired.py", 'method="wilson"', 'method="exact"'),
+    Mutation("statistics/paired.py", "_error(x - value * w) / w.sum()", "_error(x) / w.sum()"),
+    Mutation("statistics/paired.py", "(x > y).sum()), int((x < y).sum())", "(x < y).sum()), int((x > y).sum())"),
+    Mutation("statistics/paired.py", "(len(known) - rank) * p", "len(known) * p"),
+    Mutation("statistics/paired.py", "highest = max(highest, min(", "highest = max(0.0, min("),
+    Mutation("statistics/paired.py", "for error in errors)) / len(estimates)", "for error in errors))"),
+    Mutation("statistics/paired.py", "* count / (count - 1)))", "))"),
+    Mutation("statistics/paired.py", "centre = (won - lost) / (count + 2)", "centre = (won - lost) / count"),
+    Mutation("statistics/paired.py", "won + lost + 1 - (won", "won + lost - (won"),
+    Mutation("statistics/paired.py", "2 * t.sf(abs(value)", "t.sf(abs(value)"),
+    Mutation("statistics/paired.py", "square = _t(count) ** 2", "square = 1.96**2"),
+    Mutation("statistics/paired.py", "np.cov(x, y) * count", "np.cov(x, y)"),
+    Mutation("statistics/paired.py", "(b + root) / a - 1), error", "(b + root) / a), error"),
+    Mutation("statistics/bootstrap.py", "[(1 - LEVEL) / 2, (1 + LEVEL) / 2]", "[(1 - LEVEL), LEVEL]"),
+    Mutation("statistics/bootstrap.py", "(weights_RG @ sums) / (weights_RG @ counts)", "(weights_RG @ sums) / len(values)"),
+    Mutation("statistics/bootstrap.py", "np.random.default_rng(seed)", "np.random.default_rng()"),
+    # ---- sweep
+    Mutation("sweep/measures.py", "sign = -1.0 if self.main[name] in LOWER else 1.0", "sign = 1.0"),
+    Mutation("sweep/measures.py", "sign * one for seed, one in self.differences", "one for seed, one in self.differences"),
+    Mutation("sweep/measures.py", 'run["arm"] == arm and run["status"] == "done"', 'run["arm"] == arm'),
+    Mutation("sweep/measures.py", "seed: one[seed] - other[seed]", "seed: other[seed] - one[seed]"),
+    Mutation("sweep/measures.py", "for one in sets) / len(sets)", "for one in sets)"),
+    Mutation("sweep/measures.py", "set.intersection(*map(set, sets))", "set.union(*map(set, sets))"),
+    Mutation("sweep/measures.py", "if len(one) > 1]", "if len(one) > 0]"),
+    Mutation("sweep/figures.py", "(-one.x.value, -one.y.value)", "(one.x.value, one.y.value)"),
+    Mutation("sweep/figures.py", "sum(one.value > 0 for one in gains)", "sum(one.value < 0 for one in gains)"),
+    Mutation("sweep/figures.py", "sum(one.low > 0 for one in gains)", "sum(one.high > 0 for one in gains)"),
+    Mutation("sweep/gains.py", "str(needed - len(gains))", "str(needed)"),
+    Mutation("sweep/gains.py", "found.low > 0 or found.high < 0", "found.low > 0"),
+    Mutation("sweep/gains.py", "or found.low == found.high:", "or False:"),
+    Mutation("sweep/curves.py", "sign = 1.0 if measure in LOWER else -1.0", "sign = -1.0"),
+    Mutation("sweep/curves.py", "(-1.0 if measure in LOWER else 1.0) * (float", "1.0 * (float"),
+    Mutation("sweep/curves.py", "level = min(max(", "level = max(max("),
+    Mutation("sweep/curves.py", "if x0 < level <= x1:", "if level <= x1:"),
+    Mutation("sweep/curves.py", "(level - x0) / (x1 - x0)", "(x1 - level) / (x1 - x0)"),
+    Mutation("sweep/curves.py", "_outside_at(ours[seed], level) - _outside_at(baseline", "_outside_at(ours[seed], level) + _outside_at(baseline"),
+    Mutation("sweep/curves.py", "for name in names) / len(names)", "for name in names)"),
+    Mutation("sweep/claims.py", 'and arm.get("level") == "token":', ":"),
+)  # fmt: skip
