@@ -25,7 +25,7 @@ DESCRIPTION = "Uncertainty-aware fine-tuning of language models."
 
 COMMANDS = (
     *("demo", "init", "recipes", "check", "train", "merge", "score", "evaluate", "generate", "chat", "compare"),
-    *("sweep", "report", "study"),
+    *("sweep", "report", "study", "completion"),
 )
 
 

@@ -20,7 +20,7 @@ from uncertune.models.head import (
 )
 from uncertune.models.identity import added_parameters, fingerprint
 from uncertune.models.loading import checked_in_trl, load_adapter, load_model, load_tokenizer
-from uncertune.models.names import cache_folder, resolve_model
+from uncertune.models.names import cache_folder, resolve_model, shared_name
 
 __all__ = [
     "active_adapter",
@@ -38,6 +38,7 @@ __all__ = [
     "load_tokenizer",
     "output_head",
     "resolve_model",
+    "shared_name",
     "unwrapped",
     "verify_head",
     "whole",

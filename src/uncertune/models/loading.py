@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from uncertune.errors import UserError
-from uncertune.models.names import resolve_model
+from uncertune.models.names import SMOLLM2, SMOLLM2_HUB, resolve_model
 from uncertune.models.vocabulary import fit_vocabulary
+from uncertune.runs.records import read_settings
 
 _JSON = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
@@ -225,8 +226,13 @@ def adapter_digest(folder: str | Path) -> str | None:
 
 
 def base_model_of(folder: str | Path) -> str | None:
-    """The base model that an adapter's configuration names. Raises UserError if that file is damaged."""
+    """The base model that an adapter's configuration names; ``smollm2-135m`` if its run trained on that name, which
+    loads without the hub. Raises UserError if a file is damaged."""
     named = _check_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    if named == SMOLLM2_HUB and any(
+        read_settings(one).get("model_name_or_path") == SMOLLM2 for one in (Path(folder), Path(folder).parent)
+    ):
+        return SMOLLM2 if resolve_model(SMOLLM2) != SMOLLM2_HUB else SMOLLM2_HUB
     return named if isinstance(named, str) and named else None
 
 

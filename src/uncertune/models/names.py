@@ -54,6 +54,15 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def shared_name(path: str) -> str:
+    """The name under which others find the model at ``path``: the hub id of the dense copy of SmolLM2 that a package
+    carries, any other name unchanged."""
+    folder = Path(path)
+    if folder.parent == cache_folder() / "models" and (carried := _carried_gguf()) is not None:
+        return SMOLLM2_HUB if folder == _dense_folder(carried) else path
+    return path
+
+
 def cache_folder() -> Path:
     """``$UNCERTUNE_CACHE``, else ``$XDG_CACHE_HOME/uncertune``, else ``~/.cache/uncertune``."""
     if own := os.environ.get("UNCERTUNE_CACHE"):
@@ -93,7 +102,7 @@ def dense_copy(gguf: Path) -> Path:
     The copy appears complete or not at all, and a lock keeps concurrent processes from unpacking the same file twice.
     Unpacking 98 MB takes about 10 s, loading the copy less than 1 s.
     """
-    folder = cache_folder() / "models" / f"{gguf.stem}-{_file_key(gguf)}"
+    folder = _dense_folder(gguf)
     if folder.is_dir():
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -117,6 +126,10 @@ def dense_copy(gguf: Path) -> Path:
             if not folder.is_dir():  # else another machine on the same disk, whose locks are invisible here, was first
                 raise
     return folder
+
+
+def _dense_folder(gguf: Path) -> Path:
+    return cache_folder() / "models" / f"{gguf.stem}-{_file_key(gguf)}"
 
 
 def _file_key(file: Path) -> str:

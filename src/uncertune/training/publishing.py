@@ -16,6 +16,7 @@ from typing import Any
 import transformers.trainer as transformers_trainer
 from huggingface_hub import ModelCardData
 
+from uncertune.models.names import SMOLLM2, SMOLLM2_HUB
 from uncertune.report.tables import markdown_text
 from uncertune.runs.secrets import without_secrets
 
@@ -37,7 +38,7 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
     settings = without_secrets(settings)
     base, data = settings.get("model_name_or_path"), settings.get("dataset_name")
     meta = ModelCardData(
-        base_model=_hub_id(base),
+        base_model=_hub_id(SMOLLM2_HUB if base == SMOLLM2 else base),
         datasets=[str(data)] if _hub_id(data) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",

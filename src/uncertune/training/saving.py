@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from uncertune.errors import UserError
+from uncertune.models import shared_name
 from uncertune.runs.files import write_atomically
 from uncertune.runs.secrets import without_secrets
 
@@ -30,6 +31,18 @@ def student_adapter_only(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.__dict__["save_pretrained"]
+
+
+def name_base(folder: str | Path) -> None:
+    """In a saved adapter's configuration, name a base that is a copy in this machine's cache by its hub id."""
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    named = settings.get("base_model_name_or_path")
+    if isinstance(named, str) and shared_name(named) != named:
+        settings["base_model_name_or_path"] = shared_name(named)
+        write_atomically(file, json.dumps(settings, indent=2, sort_keys=True))
 
 
 @contextlib.contextmanager

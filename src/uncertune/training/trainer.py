@@ -45,7 +45,7 @@ from uncertune.training.kept_forward import KEPT
 from uncertune.training.references import References
 from uncertune.training.refusals import check_arguments, check_kind, teachers_of
 from uncertune.training.runlog import RunLog
-from uncertune.training.saving import Progress, arguments_without_secrets, student_adapter_only
+from uncertune.training.saving import Progress, arguments_without_secrets, name_base, student_adapter_only
 from uncertune.training.selector import Selector
 from uncertune.training.side_columns import check_vocabulary
 from uncertune.training.step import StepRecord
@@ -168,6 +168,7 @@ class UncertuneTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with student_adapter_only(self.model), arguments_without_secrets(self):
             super()._save(output_dir, state_dict)
+        name_base(output_dir or self.args.output_dir)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """``README.md`` of the output folder: objective, selection, teacher, data set and results so far."""
