@@ -23,7 +23,9 @@ MODEL = tiny_model("llama")
 
 def accelerator(plugin=None, processes=2):
     state = SimpleNamespace(fsdp_plugin=plugin)
-    return SimpleNamespace(state=state, parallelism_config=None, num_processes=processes)
+    return SimpleNamespace(
+        state=state, parallelism_config=None, num_processes=processes, even_batches=True, mixed_precision="no"
+    )
 
 
 def plugin_of(config, **changes):

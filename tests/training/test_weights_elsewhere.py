@@ -123,7 +123,9 @@ def test_zero3_with_a_trained_head_is_refused(tmp_path, monkeypatch, lora):
 
 def test_zero3_takes_a_frozen_head():
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
-    accelerator = SimpleNamespace(state=state, parallelism_config=None, num_processes=2)
+    accelerator = SimpleNamespace(
+        state=state, parallelism_config=None, num_processes=2, even_batches=True, mixed_precision="no"
+    )
     devices.check(accelerator, adapted(), average_tokens=True)
     state.deepspeed_plugin.zero_stage = 2
     devices.check(accelerator, tiny_model("phi", VOCABULARY), average_tokens=True)
