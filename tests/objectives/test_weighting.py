@@ -53,6 +53,12 @@ def test_parameters_reach_the_formula():
     torch.testing.assert_close(squared, torch.tensor(wanted, dtype=torch.float64))
 
 
+def test_eaft_of_more_tokens_than_there_are_is_relative_to_all_of_them():
+    y, weighting = torch.zeros(2, dtype=torch.long), token_weighting("eaft", {"top_k": 20})
+    loss = weighted_nll(torch.zeros(2, 5), OBJECTIVES["mle"](y, token_weighting=weighting))
+    assert loss.tolist() == pytest.approx([math.log(5)] * 2)  # all tokens are as likely: the weight is 1
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -32,7 +32,9 @@ PACKAGES = {  # options that need a package: the module, and the field that is n
     "tensorboard": ({"report_to": ["tensorboard"]}, "report_to: 'tensorboard' needs the package tensorboard"),
 }
 VALUES = [
-    ({"optim": "adafactor", "optim_args": "decay"}, "optim='adafactor' with optim_args='decay': "),
+    ({"optim": "sgd", "optim_args": "momentum"}, "optim='sgd' with optim_args='momentum': "),
+    ({"optim": "adafactor", "optim_args": "decay=1"}, "optim_args='decay=1' has no effect with optim='adafactor'"),
+    ({"optim_target_modules": ["q_proj"]}, "optim_target_modules='q_proj' has no effect with optim='adamw_torch"),
     ({"lr_scheduler_kwargs": {"nonsense": 1}}, "lr_scheduler_kwargs={'nonsense': 1}: "),
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr' with "),
     ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}}, "lr_end (1.0) must be smaller"),
@@ -110,7 +112,7 @@ def test_a_value_that_training_refuses_is_refused_before_a_folder_is_made(place,
 
 def test_options_are_refused_before_the_old_run_is_moved(place, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "replacing", lambda *_: pytest.fail("the old run was moved"))
-    for fields in ({"optim": "adafactor", "optim_args": "decay"}, {"lr_scheduler_kwargs": {"nonsense": 1}}):
+    for fields in ({"optim": "sgd", "optim_args": "momentum"}, {"lr_scheduler_kwargs": {"nonsense": 1}}):
         assert main([*words(place, place / "old", **fields), "--overwrite"]) == 2
 
 

@@ -48,6 +48,7 @@ def check_options(args: UncertuneConfig) -> None:
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
         with _refused(f"activation_checkpointing_kwargs={_checkpointing_kwargs(args)!r}"):
             checkpoint(lambda x: x, torch.ones(1, requires_grad=True), **_checkpointing(args))
+    _check_effects(args)
     with _refused(_optimizer(args)):
         optimizer = _stand_in(args)
     with _refused(_schedule(args)):
@@ -58,6 +59,17 @@ def check_options(args: UncertuneConfig) -> None:
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+def _check_effects(args: UncertuneConfig) -> None:
+    """Raise UserError for options that transformers does not read with this optimizer."""
+    name = str(getattr(args.optim, "value", args.optim))
+    if args.optim_args and ((name.startswith("adamw_torch") and "bit" not in name) or name == "adafactor"):
+        raise UserError(f"optim_args={args.optim_args!r} has no effect with optim={name!r}: remove it")
+    if args.optim_target_modules and not name.startswith(("galore", "apollo")):
+        raise UserError(
+            f"optim_target_modules={args.optim_target_modules!r} has no effect with optim={name!r}: remove it"
         )
 
 
