@@ -29,7 +29,7 @@ PACKAGES = {  # options that need a package: the module, and the field that is n
     "flash_attn_interface": ({"attn_implementation": "flash_attention_3"}, "FlashAttention3"),
     "comet_ml": ({"report_to": "comet_ml"}, "report_to=['comet_ml']: CometCallback requires comet-ml"),
     "swanlab": ({"report_to": "swanlab"}, "report_to=['swanlab']: SwanLabCallback requires swanlab"),
-    "tensorboard": ({"report_to": ["tensorboard"]}, "report_to: 'tensorboard' needs the package tensorboard"),
+    "wandb": ({"report_to": ["wandb"]}, "report_to: 'wandb' needs the package wandb"),
 }
 VALUES = [
     ({"optim": "sgd", "optim_args": "momentum"}, "optim='sgd' with optim_args='momentum': "),
