@@ -32,7 +32,7 @@ COMMANDS = sorted({code for code in CODE if code.startswith("uncertune ")})
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command.replace(" R/", " src/uncertune/recipes/"))
+    words = shlex.split(command)
     assert PARSERS[words[1]](words[2:])
 
 

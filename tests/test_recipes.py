@@ -20,7 +20,7 @@ from uncertune.sweep.plan import plan
 from uncertune.training.arguments import arguments_of
 
 FOLDER = Path(uncertune.__file__).parent / "recipes"
-RUNS = sorted(FOLDER.glob("*.yaml"))
+RUNS = sorted((FOLDER / "paper").glob("*.yaml"))
 RELATIVES = sorted((FOLDER / "family").glob("*.yaml"))
 SWEEPS = sorted((FOLDER / "sweeps").glob("*.yaml"))
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -29,7 +29,7 @@ TINY = {"gemma-2b": ("gemma", "gemma"), "gemma-2-2b": ("gemma2", "gemma"), "llam
 
 def test_the_files_are_what_the_tool_makes():
     made = recipes()
-    assert {name for name in made if "/" not in name} == {path.name for path in RUNS}
+    assert {Path(name).name for name in made if name.startswith("paper/")} == {path.name for path in RUNS}
     for name, text in made.items():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: run python -m tools.recipes"
 
@@ -38,7 +38,7 @@ def test_the_files_are_what_the_tool_makes():
 def test_its_command_is_the_one_that_runs_it(recipe):
     command = re.search(r"^# Run: +(.*)$", recipe.read_text(), re.MULTILINE).group(1).split()
     assert command[:2] == ["uncertune", "sweep" if recipe.parent.name == "sweeps" else "train"]
-    assert (Path(uncertune.__file__).parents[2] / command[command.index("--config") + 1]).samefile(recipe)
+    assert (FOLDER / f"{command[command.index('--config') + 1]}.yaml").samefile(recipe)
 
 
 @pytest.mark.parametrize("recipe", RELATIVES, ids=lambda path: path.stem)
@@ -105,7 +105,9 @@ def rows(tmp_path_factory):
 def test_two_steps_on_a_tiny_model_of_the_same_architecture(model, objective, rows, tmp_path):
     kind, template = TINY[model.name]
     data = DATA[list(OBJECTIVES).index(objective) % len(DATA)].name
-    settings = yaml.safe_load((FOLDER / f"{model.name}_{data}_{objective.replace('_', '-')}.yaml").read_text())
+    settings = yaml.safe_load(
+        (FOLDER / "paper" / f"{model.name}_{data}_{objective.replace('_', '-')}.yaml").read_text()
+    )
     smaller = {
         "model_name_or_path": str(save_tiny(tmp_path / "model", kind, max_position_embeddings=2048)),
         "chat_template_path": str(TEMPLATES / f"{template}.jinja"),

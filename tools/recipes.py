@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "src" / "uncertune" / "recipes"
-HERE = "src/uncertune/recipes"
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def settings(model: Model, data: Data) -> list[str]:
 
 def run(model: Model, data: Data, objective: str) -> tuple[str, str]:
     """File name and text of one training run."""
-    name = f"{model.name}_{data.name}_{objective.replace('_', '-')}.yaml"
+    name = f"{model.name}_{data.name}_{objective.replace('_', '-')}"
     selects, distils = "masked" in objective, "distill" in objective
     parts = {"mle": "forward, backward"}.get(objective, "forward, backward" + (", selection" if selects else ""))
     parts += ", teacher, and the two of stage 1" if distils else ""
@@ -177,7 +176,7 @@ def run(model: Model, data: Data, objective: str) -> tuple[str, str]:
         *wrapped(
             "Result:", f"{FIGURES[data.name]} of the paper: {model.hub} on {data.title}, {OBJECTIVES[objective]}."
         ),
-        *one_line("Run:", f"uncertune train --config {HERE}/{name} --output_dir runs/{name.removesuffix('.yaml')}"),
+        *one_line("Run:", f"uncertune train --config paper/{name} --output_dir runs/{name}"),
         *wrapped("Paper:", REPORTED[data.name]),
         *wrapped("Cost:", cost(model, data, PASSES[objective], parts)),
         *settings(model, data),
@@ -186,7 +185,7 @@ def run(model: Model, data: Data, objective: str) -> tuple[str, str]:
         *(["teacher: auto"] if distils else []),
         *(["selection_metric: loss", "selection_fraction: 0.25", "selection_level: token"] if selects else []),
     ]
-    return name, "\n".join(lines) + "\n"
+    return f"paper/{name}.yaml", "\n".join(lines) + "\n"
 
 
 def relative(model: Model, data: Data, name: str) -> tuple[str, str]:
@@ -196,7 +195,7 @@ def relative(model: Model, data: Data, name: str) -> tuple[str, str]:
     output = f"runs/{model.name}_{data.name}_{name}"
     lines = [
         *wrapped("Result:", f"no figure of the paper: {model.hub} on {data.title}, {title}."),
-        *one_line("Run:", f"uncertune train --config {HERE}/{path} --output_dir {output}"),
+        *one_line("Run:", f"uncertune train --config {path.removesuffix('.yaml')} --output_dir {output}"),
         *wrapped("Cost:", cost(model, data, passes, parts)),
         *settings(model, data),
         "",
@@ -240,7 +239,9 @@ def _sweep(
     tasks = ", ".join(dict.fromkeys([*([data.task] if data.task else []), "ifeval", "gsm8k"]))
     lines = [
         *wrapped("Result:", f"{figure} of the paper: {model.hub} on {data.title}, {what}, 3 seeds."),
-        *one_line("Run:", f"uncertune sweep --config {HERE}/{name} --output_dir {name.removesuffix('.yaml')}"),
+        *one_line(
+            "Run:", f"uncertune sweep --config {name.removesuffix('.yaml')} --output_dir {name.removesuffix('.yaml')}"
+        ),
         *wrapped("Paper:", reported),
         *wrapped(
             "Cost:",

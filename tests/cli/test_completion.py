@@ -29,7 +29,7 @@ def test_commands_options_and_values():
     assert completed("uncertune", "train", "--objective", "masked") == ["masked_mle", "masked_mle_distill"]
     assert completed("uncertune", "init", "a") == ["anchor"]
     assert completed("uncertune", "score", "--log_level", "w") == ["warning"]
-    assert "gemma-2-2b_alpaca_distill" in completed("uncertune", "train", "--config", "gemma")
+    assert "paper/gemma-2-2b_alpaca_distill" in completed("uncertune", "train", "--config", "paper/")
 
 
 def test_files(tmp_path):
