@@ -96,13 +96,12 @@ def start(words: Sequence[str], log: str, pause: float = 0.0, **environment: str
     return process
 
 
-def kill_when(process: multiprocessing.Process, due: Callable[[], bool]) -> bool:
-    """SIGKILL the process once ``due``; whether it was still running."""
-    while process.is_alive():
-        if due():
-            process.kill()
-            break
+def kill_when(process: multiprocessing.Process, due: Callable[[], bool], after: float = 0.0) -> bool:
+    """SIGKILL the process ``after`` seconds from when it is ``due``; whether it was still running."""
+    while process.is_alive() and not due():
         time.sleep(0.002)
+    process.join(after)
+    process.kill()
     process.join()
     return process.exitcode == -9
 

@@ -189,6 +189,17 @@ def test_nothing_but_wins_has_an_interval_all_the_same():
     assert any("half a won and half a lost prompt" in line for line in found.warnings)
 
 
+@pytest.mark.parametrize("length", [0, 7, 8, 1000, 10**6])
+@pytest.mark.parametrize("sure", [0.4, 0.1, 1e-3, 1e-12])
+def test_two_prompts_of_almost_one_length_extrapolate_to_a_finite_rate(length, sure):
+    """The rate at equal length lies far outside the data: it may be 0, 1 or undetermined, but is a number."""
+    preference = [sure, sure, 1 - sure, 1 - sure]
+    found = win_rate(preference, [length, length, length + 1, length + 1], [1, -1, 1, -1], [0, 0, 1, 1])
+    low, high = found.order_averaged_interval
+    assert 0 <= low <= found.order_averaged <= high <= 1
+    assert found.interval[0] <= found.win_rate <= found.interval[1]
+
+
 def test_prompts_are_told_apart_by_any_label():
     """1 and "1" are two prompts, and so are two tuples."""
     preference, place = [0.9, 0.6, 0.4, 0.8], [1, -1, 1, -1]

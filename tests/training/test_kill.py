@@ -141,25 +141,21 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(folder, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(folder, kind):
+    """Up to half a second after a step or a shard that is drawn: in a step, in a save, or in what begins a run."""
     seed = SEED or time.time_ns() % 2**32
     whole, chance = undisturbed(folder, kind), random.Random(f"{seed} {kind}")
-    started = time.monotonic()
-    finish(words(folder, f"{kind}-timed", **KINDS[kind]), folder)
-    seconds = time.monotonic() - started
     moments, runs, out = [], 1, folder / f"{kind}-0"
     while len(moments) < ROUNDS:
-        command = words(folder, out.name, **KINDS[kind])
-        due = time.monotonic() + chance.uniform(0, seconds)
-        if kill_when(begun(command, folder), lambda due=due: time.monotonic() >= due):
+        due, pause = chance.randint(progress(out), progress(whole)), chance.uniform(0, 0.5)
+        process = begun(words(folder, out.name, **KINDS[kind]), folder)
+        if kill_when(process, lambda due=due: progress(out) >= due, pause):
             moments.append(progress(out))
         else:  # it was faster, and is complete
             assert_same(out, whole)
             out, runs = folder / f"{kind}-{runs}", runs + 1
     finish(words(folder, out.name, **KINDS[kind]), folder)
     assert_same(out, whole)
-    print(
-        f"{kind}: {len(moments)} kills of {runs} runs (UNCERTUNE_FUZZ_SEED={seed}), each after so many steps: {moments}"
-    )
+    print(f"{kind}, UNCERTUNE_FUZZ_SEED={seed}: {len(moments)} kills of {runs} runs, after these steps: {moments}")
 
 
 def test_killed_while_filling(folder):

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 LARGE_MOVE = 0.10  # an adjustment beyond this rests on the form of the model more than on judgements
 _CERTAIN = 0.01  # a preference so near 0 or 1 counts as a plain loss or win when looking for separation
 _NO_SPREAD = 1e-12
+_FLAT = 1e14  # condition of the likelihood's curvature beyond which a coefficient is not determined
 _NAN = float("nan")
 
 
@@ -180,16 +181,18 @@ def _finite_fit(X_NC: Array, y: Array, cluster: NDArray[np.int64]) -> tuple[_Fit
     if fit is not None and fit.covariance[0, 0] > _NO_SPREAD:
         return fit, False
     count, a_prompt = X_NC.shape[1], len(y) / (cluster.max() + 1)
-    return _fit(
+    fit = _fit(
         np.vstack([X_NC, np.eye(count)]),
         np.concatenate([y, np.full(count, 0.5)]),
         np.concatenate([weights, np.full(count, a_prompt)]),
         np.concatenate([cluster, cluster.max() + 1 + np.arange(count)]),
-    ), True
+    )
+    assert fit is not None, "the added pairs bound every coefficient"
+    return fit, True
 
 
-def _fit(X_NC: Array, y: Array, weights: Array, cluster: NDArray[np.int64]) -> _Fit:
-    """Logistic regression on soft outcomes with the covariance clustered."""
+def _fit(X_NC: Array, y: Array, weights: Array, cluster: NDArray[np.int64]) -> _Fit | None:
+    """Logistic regression on soft outcomes with the covariance clustered; None where the likelihood has no peak."""
     from scipy.optimize import minimize
     from scipy.special import expit, xlogy
 
@@ -214,7 +217,10 @@ def _fit(X_NC: Array, y: Array, weights: Array, cluster: NDArray[np.int64]) -> _
     np.add.at(summed, cluster, scores)
     clusters, (rows, columns) = len(summed), X_NC.shape
     correction = clusters / (clusters - 1) * (rows - 1) / (rows - columns)
-    bread = np.linalg.inv(hessian(b))
+    curvature = hessian(b)
+    if np.linalg.cond(curvature) > _FLAT:
+        return None
+    bread = np.linalg.inv(curvature)
     covariance = correction * bread @ (summed.T @ summed) @ bread
     if covariance[0, 0] <= _NO_SPREAD:  # both orders cancel within each prompt: take the model's own covariance
         covariance = bread * rows / clusters
@@ -233,15 +239,17 @@ def _ends(fit: _Fit, names: list[str]) -> dict[str, tuple[float, tuple[float, fl
 def _averaged(fit: _Fit, names: list[str]) -> tuple[float, tuple[float, float]]:
     """The mean of the rates in both orders, and its interval by the delta method on the scale of log-odds."""
     from scipy import stats
-    from scipy.special import expit, logit
+    from scipy.special import expit, log_expit
 
-    signs = [np.array([float(name == "constant") + sign * (name == "position") for name in names]) for sign in (1, -1)]
-    rates = [float(expit(one @ fit.coefficients)) for one in signs]
-    mean = sum(rates) / 2
-    gradient = sum(rate * (1 - rate) * one for rate, one in zip(rates, signs, strict=True)) / 2 / (mean * (1 - mean))
+    signs = np.array([[float(name == "constant") + sign * (name == "position") for name in names] for sign in (1, -1)])
+    eta = signs @ fit.coefficients
+    won, lost = log_expit(eta), log_expit(-eta)  # logarithms, since a rate may round to 0 or 1
+    mean_won, mean_lost = (np.logaddexp(*one) - np.log(2) for one in (won, lost))
+    gradient = np.exp(won + lost - np.log(2) - mean_won - mean_lost) @ signs
     error = float(np.sqrt(gradient @ fit.covariance @ gradient))
     half = stats.t.ppf((1 + LEVEL) / 2, fit.clusters - 1) * error
-    return mean, (float(expit(logit(mean) - half)), float(expit(logit(mean) + half)))
+    centre = mean_won - mean_lost
+    return float(expit(centre)), (float(expit(centre - half)), float(expit(centre + half)))
 
 
 def _result(
