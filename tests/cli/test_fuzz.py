@@ -9,6 +9,7 @@ import random
 import pytest
 import yaml
 
+from helpers.hostile_data import fresh_seed
 from uncertune.cli import main, sweep, train
 from uncertune.cli.main import COMMANDS, command_of
 from uncertune.cli.sweep import SweepOptions
@@ -17,7 +18,6 @@ from uncertune.sweep.plan import plan
 from uncertune.training import fields
 from uncertune.training.arguments import arguments_of
 
-SEED = int(os.environ.get("UNCERTUNE_FUZZ_SEED", "0"))
 COUNT = 1200
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, -7, 0.5, -0.5, 1.5, 1e23, 1e-300, float("nan"), float("inf"), -float("inf")),
@@ -97,8 +97,11 @@ def case(draw: random.Random) -> tuple[str, str, list[str]]:
     return name, text, flags
 
 
-def test_a_hostile_configuration_is_refused_in_one_line_or_means_something(only_parsed, tmp_path, capsys, monkeypatch):
-    draw, seen = random.Random(SEED), {0: 0, 2: 0}
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of fields that TRL will remove
+@pytest.mark.parametrize("seed", [0, pytest.param(None, marks=pytest.mark.slow)], ids=["fixed", "fresh"])
+def test_a_hostile_configuration_is_refused_in_one_line_or_means_something(only_parsed, tmp_path, capsys, seed):
+    seed = fresh_seed() if seed is None else seed
+    draw, seen = random.Random(seed), {0: 0, 2: 0}
     for number in range(COUNT):
         name, text, flags = case(draw)
         path = tmp_path / "run.yaml"
@@ -106,7 +109,7 @@ def test_a_hostile_configuration_is_refused_in_one_line_or_means_something(only_
         words = [name, "--config", str(path), *flags]
         status = main(words)
         err = capsys.readouterr().err
-        what = f"case {number} of seed {SEED}: {words}\n{text[:300]}\n{err[-2000:]}"
+        what = f"case {number} of UNCERTUNE_FUZZ_SEED={seed}: {words}\n{text[:300]}\n{err[-2000:]}"
         assert status in (0, 2), what
         seen[status] += 1
         assert "Traceback" not in err, what
@@ -115,7 +118,8 @@ def test_a_hostile_configuration_is_refused_in_one_line_or_means_something(only_
             assert err.count("uncertune: error: ") == 1, what
             assert err.isprintable() or all(c.isprintable() or c == "\n" for c in err), what
         assert [one.name for one in tmp_path.iterdir()] == ["run.yaml"], what
-    assert seen[0] > COUNT // 20, seen
+    print(f"UNCERTUNE_FUZZ_SEED={seed}: {seen}")
+    assert seen[0] > COUNT // 40, seen
     assert seen[2] > COUNT // 3, seen
 
 

@@ -26,7 +26,7 @@ from uncertune.judging.pairs import Answers, check_same_prompts, is_answer_file,
 from uncertune.judging.verdicts import verdict
 from uncertune.report import Column, Table, to_text
 from uncertune.runs.files import write_atomically
-from uncertune.runs.folder import check_usable, lock_folder
+from uncertune.runs.folder import lock_folder, output_folder
 from uncertune.training.page import link_comparison
 
 
@@ -117,8 +117,7 @@ def compare(
     work = _plan(models, labels, baseline, in_distribution, tasks, prompts, judge)
     limits = limits or {}
     folder = Path(output_dir).expanduser()
-    check_usable(folder)
-    with lock_folder(folder):
+    with output_folder(folder), lock_folder(folder):
         answers = {work.labels[name]: read_answers(name) for name in work.files}
         if work.baseline in answers:
             check_same_prompts(answers, work.baseline)

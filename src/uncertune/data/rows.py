@@ -77,7 +77,7 @@ def tokenise(row: Mapping[str, Any], number: int, tokenizer: Any, how: Labelling
     if "prompt" in row and "completion" in row:
         return _prompt_completion(row, number, tokenizer, how, where)
     if isinstance(row.get("messages"), list):
-        ids, said = chat.encode(tokenizer, row["messages"], where, marks=how.marks, **_template_options(row))
+        ids, said = chat.encode(tokenizer, row["messages"], where, marks=how.marks, **_template_options(row, where))
         return _labelled(number, ids, _spoken(said, where))
     if not isinstance(row.get(how.text_field), str):
         raise UserError(f"{where}: the columns {', '.join(sorted(row))} hold nothing to tokenise")
@@ -139,7 +139,7 @@ def _prompt_completion(row: Mapping[str, Any], number: int, tokenizer: Any, how:
     prompt, completion = row["prompt"], row["completion"]
     said = None
     if isinstance(prompt, list):
-        options = _template_options(row)
+        options = _template_options(row, where)
         template = how.marks.template if how.marks else None
         before, _ = chat.encode(tokenizer, prompt, where, add_generation_prompt=True, template=template, **options)
         ids, said = chat.encode(tokenizer, prompt + completion, where, marks=how.marks, **options)
@@ -181,8 +181,11 @@ def _checked(values: Any, name: str, vocabulary: int | None, where: str, lowest:
     return values
 
 
-def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"tools": row.get("tools") or None, "options": row.get("chat_template_kwargs") or None}
+def _template_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    options = row.get("chat_template_kwargs") or None
+    if not (options is None or (isinstance(options, Mapping) and all(isinstance(name, str) for name in options))):
+        raise UserError(f"{where}: 'chat_template_kwargs' is {kind_of(options)}, not a mapping of names to values")
+    return {"tools": row.get("tools") or None, "options": options}
 
 
 def _ended(text: str, tokenizer: Any) -> str:

@@ -24,7 +24,7 @@ from uncertune.models import attach_head
 from uncertune.objectives import FactoredTeacher
 from uncertune.report import Table, to_text
 from uncertune.runs.environment import environment
-from uncertune.runs.folder import check_usable, lock_folder
+from uncertune.runs.folder import lock_folder, output_folder
 
 
 @dataclass(frozen=True)
@@ -134,19 +134,19 @@ def measure(
         dataset_columns, dtype, attn_implementation, backend, overwrite,
     )  # fmt: skip
     folder = Path(output_dir).expanduser()
-    check_usable(folder)
-    _check_names(tasks)
-    if not isinstance(models, LoadedModels):
-        models = load_models(
-            models,
-            labels,
-            chat_template_path=chat_template_path,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            allow_pickle=allow_pickle,
-            weights=backend == "hf",
-        )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(output_folder(folder))
+        _check_names(tasks)
+        if not isinstance(models, LoadedModels):
+            models = load_models(
+                models,
+                labels,
+                chat_template_path=chat_template_path,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                allow_pickle=allow_pickle,
+                weights=backend == "hf",
+            )
         for one in models.specs:
             (folder / one.label).mkdir(exist_ok=True)
             stack.enter_context(lock_folder(folder / one.label))

@@ -29,7 +29,7 @@ from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
 from uncertune.evaluation.tokenizers import end_of_turn
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
-from uncertune.runs.folder import check_usable, lock_folder
+from uncertune.runs.folder import lock_folder, output_folder
 
 NEW_TOKENS = 1024
 
@@ -102,32 +102,32 @@ def generate(
     """
     check_sampling(temperature, top_p)
     folder = Path(output_dir).expanduser()
-    check_usable(folder)
-    asked = load_prompts(
-        prompts,
-        config=dataset_config,
-        split=dataset_split,
-        data_dir=data_dir,
-        columns=dataset_columns,
-        max_samples=limit,
-        seed=seed,
-    )
-    models = _loaded(
-        models,
-        labels,
-        chat_template_path=chat_template_path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        allow_pickle=allow_pickle,
-    )
-    how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
-    to_answer = {one.label: _encoded_for(models, one, asked, how.max_new_tokens) for one in models.specs}
-    with lock_folder(folder):
-        for one in models.specs:
-            settings = {**_settings(how, to_answer[one.label], models, one, attn_implementation)}
-            _begin(folder, one, {**settings, "weights": models.weights(one)}, prompts, overwrite=overwrite)
-        for one in models.specs:
-            _answer_all(folder, one, to_answer[one.label], models, how)
+    with output_folder(folder):
+        asked = load_prompts(
+            prompts,
+            config=dataset_config,
+            split=dataset_split,
+            data_dir=data_dir,
+            columns=dataset_columns,
+            max_samples=limit,
+            seed=seed,
+        )
+        models = _loaded(
+            models,
+            labels,
+            chat_template_path=chat_template_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
+        )
+        how = _How(max_new_tokens or NEW_TOKENS, temperature, top_p, seed, batch_size)
+        to_answer = {one.label: _encoded_for(models, one, asked, how.max_new_tokens) for one in models.specs}
+        with lock_folder(folder):
+            for one in models.specs:
+                settings = {**_settings(how, to_answer[one.label], models, one, attn_implementation)}
+                _begin(folder, one, {**settings, "weights": models.weights(one)}, prompts, overwrite=overwrite)
+            for one in models.specs:
+                _answer_all(folder, one, to_answer[one.label], models, how)
     return [folder / f"{one.label}.jsonl" for one in models.specs]
 
 

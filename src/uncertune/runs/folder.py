@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +173,16 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def absent(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist, the innermost first."""
-    return [one for one in (folder.absolute(), *folder.absolute().parents) if not one.exists()]
-
-
 @contextlib.contextmanager
-def not_left_empty(new: list[Path]) -> Iterator[None]:
-    """Where the block fails, remove the folders ``new``, as ``absent`` gives them, if they hold nothing but locks."""
+def output_folder(folder: Path, check: Callable[[Path], None] = check_usable) -> Iterator[None]:
+    """Make the folder, checked by ``check``, for what the block writes there.
+
+    Where the block fails, folders that it made are removed, unless they hold more than locks.
+    """
+    check_path(folder)
+    new = [one for one in (folder.absolute(), *folder.absolute().parents) if not one.exists()]
     try:
+        check(folder)
         yield
     except BaseException:
         within = sorted(new[0].rglob("*"), reverse=True) if new else []

@@ -30,7 +30,7 @@ from uncertune.report import (
 from uncertune.report.tables import format_estimate
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
-from uncertune.runs.folder import check_writable, lock_folder
+from uncertune.runs.folder import check_writable, lock_folder, output_folder
 from uncertune.scoring import figures, run
 from uncertune.scoring.change import aligned, change, earlier_scores
 from uncertune.scoring.composition import BY, KINDS, Shares, composition, hardest, kinds_of
@@ -59,21 +59,21 @@ def score(data: str, model: str, output_dir: str | Path, **settings: Any) -> dic
 def _score(settings: Settings) -> dict[str, Any]:
     before = earlier_scores(settings.against) if settings.against else None
     folder = Path(settings.output_dir).expanduser()
-    check_writable(folder)
-    prepared = prepare(settings)
-    first = prepared.accelerator.is_main_process
-    with lock_folder(folder) if first else contextlib.nullcontext():
-        if first:
-            if settings.overwrite:
-                run.clear(folder)
-            run.begin(folder, run.identity(settings, prepared))
-        prepared.accelerator.wait_for_everyone()
-        if not run.is_complete(folder):
-            run.score(folder, settings, prepared)
-        if not first:
-            return {}
-        table = pq.read_table(folder / run.TOKENS) if run.is_complete(folder) else run.finish(folder, prepared)
-        return _write(folder, settings, prepared, table, before)
+    with output_folder(folder, check_writable):
+        prepared = prepare(settings)
+        first = prepared.accelerator.is_main_process
+        with lock_folder(folder) if first else contextlib.nullcontext():
+            if first:
+                if settings.overwrite:
+                    run.clear(folder)
+                run.begin(folder, run.identity(settings, prepared))
+            prepared.accelerator.wait_for_everyone()
+            if not run.is_complete(folder):
+                run.score(folder, settings, prepared)
+            if not first:
+                return {}
+            table = pq.read_table(folder / run.TOKENS) if run.is_complete(folder) else run.finish(folder, prepared)
+            return _write(folder, settings, prepared, table, before)
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import textwrap
@@ -26,7 +27,7 @@ from uncertune.report import (
     to_text,
     write_token_page,
 )
-from uncertune.runs.folder import check_usable
+from uncertune.runs.folder import output_folder
 from uncertune.scoring.rows import load_model
 from uncertune.scoring.uncertain import uncertain_table
 from uncertune.selection import select
@@ -147,32 +148,30 @@ def score_given_text(
     The arguments are those of ``Settings``; without ``output_dir`` nothing is written. Raises UserError.
     """
     folder = None if output_dir is None else Path(output_dir).expanduser()
-    if folder is not None:
-        check_usable(folder)
-    lm, tokenizer = load_model(
-        model,
-        adapter=adapter,
-        chat_template_path=chat_template_path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        allow_pickle=allow_pickle,
-    )
-    found = score_text(
-        lm,
-        tokenizer,
-        text,
-        selection_fraction=selection_fraction,
-        samples=samples,
-        rate=rate[0],
-        seed=seed,
-        places=places,
-        memory=memory_mib * 2**20,
-        pass_tokens=pass_tokens,
-    )
+    with output_folder(folder) if folder is not None else contextlib.nullcontext():
+        lm, tokenizer = load_model(
+            model,
+            adapter=adapter,
+            chat_template_path=chat_template_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
+        )
+        found = score_text(
+            lm,
+            tokenizer,
+            text,
+            selection_fraction=selection_fraction,
+            samples=samples,
+            rate=rate[0],
+            seed=seed,
+            places=places,
+            memory=memory_mib * 2**20,
+            pass_tokens=pass_tokens,
+        )
     table = found.table()
     print(f"{to_text(table)}\n{textwrap.fill(table.caption, 100)}")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         found.save(folder / "tokens.html")
         print(f"\npage: {folder / 'tokens.html'}")
     return found

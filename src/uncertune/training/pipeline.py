@@ -36,14 +36,13 @@ from uncertune.runs.folder import (
     SILENT,
     SILENT_PREFIXES,
     TEACHER_CACHE,
-    absent,
     check_free,
     check_same,
     check_usable,
     is_complete,
     lock_folder,
     member_folder,
-    not_left_empty,
+    output_folder,
 )
 from uncertune.runs.replacing import release, replacing
 from uncertune.runs.secrets import without_secrets
@@ -128,11 +127,13 @@ def _prepared(job: Job) -> Job:
 def _locked(job: Job, overwrite: bool) -> Iterator[None]:
     """Refuse jobs that cannot run, lock the folder, and replace its run on ``overwrite``."""
     _check(job)
-    main, new = job.config.process_index == 0, absent(job.folder)
-    check_usable(job.folder, _sources(job))
-    with lock_folder(job.folder) if main else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+    main, check = job.config.process_index == 0, partial(check_usable, sources=_sources(job))
+    with contextlib.ExitStack() as stack:
         if main:
-            stack.enter_context(not_left_empty(new))
+            stack.enter_context(output_folder(job.folder, check))
+            stack.enter_context(lock_folder(job.folder))
+        else:
+            check(job.folder)
         with job.config.main_process_first():  # a trainer opens its caches when it is built
             if main:
                 stack.enter_context(replacing(job.folder, overwrite))
