@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage, outcome in zip([one for one in STAGES if one.name in args.stages], outcomes, strict=True):
             place = Place(out / stage.name, Path(work), args.small, args.dry)
             left, on_cpu = ends - time.monotonic(), args.small or args.dry  # there stages have no limit of their own
-            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left), Path(work))
+            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left - stage.spares), Path(work))
             _write(out, outcomes, notes, on_cpu)
     print((out / "summary.md").read_text())
     return 1 if any(one.outcome in ("failed", "out of time") for one in outcomes) else 0

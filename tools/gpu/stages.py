@@ -56,7 +56,8 @@ class Place:
 class Stage:
     """``seconds`` of the ten minutes it may take, the packages it needs, and its commands.
 
-    They run in order, or all at once where ``together``: small models leave most of a GPU idle.
+    They run in order, or all at once where ``together``: small models leave most of a GPU idle. ``spares`` is what it
+    leaves of the time to later stages.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Stage:
     needs: tuple[str, ...]
     commands: Callable[[Place], list[list[str]]]
     together: bool = False
+    spares: float = 0
 
 
 def _kernels(place: Place) -> list[list[str]]:
@@ -100,8 +102,8 @@ def _steps(place: Place) -> list[list[str]]:
     if place.small:
         small = ["--model", place.random("smollm2"), "--arms", "sft,masked_mle"]
         return [[*command, *small, *cut, "--output_dir", str(place.out)]]
-    arms = "sft,mle,masked_mle,masked_mle_distill,masked_mle_distill+hidden,dft,anchor,anchor+hidden"
-    sizes = ["--arms", arms, "--batch_size", "32", "--accumulation", "1,4", "--rounds", "3"]
+    arms = "sft,mle,masked_mle,masked_mle_distill,masked_mle_distill+hidden"
+    sizes = ["--arms", arms, "--batch_size", "32", "--accumulation", "4,1", "--rounds", "1", "--steps", "4"]
     return [
         [*command, *sizes, *cut, "--model", place.random(shape), "--output_dir", str(place.out / shape)]
         for shape in (("smollm2",) if place.dry else ("llama-3.2-1b", "smollm2"))
@@ -143,15 +145,32 @@ def _evidence(place: Place) -> list[list[str]]:
     ]
 
 
+def _answers(place: Place) -> list[list[str]]:
+    """Greedy answers of the base and of every run on whole data, then their score."""
+    runs = sorted(path.parent for path in place.out.parent.glob("evidence/*/runs/*/adapter_config.json"))
+    runs = [path for path in runs if not path.parent.parent.name.startswith("epochs")]
+    names = [f"{path.parent.parent.name.removesuffix('-s0')}-{path.name}" for path in runs]
+    command = [PYTHON, "-m", "uncertune.cli", "generate", place.model, *map(str, runs)]
+    command += ["--labels", ",".join(["base", *names]), "--max_new_tokens", "4" if place.device == "cpu" else "320"]
+    limits = {"word_problems": "2"} if place.small else {"gsm8k": "500", "ifeval": "200"}
+    out = []
+    for data, limit in limits.items():
+        words = ["--prompts", data, "--limit", *(place.cut("2") or [limit]), "--batch_size", "256"]
+        out.append([*command, *words, "--output_dir", str(place.out / data)])
+    maths = next(iter(limits))
+    return [*out, [PYTHON, "-m", "tools.gpu.answers", str(place.out / maths), maths]]
+
+
 STAGES = (
-    Stage("kernels", "kernels and tests marked gpu", 90, ("pytest",), _kernels),
-    Stage("head", "head race: time and peak memory against every peer", 150, (), _head),
-    Stage("choices", "sizes and implementations that the head may choose from", 45, (), _choices),
-    Stage("models", "models with random weights for the next stages", 30, (), _models),
-    Stage("steps", "whole steps against trl sft", 120, ("trl", "datasets"), _steps),
-    Stage("dropout", "dropout scoring against as many plain passes", 45, (), _dropout),
+    Stage("kernels", "kernels and tests marked gpu", 40, ("pytest",), _kernels),
+    Stage("head", "head race: time and peak memory against every peer", 130, (), _head),
+    Stage("choices", "sizes and implementations that the head may choose from", 40, (), _choices),
+    Stage("models", "models with random weights for the next stages", 40, (), _models),
+    Stage("steps", "whole steps against trl sft", 130, ("trl", "datasets"), _steps),
+    Stage("dropout", "dropout scoring against as many plain passes", 30, (), _dropout),
     Stage(
         "launch", "FSDP2 and a 4-bit base on one GPU: losses against the plain run", 60, ("trl", "datasets"), _launch
     ),
-    Stage("evidence", "SmolLM2-135M at real size", 10_000, ("trl", "datasets"), _evidence, together=True),
+    Stage("evidence", "SmolLM2-135M at real size", 10_000, ("trl", "datasets"), _evidence, together=True, spares=90),
+    Stage("answers", "greedy answers of what was trained", 10_000, ("trl", "datasets"), _answers),
 )
