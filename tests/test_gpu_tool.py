@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu import files, tables
+from tools.gpu import answers, files, tables
 from tools.gpu.stages import STAGES, Place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +52,15 @@ def test_commands_at_full_size_name_files_that_are_there(tmp_path):
             assert (
                 module == "pytest" or (ROOT / module.replace(".", "/")).with_suffix(".py").exists() or "cli" in module
             )
+
+
+def test_the_last_number_of_an_answer_counts(tmp_path):
+    said = {"4 and 3 is 7.": "so 1,207 in all", "How many?": "none", "And now?": "first 5, then -2.50"}
+    lines = [{"messages": [{"role": "user", "content": q}], "answer": a} for q, a in said.items()]
+    (tmp_path / "base.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = answers.score(tmp_path, {"4 and 3 is 7.": 1207.0, "How many?": 3.0, "And now?": -2.5})
+    assert row["exact_match"] == pytest.approx(2 / 3, abs=1e-4)
+    assert row["low"] == pytest.approx(0.0943, abs=1e-4)  # Clopper-Pearson of 2 of 3
 
 
 def test_files_travel_in_pieces(tmp_path):

@@ -30,7 +30,7 @@ def score(folder: Path, expected: dict[str, float | None]) -> list[dict[str, obj
     rows: list[dict[str, object]] = []
     for path in sorted(folder.glob("*.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        right = sum(last_number(one["messages"][-1]["content"]) == expected[_question(one)] for one in lines)
+        right = sum(last_number(one["answer"]) == expected[_question(one)] for one in lines)
         low, high = exact_interval(right, len(lines))
         about = {"contestant": path.stem, "answers": len(lines), "exact_match": round(right / max(1, len(lines)), 4)}
         rows.append(about | {"low": round(low, 4), "high": round(high, 4)})
