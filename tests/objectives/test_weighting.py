@@ -62,7 +62,7 @@ def test_eaft_of_more_tokens_than_there_are_is_relative_to_all_of_them():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dtf", {}, "must be one of none, dft, eaft, infosft, focal; got 'dtf'"),
+        ("dtf", {}, "must be one of none, dft, .*; got 'dtf'"),
         ("eaft", {"top_k": 1}, "eaft_top_k must be at least 2"),
         ("eaft", {"alpha": -1.0}, "eaft_alpha must be at least 0"),
         ("infosft", {"cutoff": 1.0}, r"infosft_cutoff must be in \(0, 1\)"),

@@ -54,9 +54,10 @@ class Projection:
 
     exact    float32. On the CPU, where PyTorch has no product of half-precision factors with a float32 result, the
              factors are float32 copies.
-             offset   half precision, relative to one logit of each token, its label's or the largest: a softmax does
-             not depend on a common offset, so the error is 2⁻⁹ of the distance from a likely token instead of 2⁻⁹ of
-             the logit. plain    half precision, and gradients in float32, as TRL: for equality with it digit for digit.
+    offset   half precision, relative to one logit of each token, its label's or the largest: a softmax does not
+             depend on a common offset, so the error is 2⁻⁹ of the distance from a likely token instead of 2⁻⁹ of the
+             logit.
+    plain    half precision, and gradients in float32, as TRL: for equality with it digit for digit.
     """
 
     head: Tensor

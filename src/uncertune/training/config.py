@@ -74,8 +74,8 @@ class UncertuneConfig(FamilyConfig):
         bald_members: the ensemble of ``bald``: ``dropout``, or the members of the ``teacher``, at least two.
         label_smoothing_factor: ε, which makes the target of the label's term ``(1 − ε) · label + ε / V``.
         teacher_cache: cache the teacher's outputs for the response tokens on disk, so that it runs once: ``hidden``,
-        its last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill``
-        only), its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
+            its last hidden states in bfloat16 (exact over the full vocabulary), or ``topk`` (``truncated_distill``
+            only), its ``teacher_top_k`` most probable tokens; ``none``: the teacher runs in every step.
         teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
         teacher_cache_dir: folder of the cache; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also
             concurrently.

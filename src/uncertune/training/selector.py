@@ -6,9 +6,9 @@ A mask is computed in one of these places:
   micro-batches, if dropout is active, if dropped documents are not run, or if the loss is divided by the selected
   tokens. It scores in a separate forward pass or, with gradient checkpointing, from the training forwards
   (``kept_forward``). The mask is stored in the batch and not computed again.
-  * ``Selector.select_in_forward``, inside the training forward, from its hidden states: if one micro-batch per rank is
+* ``Selector.select_in_forward``, inside the training forward, from its hidden states: if one micro-batch per rank is
   the whole scope, or (scope ``running``, a fixed threshold) if no other micro-batch matters.
-  * ``Evaluation.finish``, for the value of the objective on evaluation data.
+* ``Evaluation.finish``, for the value of the objective on evaluation data.
 
 Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
 """

@@ -74,7 +74,7 @@ class UncertuneTrainer(SFTTrainer):
     * ``evaluation_loop``: means over tokens, instead of means of batches.
     * ``_get_grad_norm``: a non-finite gradient ends the run before it reaches the weights.
     * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, and have
-    the student's adapter alone and the running threshold.
+      the student's adapter alone and the running threshold.
     * ``create_model_card``, ``push_to_hub``, ``_push_from_checkpoint``: only the model is published, with our card.
 
     Raises UserError at construction for unsupported settings.
