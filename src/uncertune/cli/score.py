@@ -9,6 +9,7 @@ from uncertune.cli import options
 from uncertune.cli.options import Command
 from uncertune.errors import UserError
 from uncertune.settings import option
+from uncertune.training.fields import FORMATS
 
 DTYPES = tuple(one for one in options.DTYPES if one != "auto")
 _OF_DATA = ("against", "max_samples", "max_length", "bootstrap", "paper")
@@ -46,7 +47,7 @@ class ScoreOptions:
     max_length: int = option(1024, "tokens after which a document is cut", least=2)
     dataset_split: str = option("train", "split of the data")
     dataset_config: str | None = options.dataset_config()
-    dataset_format: str = option("auto", "auto, trl, alpaca, gsm8k, sharegpt, responses, mmlu or wikitext")
+    dataset_format: str = option("auto", "how rows become messages; auto: by their columns", choices=FORMATS)
     dataset_text_field: str = option("text", "column of plain text, all of which is scored")
     dataset_columns: dict[str, str] | None = options.dataset_columns()
     data_dir: str | None = options.data_dir()
