@@ -8,7 +8,7 @@ import types
 import pytest
 
 from uncertune.errors import UserError
-from uncertune.evaluation import harness
+from uncertune.evaluation.answering import VLLMModels
 
 pytest.importorskip("lm_eval")
 
@@ -33,7 +33,7 @@ def test_adapters_are_requests_to_one_engine(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
         folders.append(str(tmp_path / name))
-    models = harness.VLLMModels("base", dtype="auto", seed=1, folders=folders, template="{{ messages }}")
+    models = VLLMModels("base", dtype="auto", seed=1, folders=folders, template="{{ messages }}")
     assert models.lm.options["max_lora_rank"] == 32
     assert models.lm.options["enable_lora"]
     with models.active(folders[1]):
@@ -45,4 +45,4 @@ def test_adapters_are_requests_to_one_engine(tmp_path, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_vllm_one_line_says_so():
     with pytest.raises(UserError, match="vllm is not installed"):
-        harness.VLLMModels("base", dtype="auto", seed=1, folders=[], template=None)
+        VLLMModels("base", dtype="auto", seed=1, folders=[], template=None)

@@ -3,74 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uncertune.data.rows import Row, read_rows
+from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.evaluation import harness, results
+from uncertune.evaluation.answering import Answering
 from uncertune.evaluation.checks import TOKENS, check_tasks
 from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
+from uncertune.evaluation.preparation import How, Prepared, prepare
 from uncertune.evaluation.results import Place
-from uncertune.evaluation.tokenizers import end_of_turn, template_digest, tokenizer_digest
+from uncertune.evaluation.tokenizers import tokenizer_digest
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
 from uncertune.models import attach_head
-from uncertune.objectives import FactoredTeacher
 from uncertune.report import Table, to_text
 from uncertune.runs.environment import environment
 from uncertune.runs.folder import lock_folder, output_folder
 
 
 @dataclass(frozen=True)
-class _How:
-    """The arguments of ``measure`` that apply to all models and tasks."""
-
-    limit: int | None
-    limits: Mapping[str, int]
-    num_fewshot: int | None
-    plain_prompts: bool
-    max_length: int
-    max_new_tokens: int | None
-    batch_size: int
-    seed: int
-    data_dir: str | None
-    dataset_columns: Mapping[str, str] | None
-    dtype: str
-    attn_implementation: str | None
-    backend: str
-    overwrite: bool
-
-    def limit_of(self, task: str) -> int | None:
-        return self.limits.get(task, self.limit)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A task prepared for one tokenizer: a task of lm-eval, or the documents of a token-level task.
-
-    ``settings`` are the same for every model; ``preparation`` depends on the tokenizer.
-    """
-
-    name: str
-    task: harness.HarnessTask | None
-    documents: list[Row]
-    settings: dict[str, Any]
-    preparation: dict[str, Any]
-    base_rows: dict[int, FactoredTeacher] = field(default_factory=dict)
-    """Cached outputs of the base on the documents, batch by batch."""
-
-
-@dataclass(frozen=True)
 class _Job:
     """One model on one task."""
 
-    what: _Prepared
+    what: Prepared
     one: ModelSpec
     place: Place
 
@@ -129,7 +89,7 @@ def measure(
     Raises UserError for anything that cannot be loaded, measured or written.
     """
     check_tasks(tasks, limits or {}, max_length=max_length, num_fewshot=num_fewshot, backend=backend)
-    how = _How(
+    how = How(
         limit, limits or {}, num_fewshot, plain_prompts, max_length, max_new_tokens, batch_size, seed, data_dir,
         dataset_columns, dtype, attn_implementation, backend, overwrite,
     )  # fmt: skip
@@ -137,16 +97,15 @@ def measure(
     with contextlib.ExitStack() as stack:
         stack.enter_context(output_folder(folder))
         _check_names(tasks)
-        if not isinstance(models, LoadedModels):
-            models = load_models(
-                models,
-                labels,
-                chat_template_path=chat_template_path,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                allow_pickle=allow_pickle,
-                weights=backend == "hf",
-            )
+        models = load_models(
+            models,
+            labels,
+            chat_template_path=chat_template_path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
+            weights=backend == "hf",
+        )
         for one in models.specs:
             (folder / one.label).mkdir(exist_ok=True)
             stack.enter_context(lock_folder(folder / one.label))
@@ -162,9 +121,9 @@ def _check_names(tasks: Sequence[str]) -> None:
         raise UserError(f"tasks: two of {', '.join(tasks)} would be written to one file: name them differently")
 
 
-def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -> list[_Job]:
+def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: How) -> list[_Job]:
     """The missing measurements, task by task; every task is prepared once per tokenizer."""
-    prepared: dict[tuple[str, str], _Prepared] = {}
+    prepared: dict[tuple[str, str], Prepared] = {}
     digests = {label: tokenizer_digest(one) for label, one in models.tokenizers.items()}
     loaded = {name: harness.load_task(name, how.data_dir) for name in tasks if not name.startswith(TOKENS)}
     jobs = []
@@ -173,7 +132,7 @@ def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -
             key = name, digests[one.label]
             if key not in prepared:
                 tokenizer = models.tokenizers[one.label]
-                prepared[key] = _prepare(name, loaded.get(name), one, tokenizer, digests[one.label], how)
+                prepared[key] = prepare(name, loaded.get(name), one, tokenizer, digests[one.label], how)
             what = prepared[key]
             place = Place(folder, one.label, what.name)
             results.check_alike(place, what.settings, what.preparation)
@@ -185,83 +144,14 @@ def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: _How) -
     return jobs
 
 
-def _prepare(
-    name: str, task: harness.HarnessTask | None, one: ModelSpec, tokenizer: Any, digest: str, how: _How
-) -> _Prepared:
-    """A task prepared for the tokenizer of ``one``, and so for every model with the same tokenizer."""
-    settings: dict[str, Any] = {
-        "limit": how.limit_of(name),
-        "seed": how.seed,
-        "dtype": how.dtype,
-        "attn_implementation": how.attn_implementation,
-        "backend": how.backend,
-    }
-    preparation: dict[str, Any] = {"tokenizer": digest}
-    preparation["chat_template"] = None if how.plain_prompts else template_digest(tokenizer)
-    if task is None:
-        documents = read_rows(
-            name.removeprefix(TOKENS),
-            tokenizer,
-            limit=how.limit_of(name),
-            max_length=how.max_length,
-            data_dir=how.data_dir,
-            columns=how.dataset_columns,
-            seed=how.seed,
-        )
-        data = hashlib.blake2b(digest_size=8)
-        for document in documents:
-            data.update(json.dumps([document.number, document.input_ids, document.labels]).encode())
-        return _Prepared(
-            name,
-            None,
-            documents,
-            {**settings, "max_length": how.max_length},
-            {**preparation, "data": data.hexdigest()},
-        )
-    if not how.plain_prompts and not tokenizer.chat_template:
-        raise UserError(
-            f"model {one.source!r} has no chat template: give one with --chat_template_path, or --plain_prompts"
-        )
-    generation = _generation(task, tokenizer, how)
-    settings |= {
-        "num_fewshot": how.num_fewshot,
-        "plain_prompts": how.plain_prompts,
-        "max_new_tokens": generation.get("max_gen_toks"),
-        "versions": task.versions,
-        "lm_eval": harness.require(),
-    }
-    preparation["generation"] = generation
-    return _Prepared(task.name, task, [], json.loads(json.dumps(settings)), preparation)
-
-
-def _generation(task: harness.HarnessTask, tokenizer: Any, how: _How) -> dict[str, Any]:
-    """Overrides of the task's generation settings: the length, and a stop at the template's end of a turn."""
-    if not task.generates:
-        return {}
-    out: dict[str, Any] = {}
-    if limit := how.max_new_tokens or harness.NEW_TOKENS.get(task.name):
-        out["max_gen_toks"] = limit
-    end = None if how.plain_prompts else end_of_turn(tokenizer)
-    if end is not None and end != tokenizer.eos_token:
-        own = [stop for one in task.generates for stop in _stops(one)]
-        if end not in own:
-            out["until"] = [*dict.fromkeys(own), end]
-    return out
-
-
-def _stops(task: Any) -> list[str]:
-    stops = (task.config.generation_kwargs or {}).get("until") or []
-    return [stops] if isinstance(stops, str) else list(stops)
-
-
 # ---- measuring
 
 
-def _measure(jobs: Sequence[_Job], models: LoadedModels, how: _How) -> None:
+def _measure(jobs: Sequence[_Job], models: LoadedModels, how: How) -> None:
     if any(job.what.task is None for job in jobs):
         for model in models.models.values():
             attach_head(model)
-    answering = harness.Answering(models, how.batch_size, how.backend, how.dtype, how.seed)
+    answering = Answering(models, how.batch_size, how.backend, how.dtype, how.seed)
     for job in jobs:
         _check_vocabulary(job, models)
         if job.what.task is not None:
@@ -304,7 +194,7 @@ def _check_vocabulary(job: _Job, models: LoadedModels) -> None:
 
 
 def _harness(
-    job: _Job, models: LoadedModels, answering: harness.Answering, how: _How
+    job: _Job, models: LoadedModels, answering: Answering, how: How
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     what, one = job.what, job.one
     assert what.task is not None
@@ -337,14 +227,14 @@ def _harness(
     return found, samples
 
 
-def _longest_answer(what: _Prepared, lm: Any) -> int:
+def _longest_answer(what: Prepared, lm: Any) -> int:
     assert what.task is not None
     own = [(one.config.generation_kwargs or {}).get("max_gen_toks") for one in what.task.generates]
     lengths = [what.preparation["generation"].get("max_gen_toks") or length or lm.max_gen_toks for length in own]
     return max(lengths, default=0)
 
 
-def _check_room(what: _Prepared, lm: Any) -> None:
+def _check_room(what: Prepared, lm: Any) -> None:
     longest = _longest_answer(what, lm)
     if longest >= lm.max_length:
         raise UserError(
@@ -353,7 +243,7 @@ def _check_room(what: _Prepared, lm: Any) -> None:
         )
 
 
-def _prompts_cut(what: _Prepared, lm: Any, samples: list[dict[str, Any]]) -> int:
+def _prompts_cut(what: Prepared, lm: Any, samples: list[dict[str, Any]]) -> int:
     """The number of prompts that lm-eval truncated at the left to leave room for the answer."""
     assert what.task is not None
     if not what.task.generates:
@@ -362,7 +252,7 @@ def _prompts_cut(what: _Prepared, lm: Any, samples: list[dict[str, Any]]) -> int
     return sum(len(lm.tok_encode(one["prompt"])) > room for one in samples)
 
 
-def _tokens(job: _Job, models: LoadedModels, how: _How) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _tokens(job: _Job, models: LoadedModels, how: How) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     what, one = job.what, job.one
     tokenizer = models.tokenizers[one.label]
     has_base = bool(models.adapters) and one.label not in models.resized

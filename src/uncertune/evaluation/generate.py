@@ -112,7 +112,7 @@ def generate(
             max_samples=limit,
             seed=seed,
         )
-        models = _loaded(
+        models = load_models(
             models,
             labels,
             chat_template_path=chat_template_path,
@@ -148,7 +148,7 @@ def answer(
 ) -> dict[str, list[Answer]]:
     """Answers to questions or conversations, by label; nothing is written. Arguments as for ``generate``."""
     check_sampling(temperature, top_p)
-    models = _loaded(
+    models = load_models(
         models,
         labels,
         chat_template_path=chat_template_path,
@@ -168,10 +168,6 @@ def answer(
                 answers |= {prompt.id: said for prompt, said in zip(batch, found, strict=True)}
         out[one.label] = [answers[prompt.id] for prompt in asked]
     return out
-
-
-def _loaded(models: Sequence[str] | LoadedModels, labels: Sequence[str], **options: Any) -> LoadedModels:
-    return models if isinstance(models, LoadedModels) else load_models(models, labels, **options)
 
 
 def _encoded_for(models: LoadedModels, one: ModelSpec, prompts: Sequence[Asked], limit: int) -> list[Prompt]:

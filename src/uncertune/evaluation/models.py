@@ -81,7 +81,7 @@ class LoadedModels:
 
 
 def load_models(
-    names: Sequence[str],
+    names: Sequence[str] | LoadedModels,
     labels: Sequence[str] = (),
     *,
     chat_template_path: str | None = None,
@@ -93,12 +93,15 @@ def load_models(
     """A model and LoRA adapters of it, on the accelerator if there is one; only tokenizers if ``weights`` is false.
 
     Args:
-        names: a model, then adapters of it (folders, runs, hub ids); or adapters alone, whose base is inferred.
+        names: a model, then adapters of it (folders, runs, hub ids); or adapters alone, whose base is inferred. Models
+            that are loaded already are returned.
         labels: one for each name; by default the last part of each path.
         chat_template_path: a .jinja file, or a model, whose chat template replaces that of every model.
 
     Raises UserError for a name that cannot be loaded, an adapter of another base, and unusable labels.
     """
+    if isinstance(names, LoadedModels):
+        return names
     base, specs = plan(names, labels)
     path = resolve_model(base)
     for one in specs:

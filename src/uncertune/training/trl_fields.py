@@ -15,7 +15,7 @@ from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.settings import Spec
-from uncertune.settings.values import types_in
+from uncertune.settings.spec import types_in
 
 SOURCES = (
     ("trl", "scripts/utils.py", "ScriptArguments"),
