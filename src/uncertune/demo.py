@@ -115,7 +115,7 @@ def _job(arm: str, model: str, output: Path, demo: Demo) -> Job:
         dataloader_pin_memory=False,
         model_init_kwargs={"dtype": "bfloat16"},  # half the time of float32 on a CPU; the adapter is float32
         eval_strategy="steps",
-        eval_steps=0.25,
+        eval_steps=0.5,
         eval_on_start=True,
         logging_steps=5,
         save_strategy="steps",
@@ -168,7 +168,7 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     if BASE not in measures:
         prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
         with active_adapter(model, None):
-            own = generate(model, tokenizer, prompts, max_new_tokens=48, label="(base, general prompts)")
+            own = generate(model, tokenizer, prompts, max_new_tokens=48, batch_size=32, label="(base, general prompts)")
             measures[BASE] = {"kl": 0.0, "general": own}
             measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
         _keep(path, settings, measures)
@@ -195,7 +195,9 @@ def _in_and_out(
     model: Any, arm: str, tokenizer: Any, problems: list[Any], tests: list[Row], texts: list[Row], demo: Demo
 ) -> dict[str, Any]:
     prompts = [row["messages"][:-1] for row in problems]
-    answers = generate(model, tokenizer, prompts, max_new_tokens=demo.max_new_tokens, label=f"({NAMES[arm]}, problems)")
+    answers = generate(
+        model, tokenizer, prompts, max_new_tokens=demo.max_new_tokens, batch_size=32, label=f"({NAMES[arm]}, problems)"
+    )
     correct = [check_answer(answer, row["answer"]) for answer, row in zip(answers, problems, strict=True)]
     pad = tokenizer.pad_token_id
     return {
