@@ -1,6 +1,9 @@
 """The element-wise part by hand in Triton and compiled equals the plain functions; which of them runs is told."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -159,3 +162,31 @@ def test_small_vocabularies_and_float64_run_plain():
     assert kernels.kernels(torch.zeros(1, projection.LARGE_VOCABULARY - 1)) is elementwise
     assert kernels.kernels(torch.zeros(1, projection.LARGE_VOCABULARY, dtype=torch.float64)) is elementwise
     assert kernels.kernels(torch.zeros(1, projection.LARGE_VOCABULARY)) is kernels._compiled()
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from uncertune.fused import triton as kernels
+
+HALF = ("raw", "teacher")
+TYPES = {"row_stride": "i32", "teacher_stride": "i32", "mixture_stride": "i32", "out_stride": "i32", "V": "i32"}
+TYPES |= {name: "fp32" for name in ("scale", "softcap", "teacher_scale", "teacher_softcap")} | {"top": "*i64"}
+for name in ("statistics", "teacher_statistics", "mean", "add", "gradient"):
+    kernel = getattr(kernels, f"_{name}_kernel")
+    for everything in (False, True):
+        constants = {one: everything for one in kernel.arg_names if one.isupper() and one != "V"} | {"BLOCK": 1024}
+        types = {one: TYPES.get(one, "*bf16" if one in HALF else "*fp32") for one in kernel.arg_names}
+        source = ASTSource(kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+        made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
+        print(name, len(made.asm["cubin"]))
+"""
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (pip install triton)")
+def test_they_compile_for_a_gpu():
+    """To machine code of compute capability 9.0, by the assembler that Triton brings; no GPU takes part."""
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False, env=plain)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 10
