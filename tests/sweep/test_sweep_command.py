@@ -407,6 +407,7 @@ def test_the_family_is_multiplied_too(write):
     grids = [
         {"objective": "mle", "token_weighting": ["none", "dft"], "anchor": ["none", "base"]},
         {"objective": "masked_mle", "selection_order": "lowest", "selection_fraction": 0.75},
+        {"objective": ["mle", "distill"], "label_smoothing_factor": 0.1},
     ]
     found = arms(write({"arms": grids}))
     assert [arm.name for arm in found] == [
@@ -415,6 +416,8 @@ def test_the_family_is_multiplied_too(write):
         "mle-dft",
         "mle-dft-anchor_base",
         "masked_mle-loss-0.75-lowest",
+        "mle-label_smoothing_factor_0.1",
+        "distill",  # which has no label term
     ]
     assert found[1].axes["anchor"] == "base"
     assert "token_weighting" not in found[1].axes

@@ -29,6 +29,7 @@ ARM_FIELDS = (
     "token_weighting",
     *WEIGHTING_FIELDS,
     *ANCHOR_FIELDS,
+    "label_smoothing_factor",
 )
 _SHORT = {"selection_metric": "metric", "selection_level": "level", "selection_fraction": "q"}
 _DEFAULTS = {name: getattr(UncertuneConfig, name) for name in ARM_FIELDS}
@@ -239,8 +240,8 @@ def _has_effect(name: str, values: dict[str, Any]) -> bool:
     if name == "objective":
         return True
     objective = OBJECTIVES[values["objective"]]
-    if name == "token_weighting":
-        return name in objective.uses
+    if name in ("token_weighting", "label_smoothing_factor"):  # of the label's term
+        return "token_weighting" in objective.uses
     if name in WEIGHTING_FIELDS:
         return "token_weighting" in objective.uses and name.startswith(f"{values['token_weighting']}_")
     if name in ANCHOR_FIELDS:
