@@ -168,6 +168,33 @@ def test_the_mask_of_a_step_does_not_depend_on_the_cut(tmp_path, kind):
     assert masks[0] == masks[1]
 
 
+def test_the_evaluation_of_a_whole_model_computes_no_gradient(model, tmp_path, monkeypatch):
+    from uncertune.fused.chunked import Gradients
+    from uncertune.training.trainer import UncertuneTrainer
+
+    evaluating, add, measure = [False], Gradients.add, UncertuneTrainer._evaluation_loss
+    computed = {True: 0, False: 0}
+
+    def adding(self, *arguments):
+        computed[evaluating[0]] += 1
+        return add(self, *arguments)
+
+    def measuring(self, *arguments):
+        evaluating[0] = True
+        try:
+            return measure(self, *arguments)
+        finally:
+            evaluating[0] = False
+
+    monkeypatch.setattr(Gradients, "add", adding)
+    monkeypatch.setattr(UncertuneTrainer, "_evaluation_loss", measuring)
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    fields = {"objective": "masked_mle", "eval_strategy": "steps", "eval_steps": 1, "test_split_size": 0.4}
+    assert train(model, data, tmp_path / "run", lora=False, **fields) == 0
+    assert computed[False] >= 2
+    assert computed[True] == 0
+
+
 # ---- what a run learned with is what it is used with
 
 
