@@ -12,17 +12,22 @@ TESTS = {
     "objectives": ("tests/objectives",),
     "selection": ("tests/selection",),
     "fused": ("tests/fused/test_linear.py", "tests/fused/test_kernels.py"),
-    "teachers": ("tests/teachers", "tests/training/test_teacher_cache.py"),
+    "teachers": ("tests/teachers",),
     "statistics": (
         "tests/statistics",
         "tests/scoring/test_correlation.py",
     ),
     "sweep": ("tests/sweep/test_sweep_curves.py", "tests/sweep/test_sweep_page.py"),
-    "training": ("tests/training/test_invariance.py", "tests/training/test_records.py"),
+    "training": (
+        "tests/training/test_step.py",
+        "tests/training/test_invariance.py",
+        "-k",
+        "test_step or nested or router_noise",
+    ),
     "judging": ("tests/judging/test_verdicts.py",),
     "evaluation": ("tests/evaluation/test_tokens.py",),
 }
-"""The tests of a room, quick ones only."""
+"""The tests of a room as arguments of pytest, quick ones only."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,11 @@ class Mutation:
         return self.tests or TESTS[self.room]
 
 
-_CACHE = ("tests/training/test_teacher_cache.py",)
-_RECORDS = ("tests/training/test_records.py",)
+_CACHE = ("tests/training/test_teacher_cache.py", "-k", "top_k or differs or damaged_head or room or no_documents")
+_FAMILY = ("tests/training/test_family.py", "-k", "base_as_anchor or frozen_copy or another_vocabulary or anchors_part")
+_RECORDS = ("tests/training/test_records.py", "-k", "side_columns")
 _RANKS = ("tests/training/test_ranks.py",)
+_LOSS = ("tests/training", "-k", "test_cuts_agree_in_float32 or are_rounded_after or test_cuts_agree_in_float64 and aux")
 
 MUTATIONS = (
     # ---- objectives
@@ -131,20 +138,20 @@ MUTATIONS = (
     Mutation("teachers/fingerprints.py", "fingerprint(student) if hasattr(student, \"peft_config\") else str(base)", "str(base)"),
     Mutation("teachers/fingerprints.py", "_hash(sorted(set(keys)))", "_hash(list(keys))"),
     Mutation("teachers/fingerprints.py", "digest.update(b\"\\0\")", "pass"),
-    Mutation("teachers/cache.py", "\"topk\": 8 * width", "\"topk\": 4 * width"),
-    Mutation("teachers/cache.py", "best.probs.float().log()", "best.probs.float()"),
-    Mutation("teachers/cache.py", "{head.softcap} {head.scale}", "{head.scale}"),
-    Mutation("teachers/cache.py", "if need > free:", "if need > 10 * free:"),
-    Mutation("teachers/cache.py", "length + one.length > SHARD_TOKENS or size", "size"),
+    Mutation("teachers/cache.py", "\"topk\": 8 * width", "\"topk\": 4 * width", tests=_CACHE),
+    Mutation("teachers/cache.py", "best.probs.float().log()", "best.probs.float()", tests=_CACHE),
+    Mutation("teachers/cache.py", "{head.softcap} {head.scale}", "{head.scale}", tests=_CACHE),
+    Mutation("teachers/cache.py", "if need > free:", "if need > 10 * free:", tests=_CACHE),
+    Mutation("teachers/cache.py", "length + one.length > SHARD_TOKENS or size", "size", tests=_CACHE),
     Mutation("teachers/shards.py", "zip(keys.tolist(), [0, *ends], ends, strict=False)", "zip(keys.tolist(), [0, *ends], ends[1:], strict=False)"),
     Mutation("teachers/shards.py", "if (check and not intact(self.folder / name, entry)) or", "if"),
     Mutation("teachers/shards.py", "names = [name for name in here if there.get(name) != here[name]]", "names = []"),
-    Mutation("teachers/adapter.py", "with active_adapter(student, None):", "with contextlib.nullcontext():", tests=("tests/training/test_weights_elsewhere.py", "tests/training/test_family.py")),
-    Mutation("teachers/adapter.py", "torch.no_grad(), evaluating(model)", "torch.no_grad()", tests=("tests/training/test_teacher_cache.py", "tests/training/test_family.py")),
-    Mutation("teachers/adapter.py", "if size != wanted:", "if False:", tests=("tests/training/test_config.py", "tests/training/test_family.py")),
+    Mutation("teachers/adapter.py", "with active_adapter(student, None):", "with contextlib.nullcontext():", tests=_FAMILY),
+    Mutation("teachers/adapter.py", "torch.no_grad(), evaluating(model)", "torch.no_grad()", tests=_FAMILY),
+    Mutation("teachers/adapter.py", "if size != wanted:", "if False:", tests=_FAMILY),
     # ---- training
-    Mutation("training/batch.py", "digest.update(labels[1:]", "0 and digest.update(labels[1:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py")),
-    Mutation("training/batch.py", "digest.update(labels[1:]", "digest.update(labels[:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py")),
+    Mutation("training/batch.py", "digest.update(labels[1:]", "0 and digest.update(labels[1:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py", "-k", "cut_is or masks_are_found")),
+    Mutation("training/batch.py", "digest.update(labels[1:]", "digest.update(labels[:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py", "-k", "cut_is or masks_are_found")),
     Mutation("training/batch.py", "kept = min(max(real - rank * rows, 0), rows)", "kept = min(max(real - rank * rows, 0) + 1, rows)", tests=_RANKS),
     Mutation("training/dataset.py", "else slice(-args.max_length, None)", "else slice(None, args.max_length)", tests=_RECORDS),
     Mutation("training/step.py", "return max(self.selected if self.by_selected else self.tokens, 1)", "return max(self.tokens, 1)"),
@@ -158,14 +165,14 @@ MUTATIONS = (
     Mutation("training/step.py", "out[\"selected_fraction\"] = sums[\"selected\"] / tokens", "out[\"selected_fraction\"] = sums[\"selected\"] / denominator"),
     Mutation("training/step.py", "(max if self.from_below else min)(limits", "min(limits"),
     Mutation("training/step.py", "sums[\"correct\"] / scored", "sums[\"correct\"] / tokens"),
-    Mutation("training/step.py", "sums[\"anchor_kl\"] / tokens", "sums[\"anchor_kl\"] / denominator", tests=("tests/training/test_family.py",)),
+    Mutation("training/step.py", "sums[\"anchor_kl\"] / tokens", "sums[\"anchor_kl\"] / denominator", tests=_FAMILY),
     Mutation("training/step.py", "(\"drop\" in name or \"jitter\" in name)", "\"drop\" in name"),
     Mutation("training/step.py", "return int(index[-1]) + 1 if index.numel() else 0", "return int(index[-1]) if index.numel() else 0"),
     Mutation("training/step.py", "if not math.isfinite(sums[\"loss\"]):", "if False:"),
     Mutation("training/step.py", "for rank, parts in enumerate(ranks):\n            if micro", "for rank, parts in reversed(list(enumerate(ranks))):\n            if micro", tests=_RANKS),
     Mutation("training/step_loss.py", "/ record.denominator * trainer.accelerator.num_processes\n", "/ record.denominator\n", tests=_RANKS),
-    Mutation("training/step_loss.py", "router_aux_loss_coef * aux_loss / record.micro_batches", "router_aux_loss_coef * aux_loss"),
-    Mutation("training/step_loss.py", "self.record.denominator * self._loss_scale", "self.record.denominator"),
+    Mutation("training/step_loss.py", "router_aux_loss_coef * aux_loss / record.micro_batches", "router_aux_loss_coef * aux_loss", tests=_LOSS),
+    Mutation("training/step_loss.py", "self.record.denominator * self._loss_scale", "self.record.denominator", tests=_LOSS),
     # ---- judging, evaluation
     Mutation("judging/verdicts.py", "1 if one.order == MODEL_FIRST else -1", "-1 if one.order == MODEL_FIRST else 1"),
     Mutation("judging/verdicts.py", "len(pair.model) - len(pair.baseline)", "len(pair.baseline) - len(pair.model)"),
