@@ -245,6 +245,18 @@ def test_a_trained_head_under_uneven_gradients_takes_a_second_sweep():
     assert products(lambda: (linear_weighted_nll(hidden, head, targets) * upstream).sum().backward()) == 5 * one
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("upstream", [3.0, torch.linspace(-1, 2, T, dtype=torch.float64)], ids=["even", "uneven"])
+def test_gradients_are_those_of_the_incoming_gradient_whatever_factor_was_expected(factor, upstream):
+    hidden, head, options = inputs(torch.float64, options=HEADS["all"].items())
+    targets = OBJECTIVES["mle"](labels())
+    plain = weighted_nll(plain_logits(hidden, head, **options), targets)
+    fused = linear_weighted_nll(hidden, head, targets, factor=factor, **options)
+    expected = gradients(plain, upstream, hidden, head, options)
+    for found, wanted in zip(gradients(fused, upstream, hidden, head, options), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_trained_head_has_no_gradient_without_grad_mode():
     hidden, head, _ = inputs(torch.float64)
     targets = OBJECTIVES["mle"](labels())
