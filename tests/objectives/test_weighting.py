@@ -16,6 +16,7 @@ from uncertune.objectives import (
     token_weighting,
     weighted_nll,
 )
+from uncertune.objectives.head import finish_logits
 
 
 def eaft_of_the_paper(p: list[float], k: int = 20) -> float:
@@ -172,15 +173,13 @@ def test_what_changes_nothing_changes_no_bit(dtype):
 # ---- how the fused head finds the most probable tokens
 
 
-@pytest.mark.parametrize("vocabulary", [37, 64, 1300, 64 * 40])
+@pytest.mark.parametrize("vocabulary", [37, 64, 1300, 64 * 40, 64 * 25 + 20])
 def test_top_logits(vocabulary):
     raw, bias = torch.randn(T, vocabulary), torch.randn(vocabulary)
     raw[0, :64] += 10  # all of the largest in one block
-    for finish in (Finish(), Finish(None, 0.5, 3.0), Finish(bias)):
-        z = raw if finish.bias is None else raw + bias
-        wanted = z.topk(min(20, vocabulary), -1).values
-        if finish.softcap is not None:
-            wanted = 3.0 * torch.tanh(0.5 * wanted / 3.0)
+    raw[1, -20:] += 10  # and behind the last whole block
+    for finish in (Finish(), Finish(None, 0.5, 3.0), Finish(bias), Finish(None, -0.5)):
+        wanted = finish_logits(raw, finish).topk(min(20, vocabulary), -1).values
         torch.testing.assert_close(top_logits(raw, None, finish, min(20, vocabulary)), wanted)
 
 
