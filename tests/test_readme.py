@@ -30,8 +30,9 @@ def test_the_code_works(tmp_path, monkeypatch):
     for code in (trained, scored):
         assert "smollm2-135m" in code
         exec(compile(code.replace("smollm2-135m", "./tiny"), "README.md", "exec"), {})
-    for run in ("mle", "masked_mle_distill"):
+    for run in ("mine", "mine/stage1"):
         assert (tmp_path / "runs" / run / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
     assert (tmp_path / "paris.svg").is_file()
 
 

@@ -86,6 +86,7 @@ def settings(folder: Path, **fields: Any) -> UncertuneConfig:
         "learning_rate": 1e-2,
         "save_strategy": "no",
         "report_to": "none",
+        "save_report": False,
         "logging_steps": 1,
         "disable_tqdm": True,
         "gradient_checkpointing": False,

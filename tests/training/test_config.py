@@ -218,11 +218,11 @@ def test_a_missing_teacher(tmp_path):
     refused(lambda: build(tmp_path, **rho), "rho_reference", "teacher")
 
 
-def test_a_teacher_that_is_not_used_twice_or_automatic(tmp_path):
+def test_a_teacher_that_is_not_used_twice_or_beside_auto(tmp_path):
     model = tiny_model("llama", VOCABULARY)
     refused(lambda: build(tmp_path, teacher=model), "teacher", "mle")
     refused(lambda: build(tmp_path, teacher=model, **MASKED), "teacher", "masked_mle")
-    refused(lambda: build(tmp_path, teacher="auto", objective="distill"), "teacher", "auto")
+    refused(lambda: build(tmp_path, teacher=["auto", model], objective="distill"), "teacher", "stands alone")
     config = UncertuneConfig(str(tmp_path), **QUIET, objective="distill", teacher="x")
     refused(
         lambda: UncertuneTrainer(tiny_model("llama"), config, train_dataset=rows(8), teacher=model), "teacher", "twice"

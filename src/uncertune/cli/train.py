@@ -90,11 +90,13 @@ def call(settings: Mapping[str, Any], over: Mapping[str, Any]) -> int:
         print(f"cache:  {fill_caches(job_of(given), overwrite=given.data.overwrite)}")
         return 0
     folder = run(job_of(given), overwrite=given.data.overwrite)
+    print(f"run:    {folder}")
+    if not given.training.save_report:
+        return 0
     for stage in (STAGE_1, RHO):
         if (folder / stage).is_dir():
             write_run_page(folder / stage)
-    page = write_run_page(folder)
-    print(f"run:    {folder}\npage:   {page}")
+    print(f"page:   {write_run_page(folder)}")
     if (tokens := folder / "tokens.html").is_file():
         print(f"tokens: {tokens}")
     return 0

@@ -60,7 +60,7 @@ def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_
         targets = OBJECTIVES["distill"](labels, teacher=base)
         with torch.no_grad():
             cross = linear_weighted_nll(tuned.hidden, tuned.head, targets)
-        divergence = cross - linear_token_stats(base.hidden, base.head, labels).entropy
+        divergence = (cross - linear_token_stats(base.hidden, base.head, labels).entropy).clamp(min=0)  # rounding
         total, count = total + float(divergence.sum()), count + divergence.numel()
     return total / max(count, 1)
 

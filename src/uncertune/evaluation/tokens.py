@@ -128,7 +128,8 @@ def _measure(rows: FactoredTeacher, labels_T: Tensor, base: FactoredTeacher | No
     if base is not None:
         targets = OBJECTIVES["distill"](labels_T, teacher=base)
         cross_T = linear_weighted_nll(rows.hidden, rows.head, targets)
-        out["kl"] = cross_T - linear_token_stats(base.hidden, base.head, labels_T).entropy
+        entropy_T = linear_token_stats(base.hidden, base.head, labels_T).entropy
+        out["kl"] = (cross_T - entropy_T).clamp(min=0)  # below 0 only by rounding
     return {name: values.cpu().double() for name, values in out.items()}
 
 

@@ -89,6 +89,7 @@ class UncertuneConfig(FamilyConfig):
         probe_steps, probe_samples: a few texts are scored token by token at the start, the middle and the end of a run,
             or every ``probe_steps`` steps (0: never); with ``probe_samples`` dropout passes of ``bald_rate`` also for
             their uncertainty.
+        save_report: write ``report.html`` and ``tokens.html`` when training ends.
         save_selection: write the selected tokens of each step to ``selection.parquet``.
         allow_pickle: load weights that are stored as a pickle (.bin); reading a pickle can run its code.
         assistant_only_loss: TRL's; unset, it is true for ``messages`` with an objective other than ``mle``.

@@ -114,7 +114,8 @@ class Console(TrainerCallback):
         trained = sum(count for count, is_trained in parameters if is_trained)
         of = f"{_millions(trained)} of {_millions(sum(count for count, _ in parameters))}"
         rows = self._trainer._rows_of_a_batch * args.gradient_accumulation_steps
-        self._say(state, f"{state.max_steps} steps of {rows} rows; {of} parameters are trained")
+        steps = f"{state.max_steps} step{'s' if state.max_steps > 1 else ''} of up to {rows} rows"
+        self._say(state, f"{steps}; {of} parameters are trained")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
         if not (ENABLED and state.is_world_process_zero and hasattr(eval_dataloader, "__len__")):

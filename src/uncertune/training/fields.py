@@ -156,6 +156,9 @@ class ObjectiveFields:
         "load weights stored as a pickle (.bin), which can run code; only as a flag, never in a file",
         group="run",
     )
+    save_report: bool = option(
+        True, "write report.html and tokens.html into the folder of the run when training ends", group="records"
+    )
     save_selection: bool = option(
         True, "write which tokens were selected at each step to selection.parquet", group="records"
     )

@@ -21,13 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainerCallback
 
 from uncertune.errors import UserError
 from uncertune.models import fingerprint, resolve_model
 from uncertune.runs.checkpoints import latest_intact, remove_unusable, step_of
-from uncertune.runs.environment import environment
 from uncertune.runs.files import plain, write_atomically
 from uncertune.runs.folder import (
     DECIDES_BEST,
@@ -58,9 +56,9 @@ from uncertune.training.dataset import fingerprint_data
 from uncertune.training.family import FAMILY_FIELDS
 from uncertune.training.holdout import SHARE, held_out
 from uncertune.training.interruptions import Stop, explained
-from uncertune.training.probe import Probe
 from uncertune.training.rehearsal import check_options, rehearse
-from uncertune.training.trackers import SelectionPicture, own_run
+from uncertune.training.run_folder import RunFolder, untouched, write_settings
+from uncertune.training.trackers import own_run
 from uncertune.training.trainer import UncertuneTrainer
 
 
@@ -113,6 +111,18 @@ def fill_caches(job: Job, *, overwrite: bool = False) -> Path:
         if trainer.accelerator.is_main_process:
             release(job.folder)
     return Path(job.config.teacher_cache_dir or job.folder / TEACHER_CACHE)
+
+
+def train_references(job: Job) -> Job:
+    """The job with its ``auto`` references trained, in the folders where ``run`` trains them, and named by these.
+
+    The job's own folder may have a run already, which is not looked at.
+    """
+    stop = Stop()
+    job = _prepared(job)
+    main = job.config.process_index == 0
+    with lock_folder(job.folder) if main else contextlib.nullcontext(), stop.listening():
+        return _after_references(job, stop)
 
 
 def _prepared(job: Job) -> Job:
@@ -229,16 +239,14 @@ def _mle(job: Job, name: str) -> Job:
         config.max_steps = math.ceil(config.max_steps * SHARE / (1 - SHARE))
     names = ("objective", "output_dir", "max_steps", "run_name", *reset)
     resolved = {**job.resolved, **{name: getattr(config, name) for name in names}} if job.resolved else {}
-    return replace(job, config=config, resolved=resolved)
+    return replace(job, model=untouched(job.model), config=config, resolved=resolved)
 
 
 def _train(job: Job, stop: Stop) -> Path:
     """Run one stage: build its trainer, which finds most mistakes, before its folder is changed."""
     settings = _settings(job, job.config.teacher)
     trainer = build_trainer(job)
-    if job.config.probe_steps != 0:
-        trainer.add_callback(probe := Probe(trainer))
-        trainer.add_callback(SelectionPicture(trainer, probe.path))
+    trainer.remove_callback(RunFolder)  # the settings of the command are written instead
     trainer.add_callback(stop)
     trainer.add_callback(_Release(job.folder))
     named = {name: job.resolved[name] for name in ("model_name_or_path", "dataset_name") if job.resolved.get(name)}
@@ -314,11 +322,9 @@ def _begin(job: Job, identity: Mapping[str, Any], resolved: Mapping[str, Any]) -
     folder = job.folder
     folder.mkdir(parents=True, exist_ok=True)
     remove_unusable(folder, latest_intact(folder))
-    settings = {**resolved, "teacher": job.config.teacher, "rho_reference": job.config.rho_reference}
-    settings = plain(without_secrets(settings))
     write_atomically(folder / RUN, json.dumps({"complete": False, "identity": identity}, indent=1))
-    write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
-    write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
+    own = {name: getattr(job.config, name) for name in ("teacher", "rho_reference", "save_report")}
+    write_settings(folder, {**resolved, **own})
 
 
 # ---- the identity of a run

@@ -42,15 +42,7 @@ def teachers_of(args: UncertuneConfig, teacher: Any) -> list[str | nn.Module]:
     members = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     found = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in members]
     if "auto" in found:
-        raise UserError(
-            "teacher='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune train` do: "
-            "call them, or give the trainer a path or a model"
-        )
-    if args.rho_reference == "auto":
-        raise UserError(
-            "rho_reference='auto' trains a reference first, which uncertune.training.pipeline.run and `uncertune "
-            "train` do: call them, or give a path"
-        )
+        raise UserError("teacher: 'auto' stands alone: give 'auto', or paths and models")
     if args.uses_teacher and not found:
         asks = f"objective={args.objective!r}" if args.distils else "bald_members='teacher'"
         raise UserError(f"{asks} needs a teacher: set teacher to 'auto', a folder or a hub id")

@@ -44,6 +44,7 @@ from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best
 from uncertune.training.kept_forward import KEPT
 from uncertune.training.references import References
 from uncertune.training.refusals import check_arguments, check_kind, teachers_of
+from uncertune.training.run_folder import keep_records, with_references
 from uncertune.training.runlog import RunLog
 from uncertune.training.saving import Progress, arguments_without_secrets, name_base, student_adapter_only
 from uncertune.training.selector import Selector
@@ -99,6 +100,7 @@ class UncertuneTrainer(SFTTrainer):
         if not isinstance(args, UncertuneConfig):
             raise UserError(f"args must be an UncertuneConfig, got {type(args).__name__}")
         check_arguments(model, kwargs)
+        args, teacher, train_dataset = with_references(model, args, teacher, train_dataset, eval_dataset, kwargs)
         teachers = teachers_of(args, teacher)
         formatting_func = kwargs.get("formatting_func")
         train_dataset = dataset.readable(train_dataset, dataset.TRAIN, args, formatting_func)
@@ -143,6 +145,7 @@ class UncertuneTrainer(SFTTrainer):
         self.add_callback(self.run_log)
         console.take_over(self)
         self.add_callback(self.references.caches)
+        keep_records(self)
 
     # ---- construction
 
