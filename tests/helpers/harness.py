@@ -45,8 +45,8 @@ def rows(count: int = 8, seed: int = 0, side: str | None = None) -> Dataset:
         if side == "advantages_dense":
             row["advantages"] = uniform(length, VOCABULARY)
         if side == "oracle":
-            row["oracle"] = torch.rand(length, 3, generator=generator).tolist()
-            row["oracle_ids"] = draw(VOCABULARY, (length, 3))
+            row["oracle"] = torch.rand(length, 3, generator=generator).softmax(-1).tolist()
+            row["oracle_ids"] = [[id, id + 1, id + 2] for id in draw(VOCABULARY - 2, (length,))]
         if side == "token_weight":
             row["token_weight"] = torch.rand(length, generator=generator).tolist()
         data.append(row)

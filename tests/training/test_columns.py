@@ -40,7 +40,7 @@ def fill(value, length):
         return [first] * length
     if isinstance(first, list):
         whole = all(isinstance(one, int) for one in first)
-        return [[1] * 3 if whole and first else [0.1] * 3 for _ in range(length)]
+        return [[1, 2, 3] if whole and first else THREE for _ in range(length)]
     return [0.0] * length
 
 
@@ -49,7 +49,7 @@ def at(place, wrong, otherwise):
     return lambda length: [wrong if index == place else otherwise for index in range(length)]
 
 
-THREE = [0.1, 0.2, 0.3]
+THREE = [0.2, 0.3, 0.5]
 SPARSE = {"oracle_ids": at(0, [1, 2, 3], [1, 2, 3])}
 MISTAKES = {
     "short list": (POLICY, {"advantages": [1.0, 2.0]}, ["'advantages'", "row 1", "14"]),

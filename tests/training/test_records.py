@@ -280,7 +280,8 @@ def numbered(lengths):
         ids = [3 + (7 * number + place) % 200 for place in range(length)]
         place = [100.0 * number + column for column in range(length)]
         labels = [-100 if column < 2 else token for column, token in enumerate(ids)]
-        nested = {"oracle": [[p, p / 2] for p in place], "oracle_ids": [[number, column] for column in range(length)]}
+        nested = {"oracle": [[p / 1000, 1 - p / 1000] for p in place]}
+        nested |= {"oracle_ids": [[number, 100 + column] for column in range(length)]}
         data.append({"input_ids": ids, "labels": labels, "token_weight": place, **nested})
     return Dataset.from_list(data)
 
@@ -307,8 +308,9 @@ def test_side_columns_stay_beside_their_tokens(tmp_path, packing, mode):
         real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
         row, column = (weight[real] // 100).long(), (weight[real] % 100).long()
         assert torch.equal(ids[real], 3 + (7 * row + column) % 200)
-        assert torch.equal(batch["oracle"][real], torch.stack([weight[real], weight[real] / 2], -1))
-        assert torch.equal(batch["oracle_ids"][real], torch.stack([row, column], -1))
+        share = weight[real] / 1000
+        torch.testing.assert_close(batch["oracle"][real], torch.stack([share, 1 - share], -1))
+        assert torch.equal(batch["oracle_ids"][real], torch.stack([row, 100 + column], -1))
         assert not weight[~real].any()
         seen |= set(zip(row.tolist(), column.tolist(), strict=True))
     limit = 14 if packing == "bfd_split" else 10

@@ -20,6 +20,7 @@ def encode(
     template: str | None = None,
     add_generation_prompt: bool = False,
     options: dict[str, Any] | None = None,
+    named: str = "the chat template",
 ) -> tuple[list[int], list[int] | None]:
     """Token ids of a conversation and, with ``marks``, 1 for every token of the assistant and 0 for the others.
 
@@ -50,24 +51,22 @@ def encode(
             **given,
         )
 
-    found = _refusing(encoded, where)
+    found = _refusing(encoded, f"{where}: {named}")
     if tools or any(turn.keys() - {"role", "content"} or turn["role"] == TOOL for turn in turns):
         _check_tools(render, turns, tools, where)
     mask = list(found["assistant_masks"]) if marks is not None else None
     return list(found["input_ids"]), mask
 
 
-def _refusing(action: Callable[[], Any], where: str) -> Any:
-    """The result of the action; an exception of the chat template becomes a ``UserError`` with its message."""
-    from jinja2 import TemplateError
-
+def _refusing(action: Callable[[], Any], template: str) -> Any:
+    """The result of the action; whatever the code in a chat template raises becomes a ``UserError`` of one line."""
     try:
         return action()
     except UserError:
         raise
-    except (TemplateError, TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+    except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: the chat template refuses this conversation: {said}") from error
+        raise UserError(f"{template} refuses this conversation: {said}") from error
 
 
 def _marked_by_rendering(

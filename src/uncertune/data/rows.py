@@ -51,12 +51,14 @@ class Labelling:
     ``marks``: how the assistant's turns are found, for a loss on these alone; None for a loss on all tokens.
     ``completion_only``: None means true for prompt and completion, as in TRL.
     ``vocabulary``: the model's vocabulary size, to check ``input_ids`` against; None for no check.
+    ``template``: what an error calls the chat template.
     """
 
     marks: Marks | None = None
     completion_only: bool | None = None
     text_field: str = "text"
     vocabulary: int | None = None
+    template: str = "the chat template"
 
 
 def labelling_of(row: Mapping[str, Any], tokenizer: Any, **fields: Any) -> Labelling:
@@ -77,7 +79,9 @@ def tokenise(row: Mapping[str, Any], number: int, tokenizer: Any, how: Labelling
     if "prompt" in row and "completion" in row:
         return _prompt_completion(row, number, tokenizer, how, where)
     if isinstance(row.get("messages"), list):
-        ids, said = chat.encode(tokenizer, row["messages"], where, marks=how.marks, **_template_options(row, where))
+        ids, said = chat.encode(
+            tokenizer, row["messages"], where, marks=how.marks, **_template_options(row, how, where)
+        )
         return _labelled(number, ids, _spoken(said, where))
     if not isinstance(row.get(how.text_field), str):
         raise UserError(f"{where}: the columns {', '.join(sorted(row))} hold nothing to tokenise")
@@ -139,7 +143,7 @@ def _prompt_completion(row: Mapping[str, Any], number: int, tokenizer: Any, how:
     prompt, completion = row["prompt"], row["completion"]
     said = None
     if isinstance(prompt, list):
-        options = _template_options(row, where)
+        options = _template_options(row, how, where)
         template = how.marks.template if how.marks else None
         before, _ = chat.encode(tokenizer, prompt, where, add_generation_prompt=True, template=template, **options)
         ids, said = chat.encode(tokenizer, prompt + completion, where, marks=how.marks, **options)
@@ -181,11 +185,11 @@ def _checked(values: Any, name: str, vocabulary: int | None, where: str, lowest:
     return values
 
 
-def _template_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _template_options(row: Mapping[str, Any], how: Labelling, where: str) -> dict[str, Any]:
     options = row.get("chat_template_kwargs") or None
     if not (options is None or (isinstance(options, Mapping) and all(isinstance(name, str) for name in options))):
         raise UserError(f"{where}: 'chat_template_kwargs' is {kind_of(options)}, not a mapping of names to values")
-    return {"tools": row.get("tools") or None, "options": options}
+    return {"tools": row.get("tools") or None, "options": options, "named": how.template}
 
 
 def _ended(text: str, tokenizer: Any) -> str:

@@ -59,6 +59,7 @@ _PACKAGES = {
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
     "mlflow": (("mlflow",), "mlflow"),
     "flash_attention_2": (("flash_attn",), "flash-attn"),
+    "deepspeed": (("deepspeed",), "deepspeed"),
 }
 """Values that need a package: its modules, any of which is enough, and its name for pip."""
 
@@ -137,6 +138,7 @@ def _check_packages(values: Mapping[str, Any]) -> None:
     wanted = {"report_to": [reports] if isinstance(reports, str) else list(reports)}
     wanted["attn_implementation"] = [values.get("attn_implementation")]
     wanted["use_liger_kernel"] = ["use_liger_kernel"] if values.get("use_liger_kernel") else []
+    wanted["deepspeed"] = ["deepspeed"] if values.get("deepspeed") else []
     for name, asked in wanted.items():
         for value in asked:
             modules, package = _PACKAGES.get(str(value), ((), ""))

@@ -17,6 +17,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from uncertune.data import reading
 from uncertune.data.rows import Labelling, tokenise
+from uncertune.data.templates import assistant_marks
 from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
@@ -109,6 +110,16 @@ def refusals() -> Iterator[None]:
         elif isinstance(error, RuntimeError) and "assistant_only_loss" not in line:
             raise
         raise UserError(line) from error
+
+
+def labelling(args: UncertuneConfig, tokenizer: Any, completion_only: bool | None) -> Labelling:
+    """Which tokens the arguments make labels."""
+    return Labelling(
+        marks=assistant_marks(tokenizer) if args.assistant_only_loss else None,
+        completion_only=completion_only,
+        text_field=args.dataset_text_field,
+        template=f"the chat template {args.chat_template_path!r}" if args.chat_template_path else "the chat template",
+    )
 
 
 def prepare(

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from trl import get_dataset, get_peft_config, get_quantization_config
 
 from uncertune.data.sources import column_names, is_file, load
 from uncertune.errors import UserError
-from uncertune.models import resolve_model
+from uncertune.models import load_tokenizer, resolve_model
+from uncertune.models.loading import check_files
 from uncertune.training.arguments import Arguments
 from uncertune.training.holdout import split_off
 from uncertune.training.pipeline import Job
@@ -65,10 +66,11 @@ def _check_quantized(model: Any) -> None:
 
 def _check_model(name: str, options: dict[str, Any]) -> None:
     """Raise UserError before data is loaded if the name has no model and tokenizer."""
+    where = {key: options[key] for key in ("revision", "trust_remote_code")}
+    check_files(resolve_model(name))
     with _refusals(f"model_name_or_path {name!r} cannot be loaded"):
-        where = {key: options[key] for key in ("revision", "trust_remote_code")}
         AutoConfig.from_pretrained(resolve_model(name), **where)
-        AutoTokenizer.from_pretrained(resolve_model(name), **where)
+        load_tokenizer(name, **where)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
+from uncertune.errors import UserError
 from uncertune.report.html import write_page, write_token_page, write_whole
 from uncertune.report.page import (
     Column,
@@ -30,7 +29,7 @@ from uncertune.report.page import (
 from uncertune.report.tokens import QUANTITIES, Moment, ScoredDocument, TokenPage
 from uncertune.runs.files import plain
 from uncertune.runs.folder import COMPARISONS, STAGE_1, is_complete
-from uncertune.runs.records import METRICS, read_metrics
+from uncertune.runs.records import METRICS, read_json, read_lines, read_metrics, read_settings
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.probe import PROBE
 
@@ -70,7 +69,10 @@ def write_run_page(folder: Path, into: Path | None = None) -> Path:
     config = _config(folder)
     runs = {"this run": folder} | ({"stage 1": folder / STAGE_1} if (folder / STAGE_1 / METRICS).is_file() else {})
     sections: list[Section] = [changed_settings(config)]
-    sections += curve_sections({name: read_metrics(one / METRICS) for name, one in runs.items()})
+    records = {name: read_metrics(one / METRICS) for name, one in runs.items()}
+    if is_complete(folder) and not records["this run"]:
+        raise UserError(f"{str(folder / METRICS)!r} is damaged: it holds no records of this complete run")
+    sections += curve_sections(records)
     probe = folder / PROBE
     links = [("Model card", folder / "README.md"), ("Stage 1", folder / STAGE_1 / "report.html")]
     if probe.is_file():
@@ -121,7 +123,7 @@ def _pages(names: Sequence[str], folders: Sequence[Path]) -> Iterator[tuple[str,
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    return read_settings(folder)
 
 
 def changed_settings(config: Mapping[str, Any]) -> Facts:
@@ -149,8 +151,10 @@ def _text(value: Any) -> str:
 
 
 def _software(folder: Path) -> Iterator[tuple[str, str]]:
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    yield "versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    environment = read_json(folder / "environment.json")
+    packages = environment.get("packages")
+    found = packages.items() if isinstance(packages, dict) else ()
+    yield "versions", ", ".join(f"{name} {version}" for name, version in found if version)
     yield from ((name, str(environment[name])) for name in ("python", "platform") if name in environment)
 
 
@@ -240,7 +244,11 @@ def _trained(config: dict[str, Any]) -> str:
 
 
 def _moments(probe: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
+    """The records of ``probe.jsonl``. Raises UserError where they are not a probe's."""
+    moments = read_lines(probe)
+    if not moments or not all({"step", "documents"} <= moment.keys() for moment in moments):
+        raise UserError(f"{str(probe)!r} is damaged: it does not hold the steps and documents of a probe")
+    return moments
 
 
 def token_section(probe: Path, objective: str, fraction: float = 0.25, *, tokens_page: bool = False) -> Tokens:

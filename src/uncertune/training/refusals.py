@@ -23,12 +23,24 @@ def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
             raise UserError(f"peft_config: {name} is prompt learning, which is not supported: use LoraConfig")
 
 
-def check_kind(trainer: Any) -> None:
-    """Raise UserError for a vision-language model or its processor."""
+def check_model(trainer: Any) -> None:
+    """Raise UserError for a vision-language model or its processor, and for modules to save that it lacks."""
     if trainer._is_vlm or getattr(trainer.model.config, "vision_config", None) is not None:
         name = f"model: {trainer.model.config.model_type}"
         name = f"processing_class: {type(trainer.processing_class).__name__}" if trainer._is_vlm else name
         raise UserError(f"{name} is vision-language, which is not supported: give a text model and its tokenizer")
+    _check_saved_modules(trainer.model)
+
+
+def _check_saved_modules(model: Any) -> None:
+    """PEFT would train nothing for a name that no module has."""
+    for config in getattr(model, "peft_config", {}).values():
+        for name in getattr(config, "modules_to_save", None) or ():
+            if not any(one == name or one.endswith(f".{name}") for one, _ in model.named_modules()):
+                raise UserError(
+                    f"lora_modules_to_save: the model has no module {name!r}: give names of its modules, for example "
+                    "lm_head"
+                )
 
 
 def teachers_of(args: UncertuneConfig, teacher: Any) -> list[str | nn.Module]:

@@ -47,7 +47,7 @@ def check_options(args: UncertuneConfig) -> None:
     # transformers 5.17 has the older names alone
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
         with _refused(f"activation_checkpointing_kwargs={_checkpointing_kwargs(args)!r}"):
-            checkpoint(lambda x: x, torch.ones(1, requires_grad=True), **_checkpointing(args))
+            checkpoint(nn.Identity(), torch.ones(1, requires_grad=True), **_checkpointing(args))
     _check_effects(args)
     with _refused(_optimizer(args)):
         optimizer = _stand_in(args)

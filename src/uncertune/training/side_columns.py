@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,7 @@ OVER_VOCABULARY = ("advantages", "oracle")
 """Columns whose entries may be lists: over the whole vocabulary, or with ``<name>_ids`` over some of its tokens."""
 LOWEST = {"token_weight": 0.0, "oracle": 0.0}
 LARGEST = 1e30  # far below float32's largest number, with which a loss would overflow
+SUM_TOLERANCE = 1e-2  # of an oracle's probabilities, which may be rounded
 HIGHEST = {"old_log_probs": 1e-3}  # the logarithm of a probability, up to rounding
 
 
@@ -97,6 +98,8 @@ def lay_out(row: dict[str, Any], index: int, columns: Sequence[str]) -> dict[str
             _entry(name, nested, entry, label, empty, f"{where}, token {place}")
             for place, (entry, label) in enumerate(zip(value, labels, strict=True))
         ]
+        if name == "oracle":
+            _check_distributions(out, labels, where)
     return out
 
 
@@ -185,6 +188,19 @@ def _entry(name: str, nested: bool, entry: Any, label: int, empty: Any, where: s
         if number > HIGHEST.get(name, math.inf):
             raise UserError(f"{where}: {number!r} must be at most 0, the logarithm of a probability")
     return entry
+
+
+def _check_distributions(columns: Mapping[str, list[Any]], labels: Sequence[int], where: str) -> None:
+    """Raise UserError for a response token whose oracle is no distribution: it repeats ids or does not sum to one."""
+    ids = columns.get("oracle_ids") or [[]] * len(labels)
+    for place, (label, probabilities, some) in enumerate(zip(labels, columns["oracle"], ids, strict=True)):
+        if label == IGNORED or place == 0:  # nothing predicts the first token
+            continue
+        if len(set(some)) < len(some):
+            twice = next(one for one in some if some.count(one) > 1)
+            raise UserError(f"{where}, token {place}: 'oracle_ids' names token {twice} twice: add its probabilities up")
+        if abs((total := math.fsum(probabilities)) - 1) > SUM_TOLERANCE:
+            raise UserError(f"{where}, token {place}: probabilities must sum to 1, these sum to {total:g}")
 
 
 def _token_ids(ids: Any, value: list[Any], labels: Sequence[int], where: str) -> list[list[int]]:

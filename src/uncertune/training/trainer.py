@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from uncertune.data.rows import Labelling
-from uncertune.data.templates import assistant_marks
 from uncertune.errors import NotFiniteError, UserError
 from uncertune.models import attach_head, checked_in_trl, head_shape, resolve_model, verify_head
 from uncertune.models.packing import verify_packing
@@ -43,7 +41,7 @@ from uncertune.training.document_dropping import skipped
 from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best_metric
 from uncertune.training.kept_forward import KEPT
 from uncertune.training.references import References
-from uncertune.training.refusals import check_arguments, check_kind, teachers_of
+from uncertune.training.refusals import check_arguments, check_model, teachers_of
 from uncertune.training.run_folder import keep_records, with_references
 from uncertune.training.runlog import RunLog
 from uncertune.training.saving import Progress, arguments_without_secrets, name_base, student_adapter_only
@@ -118,7 +116,7 @@ class UncertuneTrainer(SFTTrainer):
             dataset.check_prepared(args, train_dataset)
             super().__init__(model, args, **kwargs)
         check_best_metric(args, self.eval_dataset, more=self.compute_metrics is not None)
-        check_kind(self)
+        check_model(self)
         devices.check(self.accelerator, self.model, average_tokens=args.average_tokens_across_devices)
         if train_dataset is not None:
             devices.check_batches(args, self.train_dataset, self._rows_of_a_batch)
@@ -132,6 +130,7 @@ class UncertuneTrainer(SFTTrainer):
         self.data_collator = SideColumnCollator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by our own count, for the whole step at once
         self.selector = Selector(self)  # before a reference adds dropout layers
+        self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)  # before a teacher adds adapters
         self.references = References(self, teachers)
         base = getattr(self.model.config, "_name_or_path", "") or None
         self.card_settings: dict[str, Any] = {
@@ -153,11 +152,7 @@ class UncertuneTrainer(SFTTrainer):
         self, rows: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """TRL's preparation, with side columns along the labels and a report of what was truncated or dropped."""
-        how = Labelling(
-            marks=assistant_marks(processing_class) if args.assistant_only_loss else None,
-            completion_only=self.completion_only_loss,
-            text_field=args.dataset_text_field,
-        )
+        how = dataset.labelling(args, processing_class, self.completion_only_loss)
         prepare = super()._prepare_dataset
         return dataset.prepare(prepare, rows, processing_class, args, packing, formatting_func, dataset_name, how)
 
@@ -334,6 +329,10 @@ class UncertuneTrainer(SFTTrainer):
                 record.add(**self.selector.running.finish(record.step))
             self._log_step(record.finish())
         return loss + (result.loss - loss).detach()  # FSDP2 has rounded what left its forward to half precision
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As ``Trainer``, for the student alone: with a full cache its teacher is not in memory."""
+        return self._flops_per_token * inputs["input_ids"].numel()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; none for a micro-batch whose documents are not run."""
