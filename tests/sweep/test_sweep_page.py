@@ -214,7 +214,7 @@ def test_claims_are_tested_in_pairs_of_arms(folder):
         "masked MLE gains in distribution": "held",
         **{f"masked MLE loses out of distribution, {place}": "held" for place in places},
         "with distillation it gains in distribution": "held",
-        **{f"distillation mends what masked MLE loses out of distribution, {place}": "held" for place in places},
+        **{f"distillation recovers what masked MLE loses out of distribution, {place}": "held" for place in places},
     }
     sweep = read_sweep(folder)
     document = sweep.gains(f"{masked}-document", sweep.inside)

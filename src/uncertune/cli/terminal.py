@@ -1,7 +1,7 @@
 """The flags of every command for its output, ``--quiet``, ``--log_level`` and ``--debug``, and progress bars.
 
 Results go to stdout; notes, tables of training and progress bars to stderr. Bars are drawn on a terminal only and
-vanish when they are done.
+removed when they are done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # what TRL's own f
 
 @dataclass(frozen=True)
 class Showing:
-    """What a command shows."""
+    """The output settings of a command."""
 
     debug: bool = False
     quiet: bool = False
@@ -32,7 +32,7 @@ class Showing:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """While a command runs: bars as stderr can show them, loggers at their level, nothing on stderr if quiet."""
+        """Inside the block: bars if stderr is a terminal, loggers at their level, nothing on stderr if quiet."""
         if sys.stderr.isatty() and not self.quiet:
             os.environ.setdefault("TQDM_LEAVE", "")
         else:
@@ -58,7 +58,7 @@ def _set_level(level: str) -> None:
 
 
 def separated(arguments: Sequence[str]) -> tuple[list[str], Showing]:
-    """The arguments without the flags of every command, and what those ask for.
+    """The arguments without the flags of every command, and the settings of these flags.
 
     Raises UserError for a level that does not exist.
     """

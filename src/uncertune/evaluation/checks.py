@@ -46,7 +46,7 @@ def check_columns(columns: Mapping[str, str] | None, tasks: Iterable[str], promp
     names = [task.removeprefix(TOKENS).partition("@")[0] for task in tasks if task.startswith(TOKENS)]
     if not any(own_columns(name, columns) for name in (*names, *([prompts] if prompts else []))):
         raise UserError(
-            "dataset_columns has no effect: lm-eval's tasks and built-in data have columns of their own: leave it out"
+            "dataset_columns has no effect: lm-eval's tasks and built-in data have fixed columns: leave it out"
         )
 
 

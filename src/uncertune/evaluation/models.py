@@ -1,7 +1,7 @@
 """The models of a command: one base in memory, and LoRA adapters of it that are activated in turn.
 
 Each adapter is used with the tokenizer, chat template and special tokens that it was saved with, the bare base with its
-own. An adapter whose training resized the vocabulary gets a copy of the base of its own.
+own. An adapter whose training resized the vocabulary gets a separate copy of the base.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ STD_FLOOR = 1e-4
 def group_advantages(
     rewards: Tensor | Sequence[float], groups: Tensor | Sequence[Hashable], *, scale: bool = True
 ) -> Tensor:
-    """GRPO's advantages of N answers: each reward against the answers of its own group, (N,) float32 or float64.
+    """GRPO's advantages of N answers: each reward against the answers of its group, (N,) float32 or float64.
 
     ``A_i = (r_i − mean) / (std + 1e-4)`` over the group of i, std with N − 1 in the denominator (DeepSeekMath; TRL's
     ``scale_rewards="group"``). ``scale=False`` leaves out the division, which favours questions that are nearly always

@@ -30,7 +30,7 @@ MARKERS = {  # matplotlib's names, and the same shapes in a square of 12 units
 }
 LINE_WIDTH = 2.0
 RAW, SMOOTHED = "-raw", "-smoothed"
-"""Ids, in a page's plot, of the lines that its switch exchanges; behind a section's name they give ``--raw``."""
+"""Suffixes of the ids of the lines that a plot's switch exchanges."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _draw_curves(axes: Any, curves: Curves, styles: Mapping[str, LineStyle], pal
 
 
 def smoothed(y: Sequence[float], window: int) -> list[float]:
-    """The mean of the last ``window`` values at each place, NaN left out; NaN where the value itself is."""
+    """The mean of the last ``window`` values at each point, without NaN; NaN if the value itself is NaN."""
     out = []
     for place, value in enumerate(y):
         known = [one for one in y[max(0, place + 1 - window) : place + 1] if not math.isnan(one)]

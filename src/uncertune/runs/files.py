@@ -27,7 +27,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary file next to ``path``; after the block it is flushed to disk and renamed into place.
 
     When the block or the renaming fails, the temporary file is deleted and an older ``path`` stays as it was. After a
-    kill the temporary file stays; its name ends in ``UNFINISHED``, so that no reader takes it for one of its own.
+    kill the temporary file stays; its name ends in ``UNFINISHED``, so that no reader uses it.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED)

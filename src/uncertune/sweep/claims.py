@@ -58,10 +58,10 @@ def _c5(sweep: Sweep, arm: Record) -> Iterator[Finding]:
         return
     test = f"gain of {mixed} on {inside}"
     yield Finding("C5", "with distillation it gains in distribution", test, mean(sweep.gains(mixed, inside)), "above")
-    mended = "distillation mends what masked MLE loses"
+    recovered = "distillation recovers what masked MLE loses"
     yield from _outside(
         sweep,
-        mended,
+        recovered,
         f"gain of {mixed} less that of {name}",
         "above",
         lambda one: less(sweep.gains(mixed, one), sweep.gains(name, one)),

@@ -65,7 +65,7 @@ class Findings:
     loss_tokens: int
     """The tokens with loss among them."""
     sequences: int
-    """Rows after cutting and packing."""
+    """Rows after truncation and packing."""
     steps: int
     trained: int
     """Trained parameters."""
@@ -91,10 +91,10 @@ class _Recording(UncertuneTrainer):
 
 
 def look(job: Job, *, overwrite: bool = False) -> Findings:
-    """Check everything that needs no training, and count. Writes nothing into the run's folder.
+    """Check everything that needs no training, and count tokens. Writes nothing into the run's folder.
 
-    A teacher or reference that the run trains first is stood in for by the base model. Raises UserError, one line, for
-    whatever the run would refuse before its first step, and for streamed data, which cannot be counted.
+    The base model takes the place of a teacher or reference that the run trains first. Raises UserError for everything
+    that the run would refuse before its first step, and for streamed data, which cannot be counted.
     """
     if not isinstance(job.train_dataset, Dataset):
         raise UserError("dataset_streaming: check counts all rows, which a stream does not have: set it to false")
@@ -112,7 +112,7 @@ def look(job: Job, *, overwrite: bool = False) -> Findings:
 
 
 def _standing_in(job: Job, folder: str) -> Job:
-    """The job on a folder of its own, with the base model for references that are yet to be trained."""
+    """The job in a temporary folder, with the base model in place of references that are not trained yet."""
     config = copy.copy(job.config)
     config.output_dir, config.push_to_hub = folder, False
     config.teacher_cache, config.teacher_cache_dir = "none", None

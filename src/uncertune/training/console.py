@@ -1,7 +1,7 @@
-"""What a terminal shows of a training run: one row of a table per logged step, evaluations, and a summary at the end.
+"""Output of a training run on the terminal: a table with one row per logged step, evaluations, and a final summary.
 
-Everything goes to stderr as plain lines, so a file or a CI log reads like the screen. While an evaluation runs, a
-terminal shows a bar that vanishes.
+Everything goes to stderr as plain lines, so a file or a CI log looks like the screen. During an evaluation, a terminal
+shows a temporary progress bar.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ENABLED = True
 """False in a process that shares its terminal with others that train."""
 OTHERS = ("objective", "entropy")
 UNKNOWN_WIDTH = 120
-"""Columns of a line where stderr is not a terminal."""
+"""Columns of a line if stderr is not a terminal."""
 
 
 def number(value: float | None) -> str:
-    """Four decimals, or an exponent where they would say little."""
+    """Four decimals, or scientific notation for very small numbers."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
@@ -50,7 +50,7 @@ class Cell:
     head: str
     text: Callable[[Any], str]
     rank: int
-    """Columns of high rank are left out first where the terminal is narrow."""
+    """Columns of high rank are left out first on a narrow terminal."""
     least: int = 8
 
     @property
@@ -92,7 +92,7 @@ def fitting(names: Mapping[str, Any], width: int, first: int) -> tuple[Cell, ...
 
 
 class Console(TrainerCallback):
-    """The table of one run. It takes the place of transformers' bar and dictionaries."""
+    """The table of one run, which replaces transformers' progress bar and dictionaries."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

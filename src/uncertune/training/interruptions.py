@@ -92,7 +92,7 @@ class Stop(TrainerCallback):
 
 # ---- failures
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.EFBIG: "raise the limit on the size of files",
@@ -114,7 +114,7 @@ def explained(folder: Path) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise NotFiniteError(
-            f"{error}; {kept(folder)}: lower learning_rate or max_grad_norm, or mend the documents, and start anew "
+            f"{error}; {kept(folder)}: lower learning_rate or max_grad_norm, or fix the documents, and start again "
             "(--overwrite)"
         ) from error
     except Exception as error:
@@ -124,7 +124,7 @@ def explained(folder: Path) -> Iterator[None]:
         where = cause.filename or folder
         raise UserError(
             f"output_dir: {str(where)!r} cannot be written: {os.strerror(cause.errno or 0)}; {kept(folder)}: "
-            f"{_MENDS[cause.errno or 0]} and give the same command again"
+            f"{_FIXES[cause.errno or 0]} and run the same command again"
         ) from error
 
 
@@ -141,11 +141,11 @@ def disk_error(error: BaseException) -> OSError | None:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _MENDS:
+        if isinstance(seen, OSError) and seen.errno in _FIXES:
             return seen
         seen = seen.__cause__ or seen.__context__
     said = str(error)
-    for number in _MENDS:
+    for number in _FIXES:
         if os.strerror(number) in said or f"os error {number}" in said:
             return OSError(number, os.strerror(number))
     if isinstance(error, RuntimeError) and any(part in said for part in _ZIP_WRITER):  # without a reason

@@ -124,7 +124,7 @@ PUBLISHED = (
     "model-*-of-*.safetensors",
     *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model"),
     *("chat_template.jinja", "additional_chat_templates/*"),
-    "*.py",  # of models with code of their own
+    "*.py",  # custom code of models
 )
 _BELOW = ("[!a]*/*", "a[!d]*/*")
 """All folders but ``additional_chat_templates``; ``*`` takes in ``/``."""

@@ -1,8 +1,8 @@
-"""What a run would only refuse once training begins, refused before anything is written: optimizer, schedule, trackers,
-first batch.
+"""Checks that otherwise fail only when training starts, made before anything is written: optimizer, schedule, trackers
+and first batch.
 
-``check_options`` needs the configuration alone, ``rehearse`` the trainer. Both leave random state and trainer as they
-were.
+``check_options`` needs the configuration alone, ``rehearse`` the trainer. Both restore the random state and the
+trainer.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from uncertune.errors import UserError
 from uncertune.training.config import UncertuneConfig
 
 _WIDTH = 64
-"""Of the stand-in's weight: with 64 × 64 values the optimizers of bitsandbytes keep 8 bits."""
+"""Side of the test weight: from 64 × 64 values on, bitsandbytes' optimizers use 8 bits."""
 _STEPS = 100
-"""Of the stand-in's schedule, where the number of epochs decides."""
+"""Steps of the test schedule if the run's number of steps depends on its epochs."""
 
 
 def check_options(args: UncertuneConfig) -> None:
     """Try optimizer, schedule and trackers without model and data. Raises UserError that names the field.
 
-    Which modules ``optim_target_modules`` names is left to ``rehearse``, which has the model.
+    ``rehearse``, which has the model, checks the modules of ``optim_target_modules``.
     """
     with _refused(f"report_to={args.report_to!r}"):
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel needs the package liger-kernel; run: pip install liger-kernel")
-    # transformers 5.17 has the older names alone
+    # transformers 5.17 has only the older names
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
         with _refused(f"activation_checkpointing_kwargs={_checkpointing_kwargs(args)!r}"):
             checkpoint(nn.Identity(), torch.ones(1, requires_grad=True), **_checkpointing(args))
@@ -101,7 +101,7 @@ def _first_batch(trainer: Any) -> Any:
 
 
 def _stand_in(args: UncertuneConfig) -> Any:
-    """The optimizer of one linear layer, as ``Trainer`` builds it, after a step: some refuse a device only then."""
+    """The optimizer of one linear layer, as ``Trainer`` builds it, after a step, since some refuse a device there."""
     layer = nn.utils.skip_init(nn.Linear, _WIDTH, _WIDTH, device=args.device)
     args = copy.copy(args)
     args.optim_target_modules = args.optim_target_modules and "all-linear"
@@ -151,7 +151,7 @@ def _schedule(args: UncertuneConfig) -> str:
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Whatever another library raises within it, as a UserError of one line."""
+    """Errors of other libraries inside the block, as a UserError of one line."""
     try:
         yield
     except UserError:

@@ -1,6 +1,6 @@
-"""What a run sends to trackers beside its metrics: one picture of the selection; and each stage is a run of its own.
+"""Trackers: a picture of the selection besides the metrics, and a separate run for each stage.
 
-Metrics go where ``report_to`` says, under the names of ``metrics.jsonl``, by the callbacks of transformers.
+transformers' callbacks send the metrics of ``metrics.jsonl`` to the trackers in ``report_to``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "selection"
 
 
 class SelectionPicture(TrainerCallback):
-    """After the last step, sends the first probed text at the first and the last moment to every tracker that takes
-    images: TensorBoard, Weights & Biases, Trackio."""
+    """After the last step, sends the first probed text at its first and last moment to every tracker with images:
+    TensorBoard, Weights & Biases, Trackio."""
 
     def __init__(self, trainer: Any, probe: Path) -> None:
         self._trainer, self._probe = trainer, probe

@@ -1,4 +1,4 @@
-"""While TRL builds a trainer: the chat templates that it accepts, and how it copies one from another model."""
+"""Patches of TRL's chat templates while it builds a trainer: accepted templates, and copies from another model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REPLACED = (
 
 @contextlib.contextmanager
 def known_templates(*, adapter: bool) -> Iterator[None]:
-    """While TRL builds its trainer, the assistant's turns need no marks in the template: ``tokenise`` finds them.
+    """Inside the block, TRL accepts templates without marks: ``tokenise`` finds the assistant's turns.
 
-    A template copied from another model resizes the embedding only where its tokens need more rows. Where an
-    ``adapter`` is trained, it raises UserError for tokens that PEFT cannot train.
+    A template copied from another model resizes the embedding only if its tokens need more rows. With an ``adapter``,
+    raises UserError for tokens that PEFT cannot train.
     """
     trls = {name: getattr(trl_sft, name) for name in _REPLACED}
 
@@ -48,7 +48,7 @@ def known_templates(*, adapter: bool) -> Iterator[None]:
 
     trl_sft.get_training_chat_template = template_of
     trl_sft.is_chat_template_stop_token_trained = stop_is_trained
-    # TRL's own fails on a tokenizer without a template
+    # TRL's function fails on a tokenizer without a template
     trl_sft.has_generation_markers = lambda template: bool(template) and trls["has_generation_markers"](template)
     trl_sft.clone_chat_template = clone
     try:
@@ -59,9 +59,9 @@ def known_templates(*, adapter: bool) -> Iterator[None]:
 
 
 def _clone_that_fits(model: Any, tokenizer: Any, source: str) -> tuple[Any, Any, list[int]] | None:
-    """What ``trl.clone_chat_template`` does, without its resizing; None where the embedding needs more rows.
+    """``trl.clone_chat_template`` without its resizing; None if the embedding needs more rows.
 
-    TRL resizes to the size of the tokenizer in any case, which takes rows from an embedding that is larger.
+    TRL always resizes to the size of the tokenizer, which removes rows from a larger embedding.
     """
     other = AutoTokenizer.from_pretrained(source)
     added = [token for token in other.added_tokens_decoder.values() if token.content not in tokenizer.vocab]
@@ -76,7 +76,7 @@ def _clone_that_fits(model: Any, tokenizer: Any, source: str) -> tuple[Any, Any,
 
 
 def _check_trainable(model: Any, source: str, added: int) -> None:
-    """Raise UserError where PEFT cannot train new tokens beside a head that is trained whole, as TRL asks for both."""
+    """Raise UserError if PEFT cannot train new tokens together with a fully trained head, since TRL asks for both."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is embedding), "").rpartition(".")[2]
     if embedding.weight is head.weight:

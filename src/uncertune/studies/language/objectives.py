@@ -127,7 +127,7 @@ def _findings(results: Mapping[str, Measures]) -> tuple[Finding, ...]:
         above("C5", "masked MLE loses on MLE out of distribution", mle, masked, "out"),
         above("C5", "with distillation it gains on MLE in distribution", both, mle, "in"),
         above("C5", "with distillation it gains on masked MLE in distribution", both, masked, "in"),
-        above("C5", "distillation mends what masked MLE loses out of distribution", both, masked, "out"),
+        above("C5", "distillation recovers what masked MLE loses out of distribution", both, masked, "out"),
         above("C5", "with distillation it loses no more than MLE out of distribution", both, mle, "out"),
     ]
     for arm in (MASKED, BOTH):
