@@ -1,6 +1,9 @@
 """Numbers as people read them: signs, arrows, gaps, and lines that fit."""
 
 import math
+import os
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -139,3 +142,12 @@ def test_markdown():
         "| a\\|b | 1.00 |",
         "| &lt;b&gt;x&lt;/b&gt; \\_y\\_ | 0.50 (−0.50▼) |",
     ]
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(60, 60), (80, 80), (200, 100)])
+def test_a_table_fits_its_terminal(monkeypatch, columns, widest):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+    text = to_text(table())
+    assert max(map(len, text.splitlines())) <= widest
+    assert text == to_text(table(), widest)

@@ -21,7 +21,7 @@ from uncertune.evaluation.results import Place
 from uncertune.evaluation.tokenizers import tokenizer_digest
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
 from uncertune.models import attach_head
-from uncertune.report import Table, to_text
+from uncertune.report import Table, terminal_width, to_text
 from uncertune.runs.environment import environment
 from uncertune.runs.folder import lock_folder, output_folder
 
@@ -39,7 +39,7 @@ def evaluate(models: Sequence[str] | LoadedModels, **arguments: Any) -> list[dic
     """Call ``measure`` and print its table; return all results in the folder."""
     table = measure(models, **arguments)
     folder = Path(str(arguments["output_dir"])).expanduser()
-    caption = textwrap.fill(table.caption, 100)
+    caption = textwrap.fill(table.caption, terminal_width())
     print(f"{to_text(table)}\n\n{caption}\n\ntable: {folder / 'results.md'}")
     return results.collect(folder, [str(row["model"]) for row in table.rows], list(arguments["tasks"]))
 

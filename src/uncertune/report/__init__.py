@@ -25,7 +25,7 @@ from uncertune.report.page import (
     Trails,
     Value,
 )
-from uncertune.report.tables import to_markdown, to_text
+from uncertune.report.tables import terminal_width, to_markdown, to_text
 from uncertune.report.tokens import Moment, Quantity, ScoredDocument, TokenPage, draw_tokens
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "paper_figure",
     "render",
     "render_token_page",
+    "terminal_width",
     "to_markdown",
     "to_text",
     "write_page",

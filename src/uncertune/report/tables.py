@@ -5,6 +5,8 @@ An arrow points in the direction of the change. Filled is better, hollow is wors
 
 import math
 import re
+import shutil
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,12 +214,22 @@ def shown(estimate: Estimate) -> str:
 # ---- as plain text and Markdown
 
 
-def to_text(table: Table, width: int = 100) -> str:
-    """The table for a terminal: plain characters, aligned, at most ``width`` columns wide.
+WIDEST = 100
+"""Characters of a line of text, where the terminal has as many."""
+
+
+def terminal_width() -> int:
+    """Characters of a line on stdout: the terminal's, at most ``WIDEST``."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST) if sys.stdout.isatty() else WIDEST
+
+
+def to_text(table: Table, width: int = 0) -> str:
+    """The table for a terminal: plain characters, aligned, at most ``width`` columns wide (0: those of the terminal).
 
     Differences are next to the values, or below them if that is too wide; if that is still too wide, the columns are
     split into blocks below one another.
     """
+    width = width or terminal_width()
     rows = cells(table)
     heading = label_heading(table)
     labels = [heading, *(name for name, _, _ in rows)]

@@ -23,6 +23,7 @@ from uncertune.report import (
     Table,
     TokenPage,
     Value,
+    terminal_width,
     to_markdown,
     to_text,
     write_token_page,
@@ -117,7 +118,7 @@ def _write(
     sections = (_with_caption(shown), said, _with_caption(parts), _with_caption(top))
     write_atomically(folder / "summary.md", "\n".join(section for section in sections if section))
     write_token_page(folder / "tokens.html", _page(settings, prepared, columns, main, title))
-    texts = [f"{to_text(one)}\n{textwrap.fill(one.caption, 100)}" for one in (shown, parts, top)]
+    texts = [f"{to_text(one)}\n{textwrap.fill(one.caption, terminal_width())}" for one in (shown, parts, top)]
     print("\n\n".join(section for section in (texts[0], said.strip("\n"), *texts[1:]) if section))
     print(f"\nscores: {folder / run.TOKENS}\npage:   {folder / 'tokens.html'}")
     return summary

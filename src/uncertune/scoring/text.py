@@ -24,6 +24,7 @@ from uncertune.report import (
     TokenPage,
     draw_tokens,
     render_token_page,
+    terminal_width,
     to_text,
     write_token_page,
 )
@@ -170,7 +171,7 @@ def score_given_text(
             pass_tokens=pass_tokens,
         )
     table = found.table()
-    print(f"{to_text(table)}\n{textwrap.fill(table.caption, 100)}")
+    print(f"{to_text(table)}\n{textwrap.fill(table.caption, terminal_width())}")
     if folder is not None:
         found.save(folder / "tokens.html")
         print(f"\npage: {folder / 'tokens.html'}")
