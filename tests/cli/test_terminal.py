@@ -127,3 +127,14 @@ def test_numbers_are_short():
         *("–", "–"),
     ]
     assert [duration(one) for one in (0.4, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
+
+
+def test_an_evaluation_in_a_file_has_no_bars(run):
+    words = ["evaluate", str(run / "model"), "--tasks", f"tokens:{run / 'rows.jsonl'}", "--limit", "4"]
+    words += ["--output_dir", str(run / "evaluation")]
+    command = [sys.executable, "-m", "uncertune.cli", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    assert "\r" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "loading the weights of model"
+    assert lines[1].startswith("== model: tokens:")

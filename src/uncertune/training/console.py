@@ -114,8 +114,7 @@ class Console(TrainerCallback):
         trained = sum(count for count, is_trained in parameters if is_trained)
         of = f"{_millions(trained)} of {_millions(sum(count for count, _ in parameters))}"
         rows = self._trainer._rows_of_a_batch * args.gradient_accumulation_steps
-        steps = f"{state.max_steps} step{'s' if state.max_steps > 1 else ''} of up to {rows} rows"
-        self._say(state, f"{steps}; {of} parameters are trained")
+        self._say(state, f"{_steps(state.max_steps)} of up to {rows} rows; {of} parameters are trained")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
         if not (ENABLED and state.is_world_process_zero and hasattr(eval_dataloader, "__len__")):
@@ -184,7 +183,7 @@ class Console(TrainerCallback):
         evaluating = sum(float(row.get("eval_runtime", 0)) for row in state.log_history)
         tokens = self._trainer._total_train_tokens
         speed = f"{tokens / max(seconds - evaluating, 1e-9):,.1f} tokens/s in training"
-        lines = [f"done: {state.global_step} steps, {tokens:,} tokens in {duration(seconds)} ({speed})"]
+        lines = [f"done: {_steps(state.global_step)}, {tokens:,} tokens in {duration(seconds)} ({speed})"]
         for prefix in dict.fromkeys(one for row in state.log_history for one in _prefixes(row)):
             losses = _losses(state.log_history, prefix)
             (best, at), (last, end) = min(losses), losses[-1]
@@ -212,6 +211,10 @@ def _named(prefix: str) -> str:
 def _losses(history: Sequence[Mapping[str, Any]], prefix: str) -> list[tuple[float, int]]:
     """Loss and step of every evaluation."""
     return [(row[f"{prefix}_loss"], row["step"]) for row in history if f"{prefix}_loss" in row]
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
 
 
 def _millions(count: int) -> str:
