@@ -59,6 +59,8 @@ class Mutation:
 
 
 _WEIGHTING = ("tests/objectives/test_weighting.py",)
+_CONTRACT = ("tests/objectives/test_contract.py", "-k", "response or renormalized or multiplies or scaling")
+_STEP = ("tests/training/test_step.py",)
 _CACHE = ("tests/training/test_teacher_cache.py", "-k", "top_k or differs or damaged_head or room or no_documents")
 _FAMILY = ("tests/training/test_family.py", "-k", "base_as_anchor or frozen_copy or another_vocabulary or anchors_part")
 _RECORDS = ("tests/training/test_records.py", "-k", "side_columns")
@@ -76,21 +78,21 @@ MUTATIONS = (
     Mutation("objectives/catalogue.py", "hard.plus(_taught(labels, (labels != IGNORED) & ~selected, teacher))", "hard.plus(_taught(labels, labels != IGNORED, teacher))"),
     Mutation("objectives/catalogue.py", "keep = (mask & (labels != IGNORED))", "keep = mask"),
     Mutation("objectives/catalogue.py", "label_smoothing * keep, (1 - label_smoothing) * keep", "label_smoothing * keep, keep"),
-    Mutation("objectives/catalogue.py", "tail = (1 - probs.sum(-1)).clamp(min=0) * keep", "tail = (1 - probs.sum(-1)).clamp(min=0)"),
-    Mutation("objectives/catalogue.py", "probs = probs / probs.sum(-1, keepdim=True)", "probs = probs * probs.sum(-1, keepdim=True)"),
+    Mutation("objectives/catalogue.py", "tail = (1 - probs.sum(-1)).clamp(min=0) * keep", "tail = (1 - probs.sum(-1)).clamp(min=0)", tests=_CONTRACT),
+    Mutation("objectives/catalogue.py", "probs = probs / probs.sum(-1, keepdim=True)", "probs = probs * probs.sum(-1, keepdim=True)", tests=_CONTRACT),
     Mutation("objectives/catalogue.py", "_asked(labels, mask, member, 1 / len(teacher))", "_asked(labels, mask, member, 1.0)"),
     Mutation("objectives/catalogue.py", "torch.where(labels != IGNORED, advantages, torch.zeros_like(advantages))", "advantages"),
-    Mutation("objectives/catalogue.py", "asked = _taught(labels, labels != IGNORED, anchor)", "asked = _taught(labels, labels == labels, anchor)"),
+    Mutation("objectives/catalogue.py", "asked = _taught(labels, labels != IGNORED, anchor)", "asked = _taught(labels, labels == labels, anchor)", tests=_CONTRACT),
     Mutation("objectives/loss.py", "loss_T = loss_T - term.weight.to(dtype) *", "loss_T = loss_T + term.weight.to(dtype) *"),
     Mutation("objectives/loss.py", "log_probs_TV.mean(-1)", "log_probs_TV.sum(-1)"),
     Mutation("objectives/loss.py", "counts = (targets.tail_weight != 0) & outside_TV.any(-1)", "counts = targets.tail_weight != 0"),
     Mutation("objectives/head.py", "u = u * finish.scale", "u = u / finish.scale"),
     Mutation("objectives/head.py", "finish.scale * (1 - (logits", "(1 - (logits"),
-    Mutation("objectives/targets.py", "weights[:, 0] *= weight_T", "weights *= weight_T[:, None]"),
-    Mutation("objectives/targets.py", "uniform = _times(self.uniform_weight, weight_T)", "uniform = self.uniform_weight"),
+    Mutation("objectives/targets.py", "weights[:, 0] *= weight_T", "weights *= weight_T[:, None]", tests=_CONTRACT),
+    Mutation("objectives/targets.py", "uniform = _times(self.uniform_weight, weight_T)", "uniform = self.uniform_weight", tests=_CONTRACT),
     Mutation("objectives/targets.py", "mask = mask | (self.dense != 0).any(-1)", "mask = mask & (self.dense != 0).any(-1)"),
-    Mutation("objectives/targets.py", "tail_weight=_times(self.tail_weight, token_weight)", "tail_weight=self.tail_weight"),
-    Mutation("objectives/weighting.py", "/ math.log(z_Tk.shape[-1])", "/ math.log(top_k)"),
+    Mutation("objectives/targets.py", "tail_weight=_times(self.tail_weight, token_weight)", "tail_weight=self.tail_weight", tests=_CONTRACT),
+    Mutation("objectives/weighting.py", "/ math.log(z_Tk.shape[-1])", "/ math.log(top_k)", tests=_WEIGHTING),
     Mutation("objectives/weighting.py", "math.log(cutoff / (1 - cutoff)) - log_odds", "math.log(cutoff / (1 - cutoff)) + log_odds"),
     Mutation("objectives/weighting.py", "return weight.clamp(min=0)", "return weight"),
     Mutation("objectives/weighting.py", "(-torch.expm1(view.log_prob.clamp(max=0))) ** gamma", "view.log_prob.exp() ** gamma"),
@@ -161,8 +163,8 @@ MUTATIONS = (
     Mutation("teachers/adapter.py", "torch.no_grad(), evaluating(model)", "torch.no_grad()", tests=_FAMILY),
     Mutation("teachers/adapter.py", "if size != wanted:", "if False:", tests=_FAMILY),
     # ---- training
-    Mutation("training/batch.py", "digest.update(labels[1:]", "0 and digest.update(labels[1:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py", "-k", "cut_is or masks_are_found")),
-    Mutation("training/batch.py", "digest.update(labels[1:]", "digest.update(labels[:]", tests=("tests/training/test_teacher_cache.py", "tests/training/test_records.py", "-k", "cut_is or masks_are_found")),
+    Mutation("training/batch.py", "digest.update(labels[1:]", "0 and digest.update(labels[1:]", tests=_STEP),
+    Mutation("training/batch.py", "digest.update(labels[1:]", "digest.update(labels[:]", tests=_STEP),
     Mutation("training/batch.py", "kept = min(max(real - rank * rows, 0), rows)", "kept = min(max(real - rank * rows, 0) + 1, rows)", tests=_RANKS),
     Mutation("training/dataset.py", "else slice(-args.max_length, None)", "else slice(None, args.max_length)", tests=_RECORDS),
     Mutation("training/step.py", "return max(self.selected if self.by_selected else self.tokens, 1)", "return max(self.tokens, 1)"),

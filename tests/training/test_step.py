@@ -8,7 +8,7 @@ import torch
 from uncertune.errors import NotFiniteError
 from uncertune.fused import TokenStats
 from uncertune.selection import last_selected, random_scores, select
-from uncertune.training.batch import Documents
+from uncertune.training.batch import Documents, document_hash
 from uncertune.training.step import Rule, StepRecord, choose, count_of, first_documents, in_order
 
 LENGTHS = [[3, 2], [4], [], [1, 5, 2]]
@@ -131,3 +131,11 @@ def test_a_loss_that_is_not_finite_names_its_micro_batch():
         out.add_loss(torch.tensor([loss]), None, lambda: ["d"], 0)
     with pytest.raises(NotFiniteError, match=r"step 7, micro-batch 2 of 2 \(documents d\): the loss is inf"):
         out.finish()
+
+
+def test_the_key_of_a_document_is_that_of_its_ids_and_of_the_labels_that_are_predicted():
+    """Of a cache and of recorded masks: the same text with loss on other tokens is another document."""
+    ids, labels = torch.tensor([5, 6, 7, 8]), torch.tensor([5, -100, 7, 8])
+    key = document_hash(ids, labels)
+    assert key == document_hash(ids.to(torch.int32), torch.tensor([-100, -100, 7, 8]))
+    assert len({key, document_hash(ids, torch.tensor([5, 6, 7, 8])), document_hash(ids + 1, labels)}) == 3
