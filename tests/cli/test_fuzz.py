@@ -140,9 +140,10 @@ def test_every_unusable_file_is_one_line(only_parsed, tmp_path, capsys, text):
     [
         (OSError(28, "No space left on device", "out/a.bin"), 2, "out/a.bin: No space left on device"),
         (PermissionError(13, "Permission denied", "out"), 2, "out: Permission denied"),
+        (RuntimeError("unable to open <a>: Too many open files (24)"), 2, "(24): raise the limit on open files"),
         (RuntimeError("one\ntwo \x1b[31m"), 1, "RuntimeError: one two \\x1b[31m; the traceback is in "),
     ],
-    ids=["no space", "no permission", "unforeseen"],
+    ids=["no space", "no permission", "no handle", "unforeseen"],
 )
 def test_what_nobody_foresaw_is_one_line_too(only_parsed, capsys, error, status, said):
     def fail(given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -12,6 +13,14 @@ from pathlib import Path
 from uncertune.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
+_FIXES = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "make the file or folder accessible",
+}
 
 
 def report_failure(error: Exception, command: str, debug: bool = False) -> int:
@@ -29,10 +38,18 @@ def report_failure(error: Exception, command: str, debug: bool = False) -> int:
     elif isinstance(error, OSError) and error.errno and (error.filename or error.strerror):
         where = f"{error.filename}: " if error.filename else ""
         line, status = f"{where}{error.strerror or error}", 2
+    elif (fix := _fix_of_the_system(error)) is not None:
+        line, status = f"{error}: {fix}", 2
     else:
         line, status = _unforeseen(error, command, debug), 1
     print(f"uncertune: error: {printable(line)}", file=sys.stderr, flush=True)
     return status
+
+
+def _fix_of_the_system(error: Exception) -> str | None:
+    """What to do where another library repeats, in an error of its own, what the operating system refused."""
+    said = str(error)
+    return next((fix for number, fix in _FIXES.items() if os.strerror(number) in said), None)
 
 
 def _unforeseen(error: Exception, command: str, debug: bool) -> str:

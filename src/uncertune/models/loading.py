@@ -138,7 +138,9 @@ def check_files(path: str | Path) -> None:
         try:
             with safe_open(file, framework="pt"):
                 pass
-        except (SafetensorError, OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"{str(file)!r} cannot be read: {_first_line(error)}") from error
+        except (SafetensorError, ValueError) as error:
             raise UserError(f"{str(file)!r} is damaged: {_first_line(error)}") from error
     index = folder / "model.safetensors.index.json"
     if index.is_file():
