@@ -9,7 +9,7 @@ import torch
 from uncertune.cli import main
 from uncertune.statistics.findings import Finding
 from uncertune.statistics.intervals import Estimate, over_seeds
-from uncertune.studies import command
+from uncertune.studies import running
 
 
 @pytest.mark.parametrize("name", ["polynomial", "subset"])
@@ -51,8 +51,8 @@ def test_the_language_study_end_to_end(tmp_path, monkeypatch):
 
 
 def test_mnist_on_a_few_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.mnist, "PROBED", 50)
-    monkeypatch.setattr(command.mnist, "PROBE_TEST", 50)
+    monkeypatch.setattr(running.mnist, "PROBED", 50)
+    monkeypatch.setattr(running.mnist, "PROBE_TEST", 50)
     arguments = ["study", "mnist", "--output_dir", str(tmp_path), "--seeds", "2", "--small", "--data", "digits"]
     assert main(arguments) == 0
     rows = list(csv.DictReader((tmp_path / "numbers.csv").read_text().splitlines()))
@@ -62,12 +62,12 @@ def test_mnist_on_a_few_digits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["cifar", "--output_dir", "x"], "study 'cifar': choose from polynomial"),
+        (["cifar", "--output_dir", "x"], "name must be one of polynomial, subset"),
         (["subset"], "output_dir is missing"),
         (["subset", "--output_dir", "x", "--seeds", "1"], "seeds must be at least 2"),
-        (["subset", "--output_dir", "x", "--data", "y"], "data: study subset makes its own data"),
+        (["subset", "--output_dir", "x", "--data", "mnist"], "data: study subset makes its own data"),
         (["subset", "--output_dir", "x", "--data_dir", "y"], "data_dir: study subset makes its own data"),
-        (["mnist", "--output_dir", "x", "--data", "cifar"], "data must be one of mnist, digits, got 'cifar'"),
+        (["mnist", "--output_dir", "x", "--data", "cifar"], "data must be one of mnist, digits; got 'cifar'"),
         (["mnist", "--output_dir", "x", "--data_dir", "/nowhere"], "data_dir: /nowhere has no MNIST"),
         (["mnist", "--output_dir", "x", "--data", "digits", "--data_dir", "y"], "data_dir: digits come with"),
     ],
