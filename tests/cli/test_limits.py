@@ -5,14 +5,14 @@ import sys
 import pytest
 
 from helpers.limits import few_files, read_only
-from helpers.mistakes import TRAIN, Room
+from helpers.mistakes import RUN, Room
 from uncertune.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="capabilities and limits of Linux")
 
 SCORE = "score {data} --model {model} --samples 1 --bootstrap 10 --output_dir {out}"
 LINES = {
-    "train": f"{TRAIN} --use_peft true --save_steps 1 --objective masked_mle",
+    "train": RUN,
     "score": SCORE,
     "merge": "merge {run} --output_dir {out}",
     "report": "report {run} --output_dir {out}",

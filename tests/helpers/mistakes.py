@@ -30,6 +30,7 @@ TRAIN = (
     "train --model_name_or_path {model} --dataset_name {data} --output_dir {out} --max_steps 2 --use_cpu true "
     "--disable_tqdm true --report_to none"
 )
+RUN = f"{TRAIN} --use_peft true --save_steps 1 --objective masked_mle"
 _TURNS = [{"role": "user", "content": "Say 1"}, {"role": "assistant", "content": "It is 1."}]
 
 
@@ -40,8 +41,8 @@ class Mistake:
     what: str
     command: str
     files: Mapping[str, Content] = field(default_factory=dict)
-    """Written before the command runs, by path in the room; ``damaged/`` is a copy of the run, ``broken/`` of the
-    model."""
+    """Written before the command runs, by path in the room; ``damaged/`` is a copy of the run, ``stopped/`` a copy that
+    has not ended, ``broken/`` a copy of the model."""
     lacking: str | None = None
     """A package that must not be installed for the line to come."""
 
@@ -59,22 +60,23 @@ class Room:
         (folder / "data.jsonl").write_text(f"{json.dumps({'messages': _TURNS})}\n" * 4)
         for name in ("one", "two"):
             write_answers(folder / f"{name}.jsonl", {"Hi?": name})
-        command = f"{TRAIN} --use_peft true --save_steps 1 --objective masked_mle"
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-            assert main(command.format(**self.places | {"out": folder / "run"}).split()) == 0, said.getvalue()
+            assert main(RUN.format(**self.places | {"out": folder / "run"}).split()) == 0, said.getvalue()
 
     @functools.cached_property
     def places(self) -> dict[str, Path]:
-        names = ("model", "run", "out", "damaged", "broken", "settings.yaml", "one.jsonl", "two.jsonl")
+        names = ("model", "run", "out", "damaged", "broken", "stopped", "settings.yaml", "one.jsonl", "two.jsonl")
         return {name.partition(".")[0]: self.folder / name for name in names} | {"data": self.folder / "data.jsonl"}
 
     def prepare(self, mistake: Mistake) -> list[str]:
         """Write the files of a mistake; its command as words."""
-        for name in ("out", "damaged", "broken", "rows.jsonl"):
+        for name in ("out", "damaged", "broken", "stopped"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name, source in (("damaged", "run"), ("broken", "model")):
+        for name, source in (("damaged", "run"), ("stopped", "run"), ("broken", "model")):
             if any(path.startswith(name) for path in mistake.files):
                 shutil.copytree(self.folder / source, self.folder / name)
+        if (record := self.folder / "stopped" / "run.json").is_file():
+            record.write_text(json.dumps({**json.loads(record.read_text()), "complete": False}))
         for path, content in mistake.files.items():
             if content is None:
                 (self.folder / path).unlink()
@@ -250,6 +252,13 @@ MISTAKES: dict[str, list[Mistake]] = {
               ("model.safetensors", b"junk", "is junk"), ("model.safetensors", None, "is missing"),
               ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "names a missing file"),
           )),
+        Mistake("`train`: the weights of every checkpoint of a run that is to be resumed are damaged",
+                RUN.replace("{out}", "{stopped}"),
+                {f"stopped/checkpoint-{step}/adapter_model.safetensors": b"junk" for step in (1, 2)}),
+        Mistake("`train`: the metrics of a run that is to be resumed lost records",
+                RUN.replace("{out}", "{stopped}"), {"stopped/metrics.jsonl": ""}),
+        Mistake("`train`: the output folder holds a run with other settings",
+                RUN.replace("{out}", "{stopped}") + " --seed 7", {"stopped/report.html": ""}),
         Mistake("`merge`: a folder without an adapter", "merge {model} --output_dir {out}"),
         Mistake("`report`: a folder that no command wrote", "report {model}"),
     ],

@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_made(whole, capfd):
     assert "output_dir '/proc/uncertune' cannot be made" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
-# ---- numbers that are none
+# ---- non-finite numbers
 
 
 def spoil(trainer):

@@ -49,7 +49,7 @@ def test_checkpoints_hold_the_students_adapter_alone(whole):
         assert not any("reference" in file for file in files)
 
 
-def test_a_second_call_trains_nothing_and_overwrite_trains_anew(whole, capsys):
+def test_a_second_call_trains_nothing_and_overwrite_trains_again(whole, capsys):
     out = shutil.copytree(whole / "whole", whole / "again")
     before = (out / "adapter_model.safetensors").stat().st_mtime_ns
     words = arguments(whole / "model", out)
