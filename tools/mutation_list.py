@@ -187,7 +187,7 @@ MUTATIONS = (
     Mutation("judging/verdicts.py", "abs(one - other) <= LIKE_LENGTH", "one - other <= LIKE_LENGTH"),
     Mutation("evaluation/tokens.py", "abs(one[\"accuracy\"] - one[\"confidence\"])", "(one[\"accuracy\"] - one[\"confidence\"])"),
     Mutation("evaluation/tokens.py", "square * count / (count - 1)", "square"),
-    Mutation("evaluation/tokens.py", "out[\"kl\"] = cross_T - linear", "out[\"kl\"] = cross_T + linear", tests=("tests/evaluation/test_evaluate_command.py",)),
+    Mutation("evaluation/tokens.py", "(cross_T - entropy_T)", "(cross_T + entropy_T)", tests=("tests/evaluation/test_evaluate_command.py",)),
     # ---- statistics
     Mutation("statistics/decided.py", "(first + second) / 2, unknown", "first, unknown"),
     Mutation("statistics/decided.py", "np.where(np.abs(averaged) < _TIE, 0.0, averaged)", "averaged"),
