@@ -56,11 +56,12 @@ def test_a_fixed_threshold_selects_what_reaches_it(order):
 
 @pytest.mark.parametrize("level", ["token", "document"])
 def test_random_scores_depend_on_the_place_in_the_step(level):
-    found = choose(Rule("random", 0.3, level, 7), 5, [None] * len(LENGTHS), documents())
     place = torch.cat([one.position for one in documents()])
-    scores = random_scores(7, 5, labels(), place if level == "token" else place * 0)
-    mask = select(scores, 0.3, level=level, document=labels())
-    assert torch.cat(found.masks).tolist() == mask.tolist()
+    for seed in range(8):
+        found = choose(Rule("random", 0.3, level, seed), 5, [None] * len(LENGTHS), documents())
+        scores = random_scores(seed, 5, labels(), place if level == "token" else place * 0)
+        mask = select(scores, 0.3, level=level, document=labels())
+        assert torch.cat(found.masks).tolist() == mask.tolist()
     assert first_documents(documents()) == [0, 2, 3, 3]
     assert [count_of(one.index) for one in documents()] == [2, 1, 0, 3]
 
