@@ -56,6 +56,7 @@ class Mutation:
 _WEIGHTING = ("tests/objectives/test_weighting.py",)
 _CONTRACT = ("tests/objectives/test_contract.py", "-k", "response or renormalized or multiplies or scaling")
 _STEP = ("tests/training/test_step.py",)
+_NEAR = ("tests/fused/test_linear.py", "-k", "near_the_teacher")
 _CACHE = ("tests/training/test_teacher_cache.py", "-k", "top_k or differs or damaged_head or room or no_documents")
 _FAMILY = ("tests/training/test_family.py", "-k", "base_as_anchor or frozen_copy or another_vocabulary or anchors_part")
 _RECORDS = ("tests/training/test_records.py", "-k", "side_columns")
@@ -132,9 +133,9 @@ MUTATIONS = (
     Mutation("fused/chunked.py", "ratio_T = grad_T / ctx.factor", "ratio_T = grad_T"),
     Mutation("fused/chunked.py", "z_tV.logsumexp(-1, keepdim=True)).exp())", "top.values.logsumexp(-1, keepdim=True)).exp())"),
     Mutation("fused/linear.py", "targets.weights.abs().argmax", "targets.weights.argmax", why="it decides which token half-precision products are relative to, which moves their rounding alone"),
-    Mutation("fused/linear.py", "if rounding == \"offset\" and (labels is None or not all(shared)):", "if rounding == \"offset\" and labels is None:", tests=("tests/fused/test_linear.py", "-k", "near_the_teacher")),
+    Mutation("fused/linear.py", "if rounding == \"offset\" and (labels is None or not all(shared)):", "if rounding == \"offset\" and labels is None:", tests=_NEAR),
     Mutation("fused/elementwise.py", "entropy_t = norm_t.log() - (e_tV", "entropy_t = norm_t.log() + (e_tV"),
-    Mutation("fused/elementwise.py", "u_tV - other_tV if teacher.delta", "other_tV - u_tV if teacher.delta"),
+    Mutation("fused/elementwise.py", "u_tV - other_tV if teacher.delta", "other_tV - u_tV if teacher.delta", tests=_NEAR),
     Mutation("fused/elementwise.py", "out_tV.copy_(p_tV * slope(z_tV, finish))", "out_tV.copy_(p_tV)"),
     Mutation("fused/elementwise.py", "by_product = finish.bias is None and finish.scale > 0", "by_product = finish.bias is None", tests=_WEIGHTING),
     Mutation("fused/elementwise.py", "torch.cat([kept_tC, values_tV[:, whole:]], 1)", "kept_tC", tests=_WEIGHTING),
