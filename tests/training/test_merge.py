@@ -186,8 +186,8 @@ def test_the_card_of_a_run_says_what_was_asked_and_what_came_out(trained):
         "| selection_level | token |",
         "| teacher | auto: the same start, fine-tuned with MLE |",
         "| step | 2 |",
-        "| training loss |",
-        "| selected fraction | 0.2",
+        "| training loss, mean of the last 2 steps |",
+        "| selected fraction, mean of the last 2 steps | 0.2",
     ):
         assert line in card.text, line
     assert str(folder.parent) not in str(card)
@@ -203,6 +203,21 @@ def test_a_card_keeps_hub_names_and_hides_paths():
     assert "/data" not in text
     assert "rows.jsonl" in text
     assert "Results" not in text
+
+
+def test_a_card_quotes_means_and_evaluations_instead_of_the_last_step():
+    rows = [{"kind": "step", "step": step, "loss": 1.0 + step % 2, "num_tokens": 10 * step} for step in range(1, 21)]
+    rows += [{"kind": "eval", "step": step, "eval_loss": loss} for step, loss in ((5, 1.5), (10, 1.25), (20, 1.375))]
+    text = model_card({}, rows, adapter=True)
+    for line in (
+        "| step | 20 |",
+        "| training loss, mean of the last 10 steps | 1.5 |",
+        "| tokens seen | 200 |",
+        "| best eval loss, at step 10 | 1.25 |",
+        "| last eval loss | 1.375 |",
+    ):
+        assert line in text, line
+    assert "pypi.org" not in text
 
 
 @pytest.mark.parametrize(
@@ -233,7 +248,8 @@ def test_push_to_hub_uploads_the_model_and_its_card_alone(tmp_path, monkeypatch,
             return SimpleNamespace(is_done=lambda: True, done=lambda: True)
 
     monkeypatch.setattr("transformers.trainer.hf_api", Api)
-    options = {"objective": "masked_mle_distill", "teacher": "auto", "teacher_cache": "hidden", **saving}
+    options = {"objective": "masked_mle_distill", "teacher": "auto", "teacher_cache": "hidden", "save_report": True}
+    options |= saving
     base = save_tiny(tmp_path / "base")
     (tmp_path / "run" / "additional_chat_templates").mkdir(parents=True)
     (tmp_path / "run" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
@@ -252,7 +268,7 @@ def test_push_to_hub_uploads_the_model_and_its_card_alone(tmp_path, monkeypatch,
     card = whole[-1]["README.md"].decode()
     assert "| objective | `masked_mle_distill` |" in card
     assert "# mine" in card
-    assert "| training loss |" in card
+    assert "| training loss, " in card
 
 
 # ---------------------------------------------------------------------------------------------------------- quantised

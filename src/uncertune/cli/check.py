@@ -24,6 +24,7 @@ DESCRIPTION = (
 )
 MORE = "Every option of `uncertune train` is taken; `uncertune train --help` lists them."
 _REVERSE, _RESET = "\x1b[7m", "\x1b[0m"
+FEW = " (few: lower gradient_accumulation_steps, or train more epochs)"
 
 
 def report(found: Findings, terminal: bool) -> str:
@@ -35,7 +36,7 @@ def report(found: Findings, terminal: bool) -> str:
         f"longest row:  {found.longest:,} tokens before cutting",
         f"tokens:       {found.tokens:,} in an epoch",
         f"with loss:    {found.loss_tokens:,} tokens ({share:.1%})",
-        f"steps:        {found.steps:,}",
+        f"steps:        {found.steps:,}{FEW if found.steps < 10 else ''}",
         f"parameters:   {found.parameters:,}, of which {found.trained:,} are trained",
         *_memory(found.memory, found.checkpointing),
     ]

@@ -68,7 +68,7 @@ learning_rate: 1.0e-4  # for LoRA; a tenth of it for the whole model
 lr_scheduler_type: cosine
 num_train_epochs: 1
 per_device_train_batch_size: 8
-gradient_accumulation_steps: 4  # 32 rows an optimizer step
+gradient_accumulation_steps: 4  # 32 rows an optimizer step; with a few hundred rows take 1
 max_length: 1024  # tokens after which a row is cut
 logging_steps: 10
 report_to: none

@@ -98,7 +98,7 @@ def look(job: Job, *, overwrite: bool = False) -> Findings:
     """
     if not isinstance(job.train_dataset, Dataset):
         raise UserError("dataset_streaming: check counts all rows, which a stream does not have: set it to false")
-    check_job(job, overwrite=overwrite)
+    job = check_job(job, overwrite=overwrite)
     caching = datasets.is_caching_enabled()
     datasets.disable_caching()
     try:

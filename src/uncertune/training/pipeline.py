@@ -189,13 +189,14 @@ def _check(job: Job) -> None:
     check_options(job.config)
 
 
-def check_job(job: Job, *, overwrite: bool = False) -> None:
-    """Refuse what ``run`` refuses before it builds a trainer. Writes nothing."""
+def check_job(job: Job, *, overwrite: bool = False) -> Job:
+    """Refuse what ``run`` refuses before it builds a trainer; the job as it runs. Writes nothing."""
     job = _prepared(job)
     _check(job)
     check_free(job.folder, _sources(job))
     if not overwrite:
         check_same(job.folder, _settings(job, job.config.teacher))
+    return job
 
 
 def _sources(job: Job) -> list[Any]:

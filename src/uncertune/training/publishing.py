@@ -22,6 +22,7 @@ from uncertune.runs.secrets import without_secrets
 
 CARD = "README.md"
 _TOKENS = {"loss": "training loss", "entropy": "training entropy", "mean_token_accuracy": "training token accuracy"}
+_RECENT = 10
 _SELECTION = ("selection_metric", "selection_fraction", "selection_level", "selection_scope", "normalize_by")
 _OPTIMIZER = (
     "learning_rate",
@@ -49,7 +50,7 @@ def model_card(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *
     lines += _table("field", "value", _facts(settings))
     results = _results(rows)
     if results:
-        lines += ["", "## Results", "", *_table("at the last step", "value", results), ""]
+        lines += ["", "## Results", "", *_table("result", "value", results), ""]
         lines += ["Losses and entropies in nats per response token."]
     return "\n".join(lines) + "\n"
 
@@ -69,7 +70,7 @@ def _sentence(settings: Mapping[str, Any], adapter: bool) -> str:
     said = f"`{_shown(base)}`" if base else "a language model"
     on = f" on `{_shown(data)}`" if data else ""
     what = "A LoRA adapter of" if adapter else "A fine-tuned copy of"
-    return f"{what} {said}, trained{on} with [uncertune](https://pypi.org/project/uncertune/) on TRL's `SFTTrainer`."
+    return f"{what} {said}, trained{on} with uncertune on TRL's `SFTTrainer`."
 
 
 def _shown(name: Any) -> str:
@@ -98,17 +99,21 @@ def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    last: dict[str, Any] = {}
-    for row in rows:
-        if row["kind"] in ("step", "eval"):
-            last |= row
-    shown = [("step", str(last["step"]))] if "step" in last else []
-    found = [(text, last.get(name)) for name, text in _TOKENS.items()]
-    found += [("selected fraction", last.get("selected_fraction")), ("tokens seen", last.get("num_tokens"))]
-    found += [("eval loss", last.get("eval_loss")), ("eval objective", last.get("eval_objective"))]
-    return shown + [
-        (text, f"{value:.4g}" if isinstance(value, float) else str(value)) for text, value in found if value
-    ]
+    """Training values as means of the last steps, since one step is noise; the best and the last evaluation."""
+    steps = [row for row in rows if row["kind"] == "step"]
+    evaluations = [row for row in rows if row["kind"] == "eval" and row.get("eval_loss") is not None]
+    recent = steps[-_RECENT:]
+    over = f"mean of the last {len(recent)} steps" if len(recent) > 1 else "at the last step"
+    found: list[tuple[str, Any]] = [("step", steps[-1]["step"])] if steps else []
+    for name, text in {**_TOKENS, "selected_fraction": "selected fraction"}.items():
+        known = [row[name] for row in recent if row.get(name) is not None]
+        found += [(f"{text}, {over}", sum(known) / len(known))] if known else []
+    found += [("tokens seen", steps[-1].get("num_tokens"))] if steps else []
+    if evaluations:
+        best, last = min(evaluations, key=lambda row: float(row["eval_loss"])), evaluations[-1]
+        found += [(f"best eval loss, at step {best['step']}", best["eval_loss"])] if best is not last else []
+        found += [("last eval loss", last["eval_loss"]), ("last eval objective", last.get("eval_objective"))]
+    return [(text, f"{value:.4g}" if isinstance(value, float) else str(value)) for text, value in found if value]
 
 
 def _table(left: str, right: str, rows: Sequence[tuple[str, str]]) -> list[str]:
