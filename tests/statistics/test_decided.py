@@ -136,4 +136,4 @@ def test_real_judgements():
         assert found.interval == pytest.approx((test.low, test.high))
         low, high = found.adjusted_interval
         assert 0 < low < found.adjusted < high < 1
-        assert logit(found.adjusted) == pytest.approx(logit(found.share), abs=0.8)
+        assert logit(found.adjusted) == pytest.approx(logit(found.share), abs=1.0)  # answers of like length
