@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from helpers.tiny import tiny_model
-from uncertune.teachers.fingerprints import teacher_fingerprint
+from uncertune.teachers.fingerprints import documents_fingerprint, teacher_fingerprint
 
 
 def adapted(**options):
@@ -38,3 +38,19 @@ def test_the_scale_of_an_adapter_counts():
     student = tiny_model("phi3")
     one, other = (adapted(target_modules=["qkv_proj"], lora_alpha=alpha) for alpha in (4, 8))
     assert teacher_fingerprint(one, student) != teacher_fingerprint(other, student)
+
+
+def test_the_configuration_of_a_folder_and_the_base_of_an_adapter_count(tmp_path):
+    options = {"target_modules": ["qkv_proj"]}
+    adapted(**options).save_pretrained(tmp_path / "a")
+    student, other = adapted(**options), get_peft_model(tiny_model("phi3", seed=1), LoraConfig(**options))
+    found = {teacher_fingerprint(str(tmp_path / "a"), one) for one in (student, other)}
+    assert len(found) == 2
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
+    assert teacher_fingerprint(str(tmp_path / "a"), student) not in found
+
+
+def test_documents_count_as_a_set_and_keys_as_wholes():
+    assert documents_fingerprint(["ab", "c", "ab"]) == documents_fingerprint(["c", "ab"])
+    assert documents_fingerprint(["ab", "c"]) != documents_fingerprint(["a", "bc"])
