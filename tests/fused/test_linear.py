@@ -140,8 +140,9 @@ def replace_weights(targets):
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small vocabulary", "large vocabulary"])
+@pytest.mark.parametrize("own", [False, True], ids=["one head", "two equal heads"])
 @pytest.mark.parametrize("distance", [2**-7, 2**-9])
-def test_gradient_near_the_teacher_survives_half_precision(distance, large, request):
+def test_gradient_near_the_teacher_survives_half_precision(distance, own, large, request):
     """Student = teacher + a little, our normal case: rounding the logits costs far more than 1 % of the gradient."""
     if large:
         request.getfixturevalue("_large")
@@ -150,7 +151,7 @@ def test_gradient_near_the_teacher_survives_half_precision(distance, large, requ
     head = (torch.randn(v, d) * 0.3).bfloat16()
     hidden = (teacher_hidden.float() + distance * torch.randn(n, d)).bfloat16().requires_grad_()
     y = labels(n, v)
-    targets = OBJECTIVES["distill"](y, teacher=(teacher_hidden, head))
+    targets = OBJECTIVES["distill"](y, teacher=(teacher_hidden, head.clone() if own else head))
     loss, _ = linear_weighted_nll_with_stats(hidden, head, targets, y)
     (got,) = torch.autograd.grad(loss.sum(), hidden)
     exact = hidden.detach().double().requires_grad_()
