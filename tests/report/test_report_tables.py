@@ -147,7 +147,7 @@ def test_markdown():
 @pytest.mark.parametrize(("columns", "widest"), [(60, 60), (80, 80), (200, 100)])
 def test_a_table_fits_its_terminal(monkeypatch, columns, widest):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((columns, 24)))
     text = to_text(table())
     assert max(map(len, text.splitlines())) <= widest
     assert text == to_text(table(), widest)
