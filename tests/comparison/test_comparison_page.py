@@ -232,7 +232,7 @@ def run_folder(folder):
     (folder / "run.json").write_text(json.dumps({"complete": True}))
     (folder / "config.yaml").write_text("objective: masked_mle\nmodel_name_or_path: tiny\n")
     (folder / "environment.json").write_text(json.dumps({"packages": {}}))
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "step", "step": 1, "loss": 1.0}) + "\n")
     return folder
 
 

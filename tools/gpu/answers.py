@@ -16,6 +16,7 @@ from pathlib import Path
 from uncertune.data.sources import load
 from uncertune.statistics.decided import exact_interval
 
+CSV = "exact-match.csv"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -45,7 +46,7 @@ def main(folder: str, data: str = "gsm8k") -> None:
     problems = [one["messages"] for one in load(data, split="test")]
     expected = {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems}
     rows = score(Path(folder), expected)
-    with (Path(folder) / "exact-match.csv").open("w", newline="") as file:
+    with (Path(folder) / CSV).open("w", newline="") as file:
         writer = csv.DictWriter(file, ["contestant", "answers", "exact_match", "low", "high"])
         writer.writeheader()
         writer.writerows(rows)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from tools.gpu import answers
 from uncertune.sweep import table
 from uncertune.sweep.page import write_sweep
 
@@ -41,7 +42,7 @@ def _stage(folder: Path, stage: dict) -> list[str]:
     lines += [f"    {command}" for command in stage["commands"]]
     for path in sorted(folder.rglob("*.csv")):
         if path.name != table.CSV:
-            lines += ["", tables.markdown(path)]
+            lines += ["", _plain(path) if path.name == answers.CSV else tables.markdown(path)]
     if (launch := folder / "launch.json").is_file():
         lines += ["", "| Run | Losses of the steps | Largest difference |", "|:--|:--|--:|"]
         for name, one in json.loads(launch.read_text()).items():
@@ -50,6 +51,13 @@ def _stage(folder: Path, stage: dict) -> list[str]:
     for name in sweeps(folder):
         lines += ["", f"### {name}", "", f"`results/gpu-{name}`"]
     return lines
+
+
+def _plain(path: Path) -> str:
+    """A CSV as a table, the folder it lies in above it."""
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    rows.insert(1, [":--", *["--:"] * (len(rows[0]) - 1)])
+    return "\n".join([f"{path.parent.name}:", "", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
