@@ -169,7 +169,8 @@ def _write(out: Path, outcomes: list[Outcome], notes: list[str], small: bool) ->
 def _comes_back(path: Path) -> bool:
     """Small results only: tables, figures and records, no weights and no data."""
     kept = (".csv", ".json", ".jsonl", ".md", ".png", ".svg", ".txt", ".yaml")
-    return path.suffix in kept and not {"data", "teacher_cache"} & set(path.parts) and "checkpoint" not in str(path)
+    apart = any(part in ("data", "teacher_cache") or part.startswith("checkpoint-") for part in path.parts)
+    return path.suffix in kept and not apart
 
 
 def _whole(path: Path, text: str) -> None:
