@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
-from uncertune.errors import UserError
 from uncertune.evaluation import harness
 from uncertune.report import to_text
 from uncertune.runs.files import write_atomically
-from uncertune.runs.folder import check_path, lock_folder, output_folder
+from uncertune.runs.folder import check_writable, lock_folder, output_folder
 from uncertune.sweep import table
 from uncertune.sweep.measures import read_sweep
 from uncertune.sweep.measuring import measure_base, measure_runs
@@ -100,16 +99,11 @@ def sweep(
     if tasks:
         harness.require()
     check_same(found, found.folder / CONFIG)
-    with output_folder(found.folder, check=check_path):
-        try:
-            (found.folder / RUNS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output_dir {str(found.folder)!r} cannot be made: {error.strerror}") from error
-        with lock_folder(found.folder):
-            write_rows(found)
-            text = yaml.safe_dump(resolved(found), sort_keys=True, allow_unicode=True)
-            write_atomically(found.folder / CONFIG, text)
-    with lock_folder(found.folder):
+    with output_folder(found.folder, check=check_writable), lock_folder(found.folder):
+        (found.folder / RUNS).mkdir(exist_ok=True)
+        write_rows(found)
+        text = yaml.safe_dump(resolved(found), sort_keys=True, allow_unicode=True)
+        write_atomically(found.folder / CONFIG, text)
         measure_base(found)
         count = processes(jobs)
         for group in _groups(found, count):
