@@ -104,14 +104,14 @@ class Projection:
 
     def chunk_rows(self, *, train_head: bool = False, teacher: bool = False, mixture: bool = False) -> int:
         """Tokens of a chunk: its products, a teacher's, their gradient and a mixture fit half of ``LOGITS_BYTES``."""
-        limit = _of_device(CHUNK_ROWS, self.head) * (4 if train_head else 1)
+        limit = of_device(CHUNK_ROWS, self.head.device) * (4 if train_head else 1)
         row_bytes = self._row_bytes(teacher, mixture)
-        return max(1, min(limit, _of_device(LOGITS_BYTES, self.head) // 2 // row_bytes))
+        return max(1, min(limit, of_device(LOGITS_BYTES, self.head.device) // 2 // row_bytes))
 
     def kept_rows(self) -> int:
         """Tokens whose products may be kept beside the buffers of a chunk with a teacher."""
         buffers = self.chunk_rows(teacher=True) * self._row_bytes(True, False)
-        return (_of_device(LOGITS_BYTES, self.head) - buffers) // (self.vocabulary * self.stored.itemsize)
+        return (of_device(LOGITS_BYTES, self.head.device) - buffers) // (self.vocabulary * self.stored.itemsize)
 
     def _row_bytes(self, teacher: bool, mixture: bool) -> int:
         """Of the buffers of a chunk, for each of its tokens; the gradient is written over products of its type."""
@@ -178,5 +178,6 @@ class Projection:
         return self.rounding == "plain" and grad_tV.device.type == "cpu"
 
 
-def _of_device(table: Mapping[str, int], tensor: Tensor) -> int:
-    return table.get(tensor.device.type, table["cpu"])
+def of_device(table: Mapping[str, int], device: torch.device) -> int:
+    """The entry of a table by kind of device, like ``LOGITS_BYTES``; a kind that is not listed counts as a CPU."""
+    return table.get(device.type, table["cpu"])

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from uncertune.errors import UserError
-from uncertune.fused.projection import LOGITS_BYTES
+from uncertune.fused.projection import LOGITS_BYTES, of_device
 from uncertune.models.head import head_shape
 from uncertune.objectives import IGNORED
 from uncertune.training import dataset
@@ -174,11 +174,10 @@ def _memory(trainer: _Recording, trained: Sequence[torch.Tensor], longest: int) 
     tokens = longest * args.per_device_train_batch_size
     vocabulary, width = head_shape(model)
     half = args.bf16 or args.fp16
-    logits_bytes = LOGITS_BYTES["cpu" if args.device.type == "cpu" else "cuda"]
     item = 2 if half else max(one.element_size() for one in trained)
     return Memory(
         parameters=sum(one.numel() * one.element_size() for one in model.parameters()),
         training=3 * sum(one.numel() * one.element_size() for one in trained),
         inputs=config.num_hidden_layers * tokens * width * item,
-        logits=min(logits_bytes, 4 * tokens * vocabulary),
+        logits=min(of_device(LOGITS_BYTES, args.device), 4 * tokens * vocabulary),
     )
