@@ -1,6 +1,5 @@
 """What a command shows: one row of a table per logged step, no bars in files, and nothing but results if quiet."""
 
-import json
 import os
 import pty
 import re
@@ -10,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from helpers.tiny import save_tiny
+from helpers.run_files import run_file
 from uncertune.cli.terminal import Showing, separated
 from uncertune.errors import UserError
 from uncertune.training.console import CELLS, duration, fitting, number
@@ -20,26 +19,18 @@ from uncertune.training.console import CELLS, duration, fitting, number
 def run(tmp_path_factory):
     """A file of ``uncertune train``: two stages of four steps with evaluations."""
     folder = tmp_path_factory.mktemp("terminal")
-    model = save_tiny(folder / "model", marked=True, max_position_embeddings=4096)
-    rows = [{"instruction": f"Say {n}.", "output": f"{n}, {n * n}."} for n in range(10)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "model_name_or_path": str(model),
-        "dataset_name": str(folder / "rows.jsonl"),
-        "test_split_size": 0.2,
-        "objective": "masked_mle_distill",
-        "teacher": "auto",
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "per_device_train_batch_size": 2,
-        "logging_steps": 1,
-        "num_train_epochs": 1,
-        "use_peft": True,
-        "lora_r": 2,
-        "save_strategy": "no",
-        "overwrite": True,
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    run_file(
+        folder,
+        rows=10,
+        test_split_size=0.2,
+        objective="masked_mle_distill",
+        eval_strategy="steps",
+        eval_steps=2,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        num_train_epochs=1,
+        overwrite=True,
+    )
     return folder
 
 

@@ -1,12 +1,10 @@
 """The page of a run: what differs from the defaults, held-out curves, stage 1, links; several runs on one page."""
 
-import json
 import re
 
 import pytest
-import yaml
 
-from helpers.tiny import save_tiny
+from helpers.run_files import run_file
 from uncertune.cli import main
 from uncertune.report.page import Curves
 from uncertune.training.page import changed_settings, curve_sections, token_section
@@ -16,30 +14,22 @@ from uncertune.training.page import changed_settings, curve_sections, token_sect
 def run(tmp_path_factory):
     """A run of two stages with an evaluation after each epoch."""
     folder = tmp_path_factory.mktemp("run")
-    model = save_tiny(folder / "model", marked=True, max_position_embeddings=4096)
-    rows = [{"instruction": f"Say {n}.", "output": f"{n}, {n * n}."} for n in range(12)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "model_name_or_path": str(model),
-        "dataset_name": str(folder / "rows.jsonl"),
-        "test_split_size": 0.25,
-        "assistant_only_loss": True,
-        "objective": "masked_mle_distill",
-        "teacher": "auto",
-        "eval_strategy": "epoch",
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.003,
-        "use_peft": True,
-        "lora_r": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "output_dir": str(folder / "out"),
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["train", "--config", str(folder / "run.yaml")]) == 0
+    path = run_file(
+        folder,
+        rows=12,
+        test_split_size=0.25,
+        assistant_only_loss=True,
+        objective="masked_mle_distill",
+        eval_strategy="epoch",
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        learning_rate=0.003,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        output_dir=str(folder / "out"),
+    )
+    assert main(["train", "--config", str(path)]) == 0
     return folder / "out"
 
 

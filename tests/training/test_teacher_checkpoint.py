@@ -3,42 +3,33 @@
 import json
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
-from helpers.tiny import save_tiny
+from helpers.run_files import run_file
 from uncertune import UncertuneConfig
 from uncertune.cli import main
 from uncertune.errors import UserError
 
 
 def test_the_best_teacher_is_the_evaluation_of_lowest_loss(tmp_path):
-    model = save_tiny(tmp_path / "model", marked=True, max_position_embeddings=4096)
-    rows = [{"instruction": f"Say {n}.", "output": f"{n}, {n * n}."} for n in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "model_name_or_path": str(model),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
-        "test_split_size": 0.25,
-        "objective": "distill",
-        "teacher": "auto",
-        "teacher_checkpoint": "best",
-        "assistant_only_loss": True,
-        "eval_strategy": "epoch",
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.5,  # so high that a later evaluation is worse
-        "lr_scheduler_type": "constant",
-        "use_peft": True,
-        "lora_r": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "output_dir": str(tmp_path / "out"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    path = run_file(
+        tmp_path,
+        rows=12,
+        test_split_size=0.25,
+        objective="distill",
+        teacher_checkpoint="best",
+        assistant_only_loss=True,
+        eval_strategy="epoch",
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        learning_rate=0.5,  # so high that a later evaluation is worse
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        output_dir=str(tmp_path / "out"),
+    )
+    assert main(["train", "--config", str(path)]) == 0
     stage_1 = tmp_path / "out" / "stage1"
     found = [json.loads(line) for line in (stage_1 / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["eval_loss"] for row in found if row["kind"] == "eval" and "eval_loss" in row}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from helpers.tiny import save_tiny
+from helpers.run_files import run_file
 from uncertune.cli import main
 from uncertune.training.trackers import SelectionPicture, own_run, selection_picture
 
@@ -32,30 +32,22 @@ def events(folder):
 
 
 def test_tensorboard_has_our_metrics_and_one_picture(tmp_path):
-    model = save_tiny(tmp_path / "model", marked=True, max_position_embeddings=4096)
-    rows = [{"instruction": f"Say {n}.", "output": f"{n}, {n * n}."} for n in range(10)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "model_name_or_path": str(model),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
-        "test_split_size": 0.2,
-        "objective": "masked_mle_distill",
-        "teacher": "auto",
-        "anchor": "base",
-        "eval_strategy": "epoch",
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_peft": True,
-        "lora_r": 2,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "tensorboard",
-        "run_name": "mine",
-        "output_dir": str(tmp_path / "out"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    path = run_file(
+        tmp_path,
+        rows=10,
+        test_split_size=0.2,
+        objective="masked_mle_distill",
+        anchor="base",
+        eval_strategy="epoch",
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        use_cpu=True,
+        report_to="tensorboard",
+        run_name="mine",
+        output_dir=str(tmp_path / "out"),
+    )
+    assert main(["train", "--config", str(path)]) == 0
     sent = events(tmp_path / "out" / "runs")
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in records if row["kind"] == "step"]
