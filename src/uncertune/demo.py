@@ -33,11 +33,10 @@ from uncertune.report import (
 )
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
-from uncertune.runs.records import METRICS, read_metrics
+from uncertune.runs.records import METRICS, PROBE, read_metrics
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.page import token_section, write_run_page
 from uncertune.training.pipeline import Job, run
-from uncertune.training.probe import PROBE
 
 ARMS = {"mle": "MLE", "masked_mle": "masked MLE", "masked_mle_distill": "masked MLE + distillation"}
 BASE = "base"

@@ -1,12 +1,18 @@
 """The page of a run: what differs from the defaults, held-out curves, stage 1, links; several runs on one page."""
 
+import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
+from trl import ModelConfig
 
 from helpers.run_files import run_file
 from uncertune.cli import main
 from uncertune.report.page import Curves
+from uncertune.runs.files import plain
+from uncertune.training.config import UncertuneConfig
 from uncertune.training.page import changed_settings, curve_sections, token_section
 
 
@@ -54,6 +60,23 @@ def test_the_page_of_a_run(run):
         assert (run / address).is_file()
     assert f"uncertune train --config {run / 'config.yaml'}" in html
     assert "carry no loss" not in html
+
+
+def test_no_default_differs_from_the_defaults():
+    fields = [one for kind in (ModelConfig, UncertuneConfig) for one in dataclasses.fields(kind)]
+    missing = dataclasses.MISSING
+    defaults = {
+        one.name: plain(one.default if one.default_factory is missing else one.default_factory()) for one in fields
+    }
+    assert dict(changed_settings(defaults).items).keys() <= {"objective"}
+
+
+def test_the_page_is_written_without_torch(run, tmp_path):
+    code = "import sys; from uncertune.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "report", str(run), "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert "report.html" in done.stdout
 
 
 def test_evaluations_are_dots_on_the_plot_of_their_metric():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SELECTION = "selection.parquet"
+PROBE = "probe.jsonl"
 PARTS = "selection"
 """Folder of the masks of an unfinished run: one Parquet file per checkpoint and rank."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -27,11 +26,9 @@ from uncertune.report.page import (
     Tokens,
 )
 from uncertune.report.tokens import QUANTITIES, Moment, ScoredDocument, TokenPage
-from uncertune.runs.files import plain
 from uncertune.runs.folder import COMPARISONS, STAGE_1, is_complete
-from uncertune.runs.records import METRICS, read_json, read_lines, read_metrics, read_settings
-from uncertune.training.config import UncertuneConfig
-from uncertune.training.probe import PROBE
+from uncertune.runs.records import METRICS, PROBE, read_json, read_lines, read_metrics, read_settings
+from uncertune.training import fields
 
 PLACES = (
     "output_dir",
@@ -51,6 +48,8 @@ PLACES = (
     "dataset_format",
 )
 """Fields for paths and fields that follow from others: shown only among all settings."""
+COMPUTED: dict[str, Any] = {"optim": "adamw_torch_fused", "include_for_metrics": [], "datasets": None}
+"""Defaults that TRL and transformers compute."""
 CURVES = (
     ("loss", "Loss of the objective", "nats per response token"),
     ("nll_selected", "Cross-entropy of the selected tokens", "nats per selected token"),
@@ -102,8 +101,8 @@ def write_runs_page(folders: Sequence[Path], into: Path) -> Path:
         {name: read_metrics(folder / METRICS) for name, folder in zip(names, folders, strict=True)}
     )
     configs = {name: _config(folder) for name, folder in zip(names, folders, strict=True)}
-    fields = dict.fromkeys(field for config in configs.values() for field in _changed(config))
-    different = [field for field in fields if len({_text(config.get(field)) for config in configs.values()}) > 1]
+    changed = dict.fromkeys(field for config in configs.values() for field in _changed(config))
+    different = [field for field in changed if len({_text(config.get(field)) for config in configs.values()}) > 1]
     columns = tuple(Column(field, field, None, 0, words=True) for field in different if field not in PLACES)
     rows = tuple({"run": name} | {one.key: _text(configs[name].get(one.key)) for one in columns} for name in names)
     if columns:
@@ -129,20 +128,14 @@ def _config(folder: Path) -> dict[str, Any]:
 def changed_settings(config: Mapping[str, Any]) -> Facts:
     """The model and data, and every field that differs from its default."""
     first = {name: config.get(name) for name in ("model_name_or_path", "dataset_name", "objective")}
-    fields = {**{name: value for name, value in first.items() if value is not None}, **_changed(config)}
-    items = tuple((name, _text(value)) for name, value in fields.items() if name not in PLACES)
+    shown = {**{name: value for name, value in first.items() if value is not None}, **_changed(config)}
+    items = tuple((name, _text(value)) for name, value in shown.items() if name not in PLACES)
     return Facts("What differs from the defaults", items)
 
 
 def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that differ from their default; of unknown fields, those with a value."""
-    from trl import ModelConfig
-
-    defaults: dict[str, Any] = {}
-    for kind in (ModelConfig, UncertuneConfig):
-        for one in dataclasses.fields(kind):
-            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-            defaults[one.name] = plain(default)
+    defaults = {name: spec.default for name, spec in fields.specs().items()} | COMPUTED
     return {name: value for name, value in config.items() if (value != defaults[name] if name in defaults else value)}
 
 

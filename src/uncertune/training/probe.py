@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 
 from uncertune.fused import linear_token_stats
 from uncertune.runs.checkpoints import cut_to_checkpoint
+from uncertune.runs.records import PROBE
 from uncertune.selection import select
 from uncertune.teachers.adapter import frozen_rows
 from uncertune.training.batch import IGNORED
-from uncertune.training.runlog import PROBE, cut_metrics
+from uncertune.training.runlog import cut_metrics
 from uncertune.uncertainty import token_uncertainty
 
 DOCUMENTS = 4

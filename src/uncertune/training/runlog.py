@@ -19,10 +19,8 @@ from transformers import TrainerCallback
 
 from uncertune.runs.checkpoints import cut_to_checkpoint, record_entry
 from uncertune.runs.files import atomic_file, write_atomically
-from uncertune.runs.records import METRICS, PARTS, SELECTION, read_metrics, selection_schema, selection_table
+from uncertune.runs.records import METRICS, PARTS, PROBE, SELECTION, read_metrics, selection_schema, selection_table
 from uncertune.training.batch import document_hashes, documents
-
-PROBE = "probe.jsonl"
 
 
 class RunLog(TrainerCallback):
