@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +17,12 @@ from uncertune.studies.language.losses import (
     rewarded,
     right_word,
     selected,
+    token_losses,
     token_scores,
 )
 from uncertune.studies.language.model import Transformer
 from uncertune.studies.language.path import lost_at
-from uncertune.studies.language.training import post_train, pretrained, teacher, trained
+from uncertune.studies.language.training import best_teacher, post_train, pretrained, teacher, trained
 from uncertune.studies.language.truth import measures
 from uncertune.studies.language.world import Setting, World
 from uncertune.studies.stacked import Stacked
@@ -241,6 +243,7 @@ def test_masks_differ_from_model_to_model(world):
 @pytest.mark.parametrize("arm", FAMILY, ids=lambda arm: arm.name)
 def test_the_loss_of_a_family_arm_is_its_definition(world, arm):
     teacher(world, arm.members)
+    best_teacher(world)
     texts = world.data[:, :4]
     inputs, labels = texts[..., :-1], texts[..., 1:].flatten()
     logits = world.base(inputs).detach()
@@ -250,7 +253,7 @@ def test_the_loss_of_a_family_arm_is_its_definition(world, arm):
         given["selected"] = selected(world, world.base, arm, texts, logits, 0).flatten()
     if "distill" in arm.objective:
         given["teacher"] = torch.stack(
-            [one(inputs).detach().softmax(-1).flatten(0, 2) for one in world.members[: arm.members]]
+            [one(inputs).detach().softmax(-1).flatten(0, 2) for one in world.teachers(arm)]
         ).mean(0)
     z = logits.flatten(0, 2)
     loss = weighted_nll(z, OBJECTIVES[arm.objective](labels, **given))
@@ -266,14 +269,48 @@ def test_members_differ(world):
     assert not torch.equal(first.parameters["embed"], second.parameters["embed"])
 
 
+def test_the_best_teacher_is_each_seeds_epoch_of_the_lowest_held_out_loss(world):
+    here = world.changed(epochs=6, rate=2e-2)
+    seen = []
+
+    def after(models):
+        with torch.no_grad():
+            losses = token_losses(models(here.holdout[..., :-1]), here.holdout[..., 1:]).flatten(1).mean(1)
+        seen.append((losses, models.parameters["embed"].detach().clone()))
+
+    trained(here, MLE, after)
+    found = best_teacher(here).parameters["embed"]
+    for seed in range(here.setting.seeds):
+        epoch = int(torch.stack([losses[seed] for losses, _ in seen]).argmin())
+        assert torch.equal(found[seed], seen[epoch][1][seed])
+
+
+def test_the_points_of_a_curve():
+    assert family_module.points(16) == [1, 2, 4, 8, 16]
+    assert family_module.points(6) == [1, 2, 4, 6]
+    assert family_module.points(1) == [1]
+
+
+def test_an_arm_is_compared_at_its_end_at_its_best_and_at_equal_gain():
+    mle = {"kl_in": np.array([[2.0, 1.0, 1.5]]), "kl_out": np.array([[0.0, 0.4, 0.9]])}
+    one = {"kl_in": np.array([[2.0, 1.5, 0.8]]), "kl_out": np.array([[0.0, 0.1, 0.3]])}
+    gains = {name: float(value[0]) for name, value in family_module.compared(one, mle).items()}
+    assert gains == pytest.approx(
+        # at its best MLE has 1.0 and 0.4; both first reach 1.0 where MLE has lost 0.4, the other 0.1 + 5/7 of 0.2
+        {"in_end": 0.7, "out_end": 0.6, "in_best": 0.2, "out_best": 0.1, "out_equal": 0.4 - (0.1 + 0.2 * 5 / 7)}
+    )
+
+
 def test_the_family_in_both_settings(world, monkeypatch):
-    arms = (MLE, Arm("mle", weighting="eaft", anchor=0.1), Arm("distill", members=2))
+    arms = (MLE, Arm("mle", weighting="eaft", anchor=0.1), Arm("distill", members=2), Arm("distill", teacher="best"))
     monkeypatch.setattr(family_module, "FAMILY", arms)
-    monkeypatch.setattr(family_module, "SETTINGS", {"base": {}, "overfitted": {"epochs": 2, "rate": 3e-3}})
+    monkeypatch.setattr(family_module, "SETTINGS", {"base": {}, "overfitted": {"epochs": 3, "rate": 3e-3}})
     answer = family_module.family(world, lambda *_: None)
-    assert [len(table.rows) for table in answer.tables] == [3, 3]
+    assert [len(table.rows) for table in answer.tables] == [4, 4]
     assert {row["setting"] for row in answer.rows} == {"base", "overfitted"}
+    assert {row["epoch"] for row in answer.rows if row["setting"] == "overfitted"} == {0, 1, 2, 3}
     assert all(row["kl_in"] > 0 for row in answer.rows)
-    mle, other = answer.tables[0].rows[0][1], answer.tables[0].rows[1][1]
-    assert mle[2].value == 0
-    assert other[2].value == pytest.approx(mle[0].value - other[0].value)
+    (_, mle), (_, other) = answer.tables[1].rows[:2]
+    assert [one.value for one in mle[3:]] == [0.0] * 5
+    assert other[3].value == pytest.approx(mle[0].value - other[0].value)
+    assert other[5].value == pytest.approx(mle[2].value - other[2].value)

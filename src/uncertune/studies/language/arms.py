@@ -28,7 +28,8 @@ class Arm:
     ``reward`` is policy gradient's: ``aligned`` is A = p_oracle (App. B.1); ``right`` pays 1 for the most probable
     word and ``probability`` pays p_oracle, both as the expected policy gradient; ``sampled`` is ``right`` with one
     word drawn from the model. ``weighting`` is a token weighting, ``anchor`` the weight of KL to the pretrained model,
-    ``members`` the number of averaged teachers, ``smoothing`` the label smoothing.
+    ``members`` the number of averaged teachers, ``smoothing`` the label smoothing. ``teacher`` is stage 1 at its
+    ``last`` epoch, or at its ``best``, that of the lowest loss on held-out texts.
     """
 
     objective: str
@@ -43,6 +44,7 @@ class Arm:
     anchor: float = 0.0
     members: int = 1
     smoothing: float = 0.0
+    teacher: str = "last"
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ class Arm:
         parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
         parts += [f"anchor {self.anchor:g}"] if self.anchor else []
         parts += [f"{self.members} members"] if self.members > 1 else []
+        parts += [f"{self.teacher} teacher"] if self.teacher != "last" else []
         return ", ".join(parts)
 
 

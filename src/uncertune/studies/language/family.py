@@ -1,77 +1,158 @@
-"""(h) The family of token-weighted objectives, where MLE stops in time and where it overfits (SPEC §8)."""
+"""(h) The family of token-weighted objectives over epochs, where MLE stops in time and where it overfits (SPEC §8, E2).
+
+Every arm is measured after 1, 2, 4, … epochs and compared with MLE in three ways: at the end, each at its own best
+point (what early stopping keeps), and where both have reached the same KL in distribution.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from uncertune.statistics.intervals import over_seeds
-from uncertune.studies.language.arms import BOTH, DISTILL, MLE, Arm
+from uncertune.statistics.intervals import Estimate, over_seeds
+from uncertune.studies.language.arms import BOTH, DISTILL, MASKED, MLE, Arm
 from uncertune.studies.language.objectives import paired
+from uncertune.studies.language.path import lost_at
 from uncertune.studies.language.training import trained
-from uncertune.studies.language.truth import Measures, measures, rows_of
+from uncertune.studies.language.truth import Measures, measures
 from uncertune.studies.language.world import World
-from uncertune.studies.study import Answer, Drawing, Grid, Plane, Progress, Row, Trail
+from uncertune.studies.stacked import Stacked
+from uncertune.studies.study import Answer, Array, Drawing, Grid, Plane, Progress, Row, Trail
 
 SETTINGS: dict[str, dict[str, Any]] = {"base": {}, "overfitted": {"epochs": 64, "rate": 3e-3}}
-ANCHOR = 0.1
+WEIGHTINGS = ("dft", "eaft", "infosft", "focal")
+FRACTIONS = (0.25, 0.5, 0.75)
+ANCHORS = (0.03, 0.1, 0.3, 1.0)
 MEMBERS = 4
+ASFT = Arm("mle", weighting="dft", anchor=0.1)
+ANCHORED = Arm("mle", anchor=0.1)
+LOWEST = Arm("masked_mle", fraction=0.75, order="lowest")
+HALF = Arm("masked_mle_distill", fraction=0.5)
+EARLY = Arm("masked_mle_distill", teacher="best")
 FAMILY = (
     MLE,
-    *(Arm("mle", weighting=name) for name in ("dft", "eaft", "infosft", "focal")),
+    *(Arm("mle", weighting=name) for name in WEIGHTINGS),
     Arm("mle", smoothing=0.1),
-    Arm("mle", anchor=ANCHOR),
-    Arm("mle", weighting="dft", anchor=ANCHOR),
-    Arm("masked_mle", fraction=0.75, order="lowest"),
-    BOTH,
-    Arm("masked_mle_distill", anchor=ANCHOR),
+    *(Arm("mle", anchor=weight) for weight in ANCHORS),
+    *(Arm("mle", weighting=name, anchor=0.1) for name in WEIGHTINGS),
+    *(Arm("masked_mle", fraction=fraction) for fraction in FRACTIONS),
+    LOWEST,
+    *(Arm("masked_mle", fraction=fraction, anchor=0.1) for fraction in FRACTIONS),
+    *(Arm("masked_mle_distill", fraction=fraction) for fraction in FRACTIONS),
+    *(Arm("masked_mle_distill", fraction=fraction, anchor=0.1) for fraction in FRACTIONS),
+    EARLY,
     Arm("masked_mle_distill", members=MEMBERS),
     DISTILL,
+    Arm("distill", teacher="best"),
     Arm("distill", members=MEMBERS),
 )
+DRAWN = (
+    *(MLE, Arm("mle", weighting="dft"), Arm("mle", weighting="eaft"), ANCHORED, ASFT),
+    *(MASKED, LOWEST, BOTH, HALF, EARLY, DISTILL),
+)
+"""The arms of the figure; the tables have all."""
+
+Curve = dict[str, Array]
+"""``kl_in`` and ``kl_out`` (M, points), from the pretrained model on."""
 
 
 def family(world: World, progress: Progress) -> Answer:
     """Every arm in both settings, by exact KL from the truth."""
-    results: dict[str, dict[str, Measures]] = {}
-    total = len(SETTINGS) * len(FAMILY)
+    rows: list[Row] = []
+    planes, grids = [], []
     for number, (setting, fields) in enumerate(SETTINGS.items()):
         here = world.changed(**fields)
-        results[setting] = {}
+        epochs = points(here.setting.epochs)
+        found: dict[str, Curve] = {}
         for index, arm in enumerate(FAMILY):
-            progress("the family", number * len(FAMILY) + index, total)
-            results[setting][arm.name] = measures(here, trained(here, arm))
-    progress("the family", total, total)
-    title = "Gain over MLE in and out of distribution; the upper right is better on both."
-    planes = tuple(_plane(setting, found) for setting, found in results.items())
-    rows: list[Row] = []
-    for setting, found in results.items():
-        rows += rows_of("h", found, setting=setting)
-    grids = tuple(_grid(setting, found) for setting, found in results.items())
-    return Answer((), grids, (Drawing("family", title, planes),), tuple(rows))
+            progress("the family", number * len(FAMILY) + index, len(SETTINGS) * len(FAMILY))
+            found[arm.name] = _curve(here, arm, epochs)
+        planes.append(_plane(setting, found, epochs))
+        grids.append(_grid(setting, found, epochs))
+        rows += _rows(setting, found, epochs)
+    progress("the family", len(SETTINGS) * len(FAMILY), len(SETTINGS) * len(FAMILY))
+    title = "Every arm from the pretrained model on, after 1, 2, 4, … epochs; the lower left is better on both."
+    return Answer((), tuple(grids), (Drawing("family", title, tuple(planes)),), tuple(rows))
 
 
-def _grid(setting: str, found: dict[str, Measures]) -> Grid:
-    mle = found[MLE.name]
+def points(epochs: int) -> list[int]:
+    """The epochs that are measured: the powers of two, and the last."""
+    return sorted({2**power for power in range(epochs.bit_length()) if 2**power <= epochs} | {epochs})
+
+
+def _curve(world: World, arm: Arm, epochs: list[int]) -> Curve:
+    seen: list[Measures] = [measures(world, world.base)]
+    done = 0
+
+    def after(models: Stacked) -> None:
+        nonlocal done
+        done += 1
+        if done in epochs:
+            seen.append(measures(world, models))
+
+    trained(world, arm, after)
+    return {key: np.stack([one[key] for one in seen], 1) for key in ("kl_in", "kl_out")}
+
+
+def compared(one: Curve, mle: Curve) -> dict[str, Array]:
+    """Gains over MLE (M,) in nats, in and out of distribution: at the end, at each arm's best point, and, out of
+    distribution, where both first reach the same KL in it."""
+    out = {f"{key}_end": mle[f"kl_{key}"][:, -1] - one[f"kl_{key}"][:, -1] for key in ("in", "out")}
+    best = [curve["kl_in"].argmin(1)[:, None] for curve in (one, mle)]
+    for key in ("in", "out"):
+        mine, theirs = (
+            np.take_along_axis(curve[f"kl_{key}"], at, 1)[:, 0] for curve, at in zip((one, mle), best, strict=True)
+        )
+        out[f"{key}_best"] = theirs - mine
+    level = np.maximum(one["kl_in"].min(1), mle["kl_in"].min(1))
+    mine, theirs = (lost_at(curve["kl_in"], curve["kl_out"], level) for curve in (one, mle))
+    return out | {"out_equal": theirs - mine}
+
+
+def _grid(setting: str, found: Mapping[str, Curve], epochs: list[int]) -> Grid:
+    keys = {
+        "in_end": "gain in, end",
+        "out_end": "gain out, end",
+        "in_best": "gain in, best",
+        "out_best": "gain out, best",
+        "out_equal": "gain out, equal gain in",
+    }
     rows = []
-    for name, measured in found.items():
-        kl = [over_seeds(measured[f"kl_{where}"]) for where in ("in", "out")]
-        gains = [paired(mle[f"kl_{where}"] - measured[f"kl_{where}"]) for where in ("in", "out")]
-        rows.append((name, (*kl, *gains)))
+    for name, curve in found.items():
+        gains = compared(curve, found[MLE.name])
+        absolute = [over_seeds(curve[key][:, -1]) for key in ("kl_in", "kl_out")]
+        lowest = over_seeds(curve["kl_in"].min(1))
+        estimates: tuple[Estimate, ...] = (*absolute, lowest, *(paired(gains[key]) for key in keys))
+        rows.append((name, estimates))
     return Grid(
-        f"The family, {setting} setting: KL from the truth in nats, and the gain over MLE (paired)",
+        f"The family over {epochs[-1]} epochs, {setting} setting: KL from the truth, and gains over MLE (nats)",
         "objective",
-        ("KL in", "KL out", "gain in", "gain out"),
+        ("KL in, end", "KL out, end", "KL in, best", *keys.values()),
         tuple(rows),
     )
 
 
-def _plane(setting: str, found: dict[str, Measures]) -> Plane:
-    mle = found[MLE.name]
+def _plane(setting: str, found: Mapping[str, Curve], epochs: list[int]) -> Plane:
     trails = []
-    for name, measured in found.items():
-        if name != MLE.name:
-            x, y = (np.stack([mle[f"kl_{where}"] - measured[f"kl_{where}"]], 1) for where in ("in", "out"))
-            trails.append(Trail(name, x, y, ("",)))
-    return Plane(setting, "gain in distribution (nats)", "gain out of distribution (nats)", tuple(trails))
+    for arm in DRAWN:
+        if arm.name in found:
+            curve = found[arm.name]
+            labels = (
+                ("start", *("" for _ in epochs[:-1]), f"{epochs[-1]} epochs")
+                if arm == MLE
+                else ("",) * (len(epochs) + 1)
+            )
+            trails.append(Trail(arm.name, curve["kl_in"], curve["kl_out"], labels))
+    return Plane(setting, "KL in distribution (nats)", "KL out of distribution (nats)", tuple(trails))
+
+
+def _rows(setting: str, found: Mapping[str, Curve], epochs: list[int]) -> list[Row]:
+    return [
+        {"question": "h", "setting": setting, "arm": name, "seed": seed, "epoch": epoch,
+         **{key: float(values[seed, place]) for key, values in curve.items()}}
+        for name, curve in found.items()
+        for seed in range(len(curve["kl_in"]))
+        for place, epoch in enumerate([0, *epochs])
+    ]  # fmt: skip

@@ -37,7 +37,7 @@ def objective_loss(world: World, models: Stacked, arm: Arm, texts: Tensor, step:
         given["selected"] = selected(world, models, arm, texts, logits.detach(), step).flatten()
     if "distill" in arm.objective:
         with torch.no_grad():
-            members = [member(inputs).softmax(-1).flatten(0, 2) for member in world.members[: arm.members]]
+            members = [member(inputs).softmax(-1).flatten(0, 2) for member in world.teachers(arm)]
         given["teacher"] = members if arm.members > 1 else members[0]
     if arm.objective == "oracle":
         given["oracle"] = world.shifted.oracle(texts).float().flatten(0, 2)

@@ -52,11 +52,32 @@ def teacher(world: World, members: int = 1) -> Stacked:
     return world.members[0]
 
 
+def best_teacher(world: World) -> Stacked:
+    """Stage 1 of each seed at the epoch whose loss on the held-out texts is lowest."""
+    if world.best_teacher is None:
+        best = world.base.copy()
+        lowest = torch.full((world.setting.seeds,), torch.inf)
+
+        @torch.no_grad()
+        def keep(models: Stacked) -> None:
+            losses = token_losses(models(world.holdout[..., :-1]), world.holdout[..., 1:]).flatten(1).mean(1)
+            for seed in (losses < lowest).nonzero().flatten().tolist():
+                lowest[seed] = losses[seed]
+                for name, value in models.parameters.items():
+                    best.parameters[name][seed] = value[seed]
+
+        post_train(world, MLE, world.data, keep)
+        world.best_teacher = best
+    return world.best_teacher
+
+
 def trained(world: World, arm: Arm, after: Callable[[Stacked], None] | None = None) -> Stacked:
     """A copy of the pretrained models, post-trained with ``arm``; ``after`` is called after each epoch."""
     if arm == MLE and after is None:
         return teacher(world).copy()
-    if "distill" in arm.objective:
+    if "distill" in arm.objective and arm.teacher == "best":
+        best_teacher(world)
+    elif "distill" in arm.objective:
         teacher(world, arm.members)
     metric = METRICS.get(arm.metric)  # None: a score by the truth
     if metric is not None and metric.extra == "reference_loss" and world.rho_reference is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from uncertune.studies.language.arms import Arm
 from uncertune.studies.language.grammar import TASKS, Language
 from uncertune.studies.stacked import Stacked
 
@@ -40,7 +41,8 @@ SMALL: dict[str, Any] = {"pretraining_steps": 1000, "texts": 64, "epochs": 8, "s
 class World:
     """``data`` (M, B, 1 + T) are texts of the shifted tasks, with noise; ``test_in`` and ``test_out`` have none.
 
-    ``members`` are the teachers of stage 1; ``training`` makes them, and ``rho_reference``, on demand.
+    ``members`` are the teachers of stage 1, ``best_teacher`` the first of them at its best epoch; ``training`` makes
+    them, and ``rho_reference``, on demand.
     """
 
     def __init__(self, setting: Setting, language: Language, base: Stacked) -> None:
@@ -56,7 +58,15 @@ class World:
         self.test_out = language.sample(OUT_TASKS, setting.test_texts, generator)
         self.order = [torch.randperm(setting.texts, generator=generator) for _ in range(setting.epochs)]
         self.members: list[Stacked] = []
+        self.best_teacher: Stacked | None = None
         self.rho_reference: Stacked | None = None
+
+    def teachers(self, arm: Arm) -> list[Stacked]:
+        """The teachers of an arm, which stage 1 has made."""
+        if arm.teacher == "best":
+            assert self.best_teacher is not None
+            return [self.best_teacher]
+        return self.members[: arm.members]
 
     def order_of(self, member: int) -> list[torch.Tensor]:
         """The order of the texts in each epoch, for a member of the teacher; all arms use that of the first."""
