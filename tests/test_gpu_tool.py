@@ -1,5 +1,6 @@
 """Everything that a GPU is needed for, tried on the CPU: no line of ``tools.gpu`` first runs on the day."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -61,6 +62,32 @@ def test_the_last_number_of_an_answer_counts(tmp_path):
     (row,) = answers.score(tmp_path, {"4 and 3 is 7.": 1207.0, "How many?": 3.0, "And now?": -2.5})
     assert row["exact_match"] == pytest.approx(2 / 3, abs=1e-4)
     assert row["low"] == pytest.approx(0.0943, abs=1e-4)  # Clopper-Pearson of 2 of 3
+
+
+def test_answers_to_ifeval_are_scored_by_lm_eval(tmp_path):
+    pytest.importorskip("lm_eval")
+    rules = {"Say it without commas.": ["punctuation:no_comma"], "No commas, in capitals.": ["punctuation:no_comma"]}
+    rules["No commas, in capitals."] = ["punctuation:no_comma", "change_case:english_capital"]
+    rows = [
+        {"key": number, "prompt": prompt, "instruction_id_list": ids, "kwargs": [{} for _ in ids]}
+        for number, (prompt, ids) in enumerate(rules.items())
+    ]
+    with gzip.open(tmp_path / "ifeval.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    folder = tmp_path / "came" / "answers" / "ifeval"
+    folder.mkdir(parents=True)
+    for name, said in {"base": ["One, two.", "THIS IS IT."], "mle": ["One and two.", "This is it."]}.items():
+        lines = [
+            {"messages": [{"role": "user", "content": prompt}], "answer": answer}
+            for prompt, answer in zip(rules, said, strict=True)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = answers.follow(folder, str(tmp_path))
+    assert [(row["contestant"], row["strict"], row["loose"]) for row in found] == [
+        ("base", 0.5, 0.5),
+        ("mle", 0.5, 0.5),
+    ]
+    assert found[0]["low"] == pytest.approx(0.0126, abs=1e-4)  # Clopper-Pearson of 1 of 2
 
 
 def test_files_travel_in_pieces(tmp_path):

@@ -1,8 +1,10 @@
-"""Exact match of the answers to GSM8K's problems: ``python -m tools.gpu.answers FOLDER``, the end of stage ``answers``.
+"""Scores of the generated answers, the end of stage ``answers``: ``python -m tools.gpu.answers FOLDER``.
 
 ``FOLDER`` holds what ``uncertune generate --prompts gsm8k`` wrote. The last number of an answer counts, as in lm-eval's
-flexible extraction. Writes ``FOLDER/exact-match.csv``, a row a model, with an exact 95 % interval. Answers to IFEval's
-prompts come back as they are: ``lm_eval`` scores them on a machine that has it.
+flexible extraction. Writes ``FOLDER/exact-match.csv``, a row a model, with an exact 95 % interval.
+
+The machine with the GPU need not have lm-eval, so answers to IFEval's prompts come back unscored, and
+``tools.gpu.tables`` scores them with ``follow``.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from uncertune.data.sources import load
+from uncertune.evaluation.harness import load_task
 from uncertune.statistics.decided import exact_interval
 
-CSV = "exact-match.csv"
+CSV, IFEVAL = "exact-match.csv", "ifeval"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -38,18 +42,41 @@ def score(folder: Path, expected: dict[str, float | None]) -> list[dict[str, obj
     return rows
 
 
+def follow(folder: Path, data_dir: str | None = None) -> list[dict[str, object]]:
+    """One row a file of answers to IFEval's prompts: the share of prompts all of whose instructions are followed, by
+    lm-eval's strict and loose reading, with the strict one's exact 95 % interval. Raises UserError without lm-eval."""
+    (task,) = load_task("ifeval", data_dir).loaded["tasks"].values()
+    asked = {one["prompt"]: one for one in task.test_docs()}
+    rows: list[dict[str, object]] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [task.process_results(asked[_question(one)], [one["answer"]]) for one in lines]
+        strict, loose = (sum(one[f"prompt_level_{name}_acc"] for one in found) for name in ("strict", "loose"))
+        low, high = exact_interval(int(strict), len(lines))
+        shares = {"strict": strict / len(lines), "low": low, "high": high, "loose": loose / len(lines)}
+        rows.append(
+            {"contestant": path.stem, "answers": len(lines)} | {name: round(one, 4) for name, one in shares.items()}
+        )
+    return rows
+
+
 def _question(line: dict) -> str:
     return next(turn["content"] for turn in line["messages"] if turn["role"] == "user")
+
+
+def write(folder: Path, rows: Sequence[dict[str, object]]) -> None:
+    """The rows as ``FOLDER/exact-match.csv``."""
+    with (folder / CSV).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(folder: str, data: str = "gsm8k") -> None:
     problems = [one["messages"] for one in load(data, split="test")]
     expected = {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems}
     rows = score(Path(folder), expected)
-    with (Path(folder) / CSV).open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["contestant", "answers", "exact_match", "low", "high"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(Path(folder), rows)
     print("\n".join(str(row) for row in rows))
 
 
