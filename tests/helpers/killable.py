@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,12 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers.forked import CONTEXT
 from uncertune.training.runlog import read_metrics
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["uncertune.training.arguments", "uncertune.training.jobs", "uncertune.training.pipeline"]
-)
 SHARD_TOKENS = 600
 
 
@@ -74,6 +72,7 @@ def _train(words: Sequence[str], log: str, pause: float, environment: Mapping[st
     from uncertune.training.jobs import job_of
     from uncertune.training.pipeline import fill_caches, run
 
+    gc.freeze()
     torch.set_num_threads(1)
     cache.SHARD_TOKENS = SHARD_TOKENS  # several shards also of a tiny data set
     compute = cache.columns_of

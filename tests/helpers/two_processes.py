@@ -3,12 +3,12 @@
     left, right = two_processes(function, argument, folder)      # what each rank returned
 
 ``function(argument)`` must be importable (a function of a test module) and return what ``torch.save`` can write.
-Starting takes some ten seconds, so let one call run all the cases of a module: return a list.
+Both start from the same port and join, so let one call run all the cases of a module: return a list.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import os
 import socket
 import traceback
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from helpers.forked import CONTEXT
+
 RANKS = 2
 SECONDS = 300
 
@@ -25,10 +27,9 @@ SECONDS = 300
 def two_processes(function: Callable[[Any], Any], argument: Any, folder: Path, *, ranks: int = RANKS) -> list[Any]:
     """``function(argument)`` on every rank; a rank that fails, or hangs, fails the test with its traceback."""
     folder.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
     port = _free_port()
     processes = [
-        spawn.Process(target=_rank, args=(rank, ranks, port, function, argument, folder)) for rank in range(ranks)
+        CONTEXT.Process(target=_rank, args=(rank, ranks, port, function, argument, folder)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -72,6 +73,7 @@ def _rank(rank: int, ranks: int, port: int, function: Callable[[Any], Any], argu
         ACCELERATE_USE_CPU="true",
         OMP_NUM_THREADS="1",
     )
+    gc.freeze()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:

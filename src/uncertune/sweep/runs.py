@@ -62,7 +62,8 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
             train_one(plan, run)
             yield run
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # it imports once for all processes, and never touches a GPU
+    context.set_forkserver_preload([__name__])
     devices = context.Queue()
     for number in range(jobs):
         devices.put(number)
