@@ -11,13 +11,13 @@ answers are read from a cache that was filled before, and it is not loaded.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,14 +222,14 @@ def _tokens_of_a_step(trainer: Any) -> float:
 
 def _peak_apart(arm: str, setting: Setting) -> dict[str, float]:
     """Peak memory of three steps of an arm in a process of its own, whole and beyond the loaded trainer's, MiB."""
-    command = [sys.executable, "-m", "benchmarks.step", "--memory_of", arm, "--setting", json.dumps(vars(setting))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the process that measures {arm} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    context = multiprocessing.get_context("forkserver")  # which has the imports of all these processes
+    context.set_forkserver_preload(["uncertune.training.trainer"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(memory_of, arm, setting).result()
 
 
 def memory_of(arm: str, setting: Setting) -> dict[str, float]:
+    disable_progress_bars()
     trainer, _ = trainer_of(arm, setting, STEPS_OF_MEMORY)
     held = measure.resident_kib("VmRSS") / 1024
     added = measure.peak_mebibytes(trainer.train, setting.device)
@@ -239,9 +239,6 @@ def memory_of(arm: str, setting: Setting) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     disable_progress_bars()
-    if args.memory_of:
-        print(json.dumps(memory_of(args.memory_of, Setting(**json.loads(args.setting)))))
-        return
     command = "python -m benchmarks.step " + " ".join(sys.argv[1:] if argv is None else argv)
     name = (
         f"step-{args.device}"
@@ -280,8 +277,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output_dir", default="results/benchmarks")
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.arms = args.arms.split(",")
     for arm in args.arms:

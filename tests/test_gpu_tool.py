@@ -1,5 +1,6 @@
 """Everything that a GPU is needed for, tried on the CPU: no line of ``tools.gpu`` first runs on the day."""
 
+import csv
 import gzip
 import json
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, FAMILY, MASKED
 from tools.gpu import answers, files, tables
 from tools.gpu.stages import STAGES, Place
 
@@ -29,6 +31,23 @@ def test_every_stage_is_done(results):
     summary = json.loads((results / "summary.json").read_text())
     assert [(one["stage"], one["outcome"]) for one in summary["stages"]] == [(one.name, "done") for one in STAGES]
     assert summary["machine"]["device"].startswith("CPU only")
+
+
+def test_head_measures_every_contestant_that_can_run(results):
+    with (results / "head" / "head-tiny-cpu-bfloat16.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    printed = (results / "head" / "output.txt").read_text()
+    skipped = {line.split(": ")[1] for line in printed.splitlines() if line.startswith("skipped: ")}
+    everyone = {contestant.name for contestant in CROSS_ENTROPY + MASKED + DISTILLATION + FAMILY}
+    assert {row["contestant"] for row in rows} | skipped == everyone
+    assert {"uncertune mle", "uncertune masked_mle 25 %", "uncertune masked_mle_distill 25 %"} <= everyone - skipped
+    for race in ("cross-entropy", "distillation", "family"):
+        best = min(float(r["ms"]) for r in rows if r["race"] == race and not r["contestant"].startswith("uncertune"))
+        for row in rows:
+            if row["race"] == race:
+                assert float(row["to_best_peer"]) == pytest.approx(float(row["ms"]) / best, rel=0.1)
+    assert all("torch" in row["versions"] and "--shapes tiny" in row["command"] for row in rows)
+    assert (results / "head" / "head-tiny-cpu-bfloat16.png").stat().st_size > 10_000
 
 
 def test_what_came_back_becomes_tables(results, tmp_path):

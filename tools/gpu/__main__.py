@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tools.gpu import files
+from tools.gpu.fork import Fork
 from tools.gpu.stages import STAGES, Place, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage, outcome in zip([one for one in STAGES if one.name in args.stages], outcomes, strict=True):
             place = Place(out / stage.name, Path(work), args.small, args.dry)
             left, on_cpu = ends - time.monotonic(), args.small or args.dry  # there stages have no limit of their own
-            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left - stage.spares), Path(work))
+            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left - stage.spares))
             _write(out, outcomes, notes, on_cpu)
     print((out / "summary.md").read_text())
     return 1 if any(one.outcome in ("failed", "out of time") for one in outcomes) else 0
@@ -86,7 +87,7 @@ def _prepare(args: argparse.Namespace, work: Path) -> list[str]:
     return notes
 
 
-def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float, work: Path) -> None:
+def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float) -> None:
     missing = [name for name in stage.needs if importlib.util.find_spec(name) is None]
     if missing:
         outcome.outcome, outcome.why = "skipped", f"not installed: {', '.join(missing)}"
@@ -98,10 +99,7 @@ def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float, work: Pat
     outcome.outcome, ends = "done", begin + seconds
     commands = stage.commands(place)
     for number, group in enumerate([commands] if stage.together else [[one] for one in commands]):
-        started = [
-            _start(words, place.out / _log_name(number, k, stage.together), outcome, work)
-            for k, words in enumerate(group)
-        ]
+        started = [_start(words, place, _log_name(number, k, stage.together), outcome) for k, words in enumerate(group)]
         for process in started:
             status = _status(process, max(ends - time.monotonic(), 0.1))
             if status is None:
@@ -118,18 +116,21 @@ def _log_name(number: int, member: int, together: bool) -> str:
     return f"output{index or ''}.txt"
 
 
-def _start(words: list[str], log: Path, outcome: Outcome, work: Path) -> subprocess.Popen[bytes]:
+def _start(words: list[str], place: Place, log_name: str, outcome: Outcome) -> subprocess.Popen[bytes] | Fork:
+    """Start a command; in ``--small`` all but pytest fork, since importing would take most of the time."""
     outcome.commands.append(" ".join(["python", *words[1:]]))
     print(f"{outcome.stage}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
-    with log.open("w", encoding="utf-8") as file:
-        file.write(f"$ {outcome.commands[-1]}\n")
-        file.flush()
+    log, environment = place.out / log_name, _environment(place.work)
+    log.write_text(f"$ {outcome.commands[-1]}\n", encoding="utf-8")
+    if place.small and "pytest" not in words:
+        return Fork(words[1:], log, ROOT, environment)
+    with log.open("a", encoding="utf-8") as file:
         return subprocess.Popen(
-            words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(work), start_new_session=True
+            words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
         )
 
 
-def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+def _status(process: subprocess.Popen[bytes] | Fork, seconds: float) -> int | None:
     """The exit status of a command; None where its time was up, and it was stopped with its children."""
     try:
         return process.wait(timeout=seconds)
