@@ -91,6 +91,12 @@ def test_the_interval_covers_at_about_its_rate():
     assert 0.7 <= hits_of_mean / 60 <= 1.0
 
 
+def test_a_mean_is_over_the_tokens_drawn():
+    """Documents of different lengths whose tokens are all 3: so is the mean of every draw."""
+    one = mean_of(np.full(7, 3.0), np.array([0, 0, 0, 0, 1, 2, 2]), draws=50, seed=0)
+    assert (one.value, one.low, one.high) == (3, 3, 3)
+
+
 def test_what_is_not_defined_is_not_a_number():
     document = np.zeros(4, dtype=np.int64)
     data = dict.fromkeys(("epistemic", "aleatoric", "loss", "entropy"), np.ones(4))

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from uncertune.cli import main
-from uncertune.statistics.findings import Finding
-from uncertune.statistics.intervals import Estimate, over_seeds
+from uncertune.statistics.intervals import over_seeds
 from uncertune.studies import running
 
 
@@ -79,15 +78,6 @@ def test_mistakes_are_one_line(arguments, says, capsys, tmp_path, monkeypatch):
     assert says in err
     assert err.count("\n") == 1
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "side", "outcome"),
-    [(0.1, 0.2, "above", "held"), (0.1, 0.2, "below", "not held"), (-0.1, 0.2, "above", "undecided"),
-     (-0.2, -0.1, "below", "held"), (float("nan"), float("nan"), "above", "undecided")],
-)  # fmt: skip
-def test_outcomes(low, high, side, outcome):
-    assert Finding("C0", "", "", Estimate((low + high) / 2, low, high), side).outcome == outcome
 
 
 def test_intervals_cover():

@@ -104,6 +104,11 @@ REFUSED_FIELDS = [
     ({**MASKED, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
     ({**BOTH, "packing": True, "packing_strategy": "wrapped"}, "packing_strategy", "wrapped", "bfd"),
     ({**MASKED, "packing": True, "packing_strategy": "bfd_split"}, "packing_strategy", "bfd_split", "use 'bfd'"),
+    ({"packing_strategy": "best"}, "packing_strategy must be one of bfd, bfd_split, wrapped; got 'best'"),
+    ({"include_num_input_tokens_seen": "each"}, "include_num_input_tokens_seen", "all, non_padding, no", "'each'"),
+    ({"train_sampling_strategy": "sorted"}, "train_sampling_strategy", "group_by_length", "'sorted'"),
+    ({"log_level_replica": "loud"}, "log_level_replica", "critical", "'loud'"),
+    ({"include_for_metrics": ["labels"]}, "include_for_metrics must be one of inputs, loss; got 'labels'"),
 ]
 
 
@@ -114,6 +119,9 @@ def test_fields_refused(tmp_path, case):
 
 
 ACCEPTED_FIELDS = [
+    {"include_num_input_tokens_seen": True},
+    {"include_num_input_tokens_seen": "non_padding"},
+    {"include_for_metrics": ["inputs", "loss"], "log_level": "detail"},
     {"packing": True, "packing_strategy": "wrapped"},
     {**MASKED, "selection_fraction": 1, "selection_metric": "random", "selection_level": "document"},
     {**MASKED, "normalize_by": "selected"},

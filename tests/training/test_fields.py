@@ -12,6 +12,7 @@ from uncertune.data.sources import FORMATS
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, TOKEN_WEIGHTINGS
 from uncertune.selection import LEVELS, METRICS, ORDERS, SCOPES
+from uncertune.settings import convert
 from uncertune.training import fields
 from uncertune.training.arguments import GROUPS, arguments_of
 from uncertune.training.trl_fields import UNKNOWN
@@ -49,6 +50,16 @@ def test_type_default_and_choices(name):
     enums = [one for one in origins if isinstance(one, type) and issubclass(one, enum.Enum) and one is not list]
     if enums:
         assert set(spec.choices) == {one.value for one in enums[0]}
+    elif REAL[name].metadata.get("choices"):
+        assert set(spec.choices) == set(REAL[name].metadata["choices"])
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("all", "all"), ("non_padding", "non_padding"), ("no", "no"), (False, "no"), (True, True), ("true", True)],
+)
+def test_a_field_of_words_and_truth(value, read):
+    assert convert(fields.specs()["include_num_input_tokens_seen"], value) is read
 
 
 @pytest.mark.parametrize(

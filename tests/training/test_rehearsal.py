@@ -42,6 +42,11 @@ VALUES = [
         {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"x": 1}},
         "checkpointing_kwargs={'x': 1}: ",
     ),
+    ({"include_num_input_tokens_seen": "each"}, "include_num_input_tokens_seen must be one of all, non_padding, no, true"),
+    ({"bnb_4bit_quant_storage": "int4"}, "bnb_4bit_quant_storage must be one of uint8, "),
+    ({"pad_to_multiple_of": "all"}, "pad_to_multiple_of='all': invalid literal for int()"),
+    ({"torch_compile_backend": "nothing"}, "torch_compile_backend='nothing' with "),
+    ({"torch_compile_mode": "fast"}, "torch_compile_mode='fast': Unrecognized mode=fast"),
     ({"pad_to_multiple_of": 0}, "the first batch of the training data: integer modulo by zero"),
     ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "the first batch of the training data: No columns"),
 ]

@@ -56,12 +56,16 @@ def convert(spec: Spec, value: Any, name: str | None = None) -> Any:
         value = "no"
     if spec.choices and "list" not in spec.types:
         if not any(type(value) is type(choice) and value == choice for choice in spec.choices):
-            raise UserError(f"{name} must be one of {', '.join(map(str, spec.choices))}; got {shown(value)}")
+            raise UserError(f"{name} must be one of {', '.join(map(_word, spec.choices))}; got {shown(value)}")
         return value
     checker = next((check for kind, check in _CHECKERS.items() if isinstance(value, kind)), None)
     if checker is None:
         raise UserError(f"{name} must be {_wanted(spec)}, got {shown(value)}: put it in quotes if it is text")
     return checker(name, spec, value)
+
+
+def _word(choice: Any) -> str:
+    return str(choice).lower() if isinstance(choice, bool) else str(choice)
 
 
 def check_text(name: str, value: str) -> None:
@@ -99,7 +103,7 @@ def _from_text(spec: Spec, text: str) -> Any:
     if lowered in ("none", "null") and lowered not in (*spec.choices, spec.default) and "null" in spec.types:
         return None
     if spec.choices:
-        return next((choice for choice in spec.choices if str(choice) == text), text)
+        return next((choice for choice in spec.choices if _word(choice) == text), text)
     if "bool" in spec.types and lowered in (*_TRUE, *_FALSE) and not ("str" in spec.types and lowered in "10"):
         return lowered in _TRUE
     if "int" in spec.types and re.fullmatch(r"[+-]?\d{1,1000}", lowered):

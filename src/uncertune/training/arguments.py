@@ -122,12 +122,15 @@ def _object(group: Callable[..., Any], values: Mapping[str, Any]) -> Any:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        names = [name for name in values if re.search(rf"\b{name}\b", text)]
-        named = "" if names or not isinstance(error, KeyError | OSError) else _suspects(values)
-        raise UserError(f"{named}{text}") from error
+        named = any(re.search(rf"\b{name}\b", text) for name in values)
+        raise UserError(text if named else f"{_suspects(values, error, text)}{text}") from error
 
 
-def _suspects(values: Mapping[str, Any]) -> str:
+def _suspects(values: Mapping[str, Any], error: Exception, text: str) -> str:
+    """The fields whose value the message quotes, or the files that may have caused it."""
+    quoted = [name for name, value in values.items() if isinstance(value, str) and f"'{value}'".lower() in text.lower()]
+    if quoted or not isinstance(error, KeyError | OSError):
+        return "".join(f"{name}={values[name]!r}: " for name in quoted[:1])
     files = [name for name in ("accelerator_config", "fsdp_config", "deepspeed") if values.get(name)]
     return f"{' or '.join(files)}: " if files else ""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.selection import METRICS, exact_count
 from uncertune.settings import convert, specs_of
+from uncertune.training import trl_fields
 from uncertune.training.family import FamilyConfig, one_or_several
 from uncertune.training.fields import ObjectiveFields
 
@@ -146,9 +148,12 @@ class UncertuneConfig(FamilyConfig):
         return self.distils or self.scores_by_members
 
     def _check_values(self) -> None:
-        """Check type and range of our fields; TRL checks its own."""
+        """Check type and range of our fields, and TRL's fields with a fixed set of values; it checks the others."""
         for name, spec in specs_of(ObjectiveFields).items():
             setattr(self, name, convert(spec, getattr(self, name)))
+        for name, spec in trl_fields.specs().items():
+            if spec.choices and hasattr(self, name) and not isinstance(getattr(self, name), Enum):
+                convert(spec, getattr(self, name))
 
     def _check_objective(self) -> None:
         """Refuse the fields of other objectives, and of other metrics."""

@@ -44,6 +44,10 @@ def check_options(args: UncertuneConfig) -> None:
             tracker()
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel needs the package liger-kernel; run: pip install liger-kernel")
+    if args.torch_compile:
+        backend, mode = args.torch_compile_backend, args.torch_compile_mode
+        with _refused(f"torch_compile_backend={backend!r} with torch_compile_mode={mode!r}"):
+            torch.compile(nn.Identity(), backend=backend or "inductor", mode=mode)
     # transformers 5.17 has only the older names
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
         with _refused(f"activation_checkpointing_kwargs={_checkpointing_kwargs(args)!r}"):

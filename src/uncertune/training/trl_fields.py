@@ -58,6 +58,16 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "num_train_epochs": {"least": 0, "most": 10**6},
 }
 
+_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
+    "log_level": _LEVELS,
+    "log_level_replica": _LEVELS,
+    "include_for_metrics": ("inputs", "loss"),
+    "bnb_4bit_quant_storage": ("uint8", "int8", "float16", "bfloat16", "float32", "float64"),
+}
+"""Values that the source names in its help texts alone, or computes."""
+
 
 @cache
 def specs() -> Mapping[str, Spec]:
@@ -108,7 +118,7 @@ def _spec(statement: ast.AnnAssign, enums: Mapping[str, tuple[Any, ...]]) -> Spe
     types, item = types_in(annotation)
     if any(mapping in annotation for mapping in _MAPPINGS):
         types = (*types, "dict")
-    choices = described.get("choices")
+    choices = CHOICES.get(name, described.get("choices"))
     if choices is None or choices is UNKNOWN:
         choices = next((values for enum, values in enums.items() if annotation.startswith(enum)), ())
     text = described.get("help")
