@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """The mutations of ``tools.mutations``, and the tests that must notice them.
 
-``TESTS`` has the tests of each room. An entry may name narrower ones, and gives the reason where it cannot be noticed.
+``TESTS`` has the tests of each room, and of files with tests of their own. An entry may name narrower ones, and gives the reason where it cannot be noticed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ TESTS = {
         "equals_the_plain or statistics or test_top_k or what_scoring_kept or incoming_gradient or rounding_relative",
     ),
     "teachers": ("tests/teachers",),
-    "statistics": (
-        "tests/statistics",
-        "tests/scoring/test_correlation.py",
-    ),
+    "teachers/fingerprints.py": ("tests/teachers/test_fingerprints.py",),
+    "teachers/shards.py": ("tests/teachers/test_shards.py",),
+    "statistics": ("tests/statistics",),
+    "statistics/bootstrap.py": ("tests/scoring/test_correlation.py",),
+    "statistics/decided.py": ("tests/statistics/test_decided.py",),
+    "statistics/findings.py": ("tests/statistics/test_findings.py",),
+    "statistics/intervals.py": ("tests/statistics/test_intervals.py",),
+    "statistics/paired.py": ("tests/statistics/test_paired.py",),
+    "statistics/pareto.py": ("tests/statistics/test_intervals.py",),
+    "statistics/winrate.py": ("tests/statistics/test_winrate.py",),
     "sweep": ("tests/sweep/test_sweep_curves.py", "tests/sweep/test_sweep_page.py"),
     "training": ("tests/training/test_step.py",),
     "judging": ("tests/judging/test_verdicts.py",),
     "evaluation": ("tests/evaluation/test_tokens.py",),
 }
-"""The tests of a room as arguments of pytest, quick ones only."""
+"""The tests of a room, or of one of its files, as arguments of pytest, quick ones only."""
 
 
 @dataclass(frozen=True)
 class Mutation:
     """``old`` occurs once in ``file`` (under ``src/uncertune``) and becomes ``new``.
 
-    ``tests`` replaces the tests of the room; ``why`` says why no test can notice it.
+    ``tests`` replaces the tests of the file or room; ``why`` says why no test can notice it.
     """
 
     file: str
@@ -50,7 +56,7 @@ class Mutation:
     @property
     def asked(self) -> tuple[str, ...]:
         """The tests that must fail."""
-        return self.tests or TESTS[self.room]
+        return self.tests or TESTS.get(self.file) or TESTS[self.room]
 
 
 _WEIGHTING = ("tests/objectives/test_weighting.py",)
@@ -152,7 +158,7 @@ MUTATIONS = (
     Mutation("teachers/cache.py", "{head.softcap} {head.scale}", "{head.scale}", tests=_CACHE),
     Mutation("teachers/cache.py", "if need > free:", "if need > 10 * free:", tests=_CACHE),
     Mutation("teachers/cache.py", "length + one.length > SHARD_TOKENS or size", "size", tests=_CACHE),
-    Mutation("teachers/shards.py", "zip(keys.tolist(), [0, *ends], ends, strict=False)", "zip(keys.tolist(), [0, *ends], ends[1:], strict=False)"),
+    Mutation("teachers/shards.py", "zip(keys.tolist(), [0, *ends], ends, strict=False)", "zip(keys.tolist(), [0, *ends], ends[1:], strict=False)", tests=("tests/teachers/test_shards.py", "-k", "any_order")),
     Mutation("teachers/shards.py", "if (check and not intact(self.folder / name, entry)) or", "if"),
     Mutation("teachers/shards.py", "names = [name for name in here if there.get(name) != here[name]]", "names = []"),
     Mutation("teachers/adapter.py", "with active_adapter(student, None):", "with contextlib.nullcontext():", tests=_FAMILY),
