@@ -42,7 +42,7 @@ VALUES = [
         {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"x": 1}},
         "checkpointing_kwargs={'x': 1}: ",
     ),
-    ({"include_num_input_tokens_seen": "each"}, "include_num_input_tokens_seen must be one of all, non_padding, no, true"),
+    ({"include_num_input_tokens_seen": "each"}, "tokens_seen must be one of all, non_padding, no, true"),
     ({"bnb_4bit_quant_storage": "int4"}, "bnb_4bit_quant_storage must be one of uint8, "),
     ({"pad_to_multiple_of": "all"}, "pad_to_multiple_of='all': invalid literal for int()"),
     ({"torch_compile_backend": "nothing"}, "torch_compile_backend='nothing' with "),
