@@ -35,6 +35,7 @@ def arguments(model: Path, out: Path, **more: Any) -> list[str]:
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3,
         "use_cpu": True,
+        "bf16": False,  # which takes a CPU twice as long
         "disable_tqdm": True,
         **more,
     }

@@ -23,6 +23,7 @@ def run_file(folder: Path, rows: int, **fields: Any) -> Path:
         "use_peft": True,
         "lora_r": 2,
         "save_strategy": "no",
+        "bf16": False,
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump({**settings, **fields}))

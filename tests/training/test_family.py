@@ -364,6 +364,7 @@ def command(model, out):
         "learning_rate": 1e-3,
         "probe_steps": 0,
         "use_cpu": True,
+        "bf16": False,
         "disable_tqdm": True,
     }
     return ["train", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]

@@ -57,11 +57,12 @@ KINDS = {
         "num_train_epochs": 2,
         "max_train_samples": 12,
     },
-    "policy_gradient": {  # side columns
+    "policy_gradient": {  # side columns, and mixed precision
         "objective": "policy_gradient",
         "teacher": None,
         "dataset_name": "{folder}/sampled.jsonl",
         "max_train_samples": None,
+        "bf16": True,
     },
 }
 

@@ -31,26 +31,31 @@ def without_secrets(value: Any) -> Any:
 
     In text, the value of an environment variable named like a secret is replaced by ``***``.
     """
+    return _without(value, _known())
+
+
+def _without(value: Any, known: list[str]) -> Any:
     if isinstance(value, Mapping):
         return {
-            name: without_secrets(item)
+            name: _without(item, known)
             for name, item in value.items()
             if not (isinstance(name, str) and is_secret(name) and isinstance(item, str) and item)
         }
     if isinstance(value, list | tuple):
-        items = [without_secrets(item) for item in value]
+        items = [_without(item, known) for item in value]
         return items if isinstance(value, list) else tuple(items)
-    return _without_known(value) if type(value) is str else value
+    return _without_known(value, known) if type(value) is str else value
 
 
 def hidden_in_command(words: list[str]) -> list[str]:
     """The words of a command with ``***`` for every secret: of a flag, within JSON, or known from the environment."""
     out: list[str] = []
+    known = _known()
     for word in words:
         if out and out[-1].startswith("--") and "=" not in out[-1] and is_secret(out[-1][2:].replace("-", "_")):
             out.append(HIDDEN)
         else:
-            out.append(_without_known(_ASSIGNED.sub(_assigned, word)))
+            out.append(_without_known(_ASSIGNED.sub(_assigned, word), known))
     return out
 
 
@@ -59,8 +64,12 @@ def _assigned(match: re.Match[str]) -> str:
     return match[0] if not is_secret(name) else f"{match['name']}{match['sign']}{HIDDEN}"
 
 
-def _without_known(text: str) -> str:
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and is_secret(name) and value in text:
-            text = text.replace(value, HIDDEN)
+def _known() -> list[str]:
+    """Values of environment variables that are named like secrets."""
+    return [value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name)]
+
+
+def _without_known(text: str, known: list[str]) -> str:
+    for value in known:
+        text = text.replace(value, HIDDEN)
     return text
