@@ -13,7 +13,7 @@ BASE = (2.0, 4.0)
 # losses in and out of distribution after each epoch
 WAYS = {
     "mle": ((1.6, 4.2), (1.4, 4.4), (1.5, 4.8)),
-    "distill": ((1.8, 4.0), (1.5, 4.1), (1.45, 4.2)),
+    "distill": ((1.8, 4.0), (1.5, 4.05), (1.45, 4.2)),
 }
 
 
@@ -56,6 +56,14 @@ def test_at_equal_gain_both_arms_are_taken_where_they_first_reach_it(sweep):
     mle = 4.2 + (4.4 - 4.2) * (1.6 - 1.45) / (1.6 - 1.4)
     assert difference == pytest.approx((mle - 4.2) / 4.0)
     assert set(equal_gain(sweep, "distill")) == {0, 1}
+
+
+def test_out_of_distribution_is_the_mean_over_its_data_sets(sweep):
+    before = equal_gain(sweep, "distill")
+    for one in [sweep.content["base"], *(point for run in sweep.content["runs"] for point in (run, *run["curve"]))]:
+        one["out"]["code"] = {"loss": one["out"]["texts"]["loss"] / 2}  # the same relative gains
+    found = equal_gain(sweep, "distill")
+    assert {seed: pytest.approx(one) for seed, one in before.items()} == found
 
 
 def test_an_arm_that_gains_nothing_has_no_equal_gain(sweep):

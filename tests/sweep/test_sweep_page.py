@@ -13,7 +13,8 @@ from uncertune.errors import UserError
 from uncertune.statistics.intervals import over_seeds
 from uncertune.sweep.claims import claims
 from uncertune.sweep.figures import figures
-from uncertune.sweep.measures import families, read_sweep
+from uncertune.sweep.gains import clear
+from uncertune.sweep.measures import families, mean, mean_over, read_sweep
 from uncertune.sweep.page import write_sweep
 
 FIGURES = ("figure-3", "figure-5", "figure-6a", "figure-6b", "q")
@@ -56,6 +57,31 @@ def test_the_failed_run_has_no_part_and_is_named(folder):
         assert "Failed runs" in text
         assert "masked_mle_distill-loss-0.5, seed 4" in text
         assert not any(hostile in text for hostile in HOSTILE[:3])
+
+
+def test_measures_of_a_failed_run_do_not_count(folder, tmp_path):
+    def measure(content):
+        content["runs"][-1]["in"] = {"loss": 0.1}
+
+    sweep = read_sweep(change(folder, tmp_path, measure))
+    assert sweep.gains("masked_mle_distill-loss-0.5", sweep.inside).keys() == {0, 1, 2, 3}
+
+
+def test_a_mean_over_data_sets_is_of_the_seeds_that_all_have(folder):
+    assert mean_over([{0: 1.0, 1: 2.0}, {0: 3.0}]) == {0: 2.0}
+    sweep = read_sweep(folder)
+    one, other = (sweep.gains("distill", name) for name in ("wikitext2", "mmlu_dev"))
+    assert sweep.mean_gains("distill") == {seed: pytest.approx((one[seed] + other[seed]) / 2) for seed in range(5)}
+
+
+def test_seeds_are_asked_for_only_where_the_interval_holds_0_and_has_a_width():
+    def asked(*gains):
+        by_seed = dict(enumerate(gains))
+        return clear(by_seed, mean(by_seed))
+
+    assert asked(0.9, 1.0, 1.1) == asked(-0.9, -1.0, -1.1) == "none"
+    assert asked(1.0, 1.0) is None
+    assert asked(1.0) is None
 
 
 def test_figure_3_sets_masked_mle_by_metric_and_level(folder):
@@ -116,8 +142,10 @@ def test_a_doubtful_gain_says_how_many_seeds_more(tmp_path):
     write_sweep(folder)
     (line,) = [line for line in (folder / "sweep.md").read_text().split("\n") if line.startswith("| distill | 5")]
     (more,) = re.findall(r"\| (\d+) \|$", line)
-    mean, spread = np.mean(differences), np.std(differences, ddof=1)
-    assert 2.0 * spread / np.sqrt(5 + int(more)) == pytest.approx(mean, rel=0.1)
+    center, spread = np.mean(differences), np.std(differences, ddof=1)
+    assert 2.0 * spread / np.sqrt(5 + int(more)) == pytest.approx(center, rel=0.1)
+    (bars,) = drawn(folder)["figure-6b"]
+    assert bars.groups[0][1][0].note == "1 of 1, 0 with an interval above 0"
 
 
 def test_figures_are_files_and_the_same_each_time(folder, tmp_path):

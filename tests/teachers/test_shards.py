@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from uncertune.errors import UserError
+from uncertune.objectives import FactoredTeacher, Head
 from uncertune.teachers import cache
-from uncertune.teachers.cache import Document, check_space, fill
+from uncertune.teachers.cache import Document, bytes_per_token, check_space, columns_of, fill, head_digest
 from uncertune.teachers.shards import MANIFEST, Shards
 
 ABOUT = {"kind": "loss"}
@@ -221,6 +222,26 @@ def test_ranks_compute_equally_often(tmp_path):
 
 
 # ---- room
+
+
+@pytest.mark.parametrize(("kind", "width"), [("hidden", 16), ("topk", 5), ("loss", 0)])
+def test_the_bytes_of_a_token_are_those_of_its_columns(kind, width):
+    rows, labels = FactoredTeacher(torch.randn(3, 16), Head(torch.randn(20, 16))), torch.tensor([0, 7, 19])
+    columns = columns_of(kind, rows, labels, 5)
+    assert sum(one.nbytes for one in columns.values()) == 3 * bytes_per_token(kind, width)
+
+
+def test_what_changes_the_logits_changes_the_digest_of_a_head():
+    weight = torch.randn(20, 16)
+    heads = [Head(weight), Head(weight + 1), Head(weight, torch.ones(20)), Head(weight, softcap=30.0)]
+    assert len({head_digest(head) for head in (*heads, Head(weight, scale=0.5))}) == 5
+    assert head_digest(Head(weight.clone())) == head_digest(heads[0])
+
+
+def test_a_shard_has_at_most_so_many_input_tokens(monkeypatch):
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 10)
+    plan = [Document(str(place), length, 1) for place, length in enumerate((4, 6, 4, 12, 1))]
+    assert [[one.length for one in group] for group in cache._groups(plan, 1)] == [[4, 6], [4], [12], [1]]
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ def equal_gain(sweep: Sweep, arm: str) -> dict[int, tuple[float, float]]:
 def _outside_at(way: list[tuple[Record, float, float]], level: float) -> float:
     """The gain out of distribution where the gain in distribution first reaches ``level``."""
     for (_, x0, y0), (_, x1, y1) in itertools.pairwise(way):
-        if x0 < level <= x1:
+        if level <= x1:
             return y0 + (y1 - y0) * (level - x0) / (x1 - x0)
     return _NAN
 
