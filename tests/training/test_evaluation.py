@@ -13,6 +13,8 @@ from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, weighted_nll
 from uncertune.runs import read_metrics
 from uncertune.selection import select
+from uncertune.training.evaluation import Evaluation
+from uncertune.training.step import Rule
 
 MEASURED = ("eval_loss", "eval_entropy", "eval_mean_token_accuracy", "eval_objective")
 BOTH = {"objective": "masked_mle_distill"}
@@ -53,6 +55,13 @@ def all_cases(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return {case: measured(folder / str(number), case, 8) for number, case in enumerate(CASES)}
+
+
+def test_measures_are_sums_over_the_tokens():
+    found = Evaluation(Rule("loss", 0.25, "token", 0))
+    found.add(tokens=3, loss=6.5, entropy=1.5, correct=1)
+    found.add(tokens=1, loss=1.5, entropy=0.5, correct=1)
+    assert found.finish() == {"loss": 2.0, "entropy": 0.5, "mean_token_accuracy": 0.5}
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -73,6 +73,10 @@ def by_hand(model, data, *, weighting="none", selected=None, members=(), base=No
     return float(weighted_nll(z, targets).mean())
 
 
+def log_probabilities(model):
+    return torch.cat([plain_logits(model, row)[0] for row in rows()]).log_softmax(-1)
+
+
 @pytest.mark.parametrize("weighting", ["dft", "eaft", "infosft", "focal"])
 def test_a_weighting_in_training_is_its_definition(tmp_path, weighting):
     step = run(
@@ -106,6 +110,8 @@ def test_an_sft_adapter_as_teacher_and_the_base_as_anchor(tmp_path):
     common = {"selected": 0.25, "base": base, "anchor_weight": 0.3}
     assert step.loss == pytest.approx(by_hand(step.trainer.model, rows(), members=[sft], **common), rel=1e-9)
     assert step.loss != pytest.approx(by_hand(step.trainer.model, rows(), members=[base], **common), rel=1e-3)
+    q, p = (log_probabilities(one) for one in (base, step.trainer.model))
+    assert step.metrics[-1]["anchor_kl"] == pytest.approx(float((q.exp() * (q - p)).sum(-1).mean()), rel=1e-9)
     assert all("lora" in name for name in step.gradient)
     active = [name for name, parameter in step.trainer.model.named_parameters() if parameter.requires_grad]
     assert active
@@ -136,8 +142,7 @@ def test_the_anchors_part_is_logged(tmp_path):
         **ONE_CUT,
     )
     base = tiny_model("llama", VOCABULARY, torch.float64)
-    q = torch.cat([plain_logits(base, row)[0] for row in rows()]).log_softmax(-1)
-    p = torch.cat([plain_logits(step.trainer.model, row)[0] for row in rows()]).log_softmax(-1)
+    q, p = (log_probabilities(one) for one in (base, step.trainer.model))
     logged = step.metrics[-1]
     assert logged["anchor_kl"] == pytest.approx(float((q.exp() * (q - p)).sum(-1).mean()), rel=1e-9)
     assert logged["anchor_loss"] == pytest.approx(0.2 * float(-(q.exp() * p).sum(-1).mean()), rel=1e-9)

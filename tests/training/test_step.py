@@ -86,6 +86,7 @@ def record(**fields):
     for loss_T, mask_T in zip(losses, masks, strict=True):
         assert not out.complete
         out.add_loss(loss_T, mask_T, lambda: ["d"], 0)
+        out.add_nll(loss_T, mask_T)
         out.add(aux_loss=0.4, aux_losses=1)
         out.add_stats(TokenStats(loss_T[:2], loss_T[:2] / 10, torch.tensor([True, False])))
     out.add(selected=3)
@@ -98,6 +99,7 @@ def test_the_means_of_a_step():
     found = record().finish()
     wanted = {
         "loss": 22 / 6,
+        "inputs": 20,
         "entropy": (0.1 + 0.2 + 0.5 + 0.7) / 4,
         "mean_token_accuracy": 0.5,
         "kl": 0.2,
@@ -106,6 +108,8 @@ def test_the_means_of_a_step():
         "aux_loss": 0.4,
         "loss_part_selected": (1 + 4 + 5) / 6,
         "loss_part_unselected": (2 + 3 + 7) / 6,
+        "nll_selected": (1 + 4 + 5) / 3,
+        "nll_unselected": (2 + 3 + 7) / 3,
         "selected_fraction": 0.5,
         "selection_threshold": 2.0,
     }
