@@ -114,7 +114,9 @@ def test_claims_of_the_paper_are_on_the_page_only_on_request(tmp_path):
         return write_sweep(folder).read_text()
 
     words = ("C5", "The paper", "claimed")
-    assert not any(word in page(False) for word in words)
+    plain = page(False)
+    assert not any(word in plain for word in words)
     assert (tmp_path / "in-against-out.png").is_file()
-    assert all(word in page(True) for word in words)
+    of_the_paper = page(True)
+    assert all(word in of_the_paper for word in words)
     assert (tmp_path / "figure-6a.png").is_file()
