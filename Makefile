@@ -51,7 +51,7 @@ test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/$(ROOM)
 else
 test: check .venv/.triton  ## check, then every test that takes seconds; ROOM=selection: tests/selection alone
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 endif
 
 # Only the tests of the Triton kernels need it, in its interpreter; a torch built for CUDA brings its own.

@@ -11,6 +11,8 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 
+from helpers import order
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
 
@@ -19,7 +21,8 @@ pytest_plugins = ["helpers.browser"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` work at sizes that take a CPU hours."""
+    """The longest files come first. Tests marked ``gpu`` work at sizes that take a CPU hours."""
+    items.sort(key=lambda item: order.place(item.nodeid.partition("::")[0]))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

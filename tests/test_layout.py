@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from helpers import order
+
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -29,3 +31,7 @@ def test_no_test_file_imports_another():
 def test_no_source_file_is_longer_than_400_lines():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_the_files_that_start_first_exist():
+    assert [path for path in order.LONGEST if not (ROOT / path).is_file()] == []
