@@ -1,4 +1,4 @@
-"""Mutations of the source that a test must notice: ``python -m tools.mutations [ROOM …]``.
+"""Mutations of the source that a test must notice: ``python -m tools.mutations [ROOM|FILE …]``.
 
 Each entry of ``tools.mutation_list`` changes one place of a file in a copy of the repository; its tests then run there,
 stopping at the first failure. A mutation is killed if they fail and survives if they pass. One that no test can notice
@@ -96,10 +96,10 @@ def outcome(root: Path, mutation: Mutation) -> str:
 def main() -> int:
     """Print a line a mutation and a table of the rooms; 1 if one survives that is not explained."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutations", description=__doc__.partition("\n")[0])
-    known = list(dict.fromkeys(one.room for one in MUTATIONS))
-    parser.add_argument("rooms", nargs="*", choices=[[], *known], help="rooms to mutate; all")
-    rooms = parser.parse_args().rooms or known
-    mutations = [one for one in MUTATIONS if one.room in rooms]
+    known = list(dict.fromkeys(name for one in MUTATIONS for name in (one.room, one.file)))
+    parser.add_argument("rooms", nargs="*", choices=[[], *known], metavar="ROOM", help="rooms or files to mutate; all")
+    rooms = parser.parse_args().rooms or list(dict.fromkeys(one.room for one in MUTATIONS))
+    mutations = [one for one in MUTATIONS if one.room in rooms or one.file in rooms]
     for one in mutations:
         mutated(one, (ROOT / "src" / "uncertune" / one.file).read_text(encoding="utf-8"))
     counts: Counter[tuple[str, str]] = Counter()
@@ -110,14 +110,13 @@ def main() -> int:
                 raise ValueError(f"{' '.join(tests)}: the tests fail without a mutation")
         for one in mutations:
             found = outcome(root, one)
-            counts[one.room, found.partition(":")[0]] += 1
+            counts.update((name, found.partition(":")[0]) for name in {one.room, one.file, "all"})
             print(f"{found:<10} {one.file}: {one.old!r} -> {one.new!r}", flush=True)
     print("\n| room | mutations | killed | survived | explained |\n|---|---|---|---|---|")
     for room in (*rooms, "all"):
-        found = {name: sum(n for (where, what), n in counts.items() if what == name and room in (where, "all"))
-                 for name in ("killed", "SURVIVED", "explained")}  # fmt: skip
-        print(f"| {room} | {sum(found.values())} | {' | '.join(str(n) for n in found.values())} |")
-    return 1 if any(what == "SURVIVED" for _, what in counts) else 0
+        found = [counts[room, what] for what in ("killed", "SURVIVED", "explained")]
+        print(f"| {room} | {sum(found)} | {' | '.join(map(str, found))} |")
+    return 1 if counts["all", "SURVIVED"] else 0
 
 
 if __name__ == "__main__":
