@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.forked import CONTEXT
+from tools.fork import CONTEXT
 from uncertune.training.runlog import read_metrics
 
 SHARD_TOKENS = 600

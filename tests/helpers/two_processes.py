@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from helpers.forked import CONTEXT
+from tools.fork import CONTEXT
 
 RANKS = 2
 SECONDS = 300

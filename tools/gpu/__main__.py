@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tools.fork import Fork
 from tools.gpu import files
-from tools.gpu.fork import Fork
 from tools.gpu.stages import STAGES, Place, Stage
 
 ROOT = Path(__file__).resolve().parents[2]

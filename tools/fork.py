@@ -1,7 +1,6 @@
 """Commands ``python -m MODULE …`` in processes that fork from one which has imported the libraries.
 
-``--small`` starts them in this way, since their imports would take longer than their work. On a GPU every command has
-an interpreter of its own.
+For ``python -m tools.gpu --small`` and tests, whose commands would take longer to import than to run.
 """
 
 from __future__ import annotations
