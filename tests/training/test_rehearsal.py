@@ -47,6 +47,10 @@ VALUES = [
     ({"pad_to_multiple_of": "all"}, "pad_to_multiple_of='all': invalid literal for int()"),
     ({"torch_compile_backend": "nothing"}, "torch_compile_backend='nothing' with "),
     ({"torch_compile_mode": "fast"}, "torch_compile_mode='fast': Unrecognized mode=fast"),
+    (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"x": 1}}},
+        "accelerator_config.gradient_accumulation_kwargs={'x': 1}: ",
+    ),
     ({"pad_to_multiple_of": 0}, "the first batch of the training data: integer modulo by zero"),
     ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "the first batch of the training data: No columns"),
 ]

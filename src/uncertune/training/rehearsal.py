@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import GradientAccumulationPlugin
 from datasets import Dataset
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -44,6 +45,9 @@ def check_options(args: UncertuneConfig) -> None:
             tracker()
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel needs the package liger-kernel; run: pip install liger-kernel")
+    steps_of = args.accelerator_config.gradient_accumulation_kwargs
+    with _refused(f"accelerator_config.gradient_accumulation_kwargs={steps_of!r}"):
+        GradientAccumulationPlugin(**{"num_steps": 1, **(steps_of or {})})
     if args.torch_compile:
         backend, mode = args.torch_compile_backend, args.torch_compile_mode
         with _refused(f"torch_compile_backend={backend!r} with torch_compile_mode={mode!r}"):
