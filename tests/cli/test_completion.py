@@ -27,7 +27,8 @@ def test_commands_options_and_values():
     assert completed("uncertune", "train", "--selection_l") == ["--selection_level"]
     assert "--learning_rate" in completed("uncertune", "train", "--l")
     assert completed("uncertune", "train", "--objective", "masked") == ["masked_mle", "masked_mle_distill"]
-    assert completed("uncertune", "init", "a") == ["anchor"]
+    assert completed("uncertune", "init", "--for", "a") == ["anchor"]
+    assert "--for" in completed("uncertune", "init", "--f")
     assert completed("uncertune", "score", "--log_level", "w") == ["warning"]
     assert "paper/gemma-2-2b_alpaca_distill" in completed("uncertune", "train", "--config", "paper/")
 

@@ -11,7 +11,7 @@ from uncertune.training.arguments import arguments_of
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_file_of_init_configures_a_run(tmp_path, capsys, situation):
     file = tmp_path / "run.yaml"
-    words = ["init", situation, "--model", "some/model", "--data", 'a "b".jsonl', "--file", str(file)]
+    words = ["init", "--for", situation, "--model", "some/model", "--data", 'a "b".jsonl', "--file", str(file)]
     assert main(words) == 0
     assert f"uncertune train --config {file}" in capsys.readouterr().out
     given = arguments_of(*train.parse(["--config", str(file), "--output_dir", str(tmp_path / "out"), "--use_cpu"]))
@@ -44,3 +44,15 @@ def test_recipes_are_listed_and_are_configurations_by_name(capsys, tmp_path, mon
     assert "masked_mle_distill" in capsys.readouterr().out
     assert main(["recipes", f"{one}x"]) == 2
     assert f"did you mean {one!r}?" in capsys.readouterr().err
+
+
+def test_init_needs_a_situation_by_its_flag(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        ([], "for is missing: give it, for example --for paper"),
+        (["paper"], "'paper' belongs to no field: every value follows its --field"),
+        (["--for", "papr"], "for must be one of paper, anchor, dft, sft"),
+    ):
+        assert main(["init", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ SITUATIONS = {
 class InitOptions:
     """Options of ``uncertune init``."""
 
-    situation: str = option(help="what the run is for", choices=tuple(SITUATIONS), positional=True, example="paper")
+    for_: str = option(help="what the run is for", choices=tuple(SITUATIONS), unit="SITUATION", example="--for paper")
     model: str = option("smollm2-135m", "hub id, folder, .gguf file, or smollm2-135m", unit="MODEL")
     data: str = option(
         "word_problems", "alpaca, gsm8k, sharegpt, word_problems, a file, a folder or a hub id", unit="DATA"
@@ -47,7 +47,7 @@ class InitOptions:
 
 def text_of(given: InitOptions) -> str:
     """The file's text."""
-    purpose, lines = SITUATIONS[given.situation]
+    purpose, lines = SITUATIONS[given.for_]
     model, data, output_dir = (
         json.dumps(one, ensure_ascii=False) for one in (given.model, given.data, given.output_dir)
     )

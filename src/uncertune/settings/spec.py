@@ -71,14 +71,15 @@ def option(default: Any = REQUIRED, help: str = "", **described: Any) -> Any:
 
 
 def specs_of(kind: type) -> dict[str, Spec]:
-    """The fields of a dataclass of this package, in order."""
+    """The fields of a dataclass of this package, in order; the field ``for_`` is the option ``for``."""
     described = set(Spec.__dataclass_fields__) - {"name", "types", "item", "default"}
     out = {}
     for one in fields(kind):
         types, item = types_in(one.type if isinstance(one.type, str) else one.type.__name__)
-        known = {name: value for name, value in one.metadata.items() if name in described}
+        known = {key: value for key, value in one.metadata.items() if key in described}
         known["choices"] = tuple(known.get("choices", ()))
-        out[one.name] = Spec(one.name, types, item, one.default, **known)
+        name = one.name.removesuffix("_")  # added where the option is a keyword of Python
+        out[name] = Spec(name, types, item, one.default, **known)
     return out
 
 

@@ -274,11 +274,12 @@ def converted(specs: Mapping[str, Spec], values: Mapping[Any, Any], where: str) 
 
 
 def typed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with lists as the tuples that a frozen dataclass of this package declares."""
+    """Values under the names of a dataclass's fields (``for_`` for ``for``), with lists as the declared tuples."""
     hints = typing.get_type_hints(kind)
     tuples = {name for name, hint in hints.items() if "tuple" in str(hint)}
+    named = {name if name in hints else f"{name}_": value for name, value in values.items()}
     return {
-        name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in values.items()
+        name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in named.items()
     }
 
 
