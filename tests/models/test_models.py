@@ -353,7 +353,8 @@ def sharded_worker(rank, store):
 
 
 def test_sharded_training_on_two_ranks(tmp_path):
-    torch.multiprocessing.spawn(sharded_worker, (str(tmp_path / "store"),), nprocs=2)
+    store = str(tmp_path / "store")
+    torch.multiprocessing.start_processes(sharded_worker, (store,), nprocs=2, start_method="forkserver")
 
 
 def finished(tensor):

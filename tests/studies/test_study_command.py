@@ -37,9 +37,11 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 def test_the_language_study_end_to_end(tmp_path, monkeypatch):
     """Every question is answered and drawn, on models that hardly learned anything."""
     from uncertune.studies.language import arms, study
+    from uncertune.studies.language.family import SETTINGS
 
     tiny = {"pretraining_steps": 5, "texts": 8, "epochs": 1, "test_texts": 8, "samples": 2}
     monkeypatch.setattr(study, "SMALL", tiny)
+    monkeypatch.setitem(SETTINGS, "overfitted", {**SETTINGS["overfitted"], "epochs": 3})
     assert main(["study", "language", "--output_dir", str(tmp_path), "--seeds", "2", "--small"]) == 0
     rows = list(csv.DictReader((tmp_path / "numbers.csv").read_text().splitlines()))
     assert {row["question"] for row in rows} >= {"a", "b", "d", "e"}

@@ -38,8 +38,15 @@ def assert_same(theirs: Any, ours: Any) -> None:
     assert ours[3] == pytest.approx(theirs[3], abs=1e-5)
 
 
-@pytest.mark.parametrize("precision", PRECISION)
-@pytest.mark.parametrize("lora", [False, True], ids=["dense", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "precision"),
+    [
+        pytest.param(False, "float32", id="dense-float32"),
+        pytest.param(False, "default", id="dense-default", marks=pytest.mark.slow),
+        pytest.param(True, "float32", id="lora-float32"),
+        pytest.param(True, "default", id="lora-default"),
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_losses_are_trls(tmp_path, form, lora, precision):
     assert_same(*both(tmp_path, form, lora=lora, **PRECISION[precision]))
