@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from uncertune.report import (
 )
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
+from uncertune.runs.notes import note
 from uncertune.runs.records import METRICS, PROBE, read_metrics
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.page import token_section, write_run_page
@@ -74,7 +74,7 @@ def run_demo(demo: Demo, *, overwrite: bool = False) -> dict[str, Any]:
     output = Path(demo.output_dir)
     model = resolve_model(demo.model)
     for arm in ARMS:
-        _say(f"training {NAMES[arm]} ({demo.train_problems} problems, batches of {demo.batch_size})")
+        note(f"== training {NAMES[arm]} ({demo.train_problems} problems, batches of {demo.batch_size})")
         write_run_page(run(_job(arm, model, output, demo), overwrite=overwrite))
     if overwrite:
         (output / MEASURES).unlink(missing_ok=True)
@@ -85,10 +85,6 @@ def run_demo(demo: Demo, *, overwrite: bool = False) -> dict[str, Any]:
     write_atomically(output / "table.md", to_markdown(table))
     print(f"\n{to_text(table)}\n\npage: {path}")
     return measures
-
-
-def _say(text: str) -> None:
-    print(f"== {text}", file=sys.stderr, flush=True)
 
 
 # ---- training
@@ -159,7 +155,6 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     measures: dict[str, Any] = known.get("measures", {}) if known.get("settings") == settings else {}
     if set(measures) >= set(NAMES):
         return measures
-    _say("measuring the base model and the three fine-tuned ones")
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, dtype="float32")
     for arm in ARMS:
@@ -173,6 +168,7 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     tests = _answers_to(tokenizer, [row["messages"] for row in problems])
     texts = [tokenise({"text": text}, number, tokenizer, Labelling()) for number, text in enumerate(GENERAL_TEXT)]
     if BASE not in measures:
+        note(f"== measuring the {NAMES[BASE]}")
         prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
         with active_adapter(model, None):
             own = generate(model, tokenizer, prompts, max_new_tokens=48, batch_size=32, label="(base, general prompts)")
@@ -184,6 +180,7 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     general = _answers_to(tokenizer, [[*turns, {"role": "assistant", "content": said}] for turns, said in answered])
     for arm in ARMS:
         if arm not in measures:
+            note(f"== measuring {NAMES[arm]}")
             measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
             with active_adapter(model, arm):
                 measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)

@@ -1,10 +1,13 @@
 """What a command shows: one row of a table per logged step, no bars in files, and nothing but results if quiet."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 import yaml
@@ -32,6 +35,22 @@ def run(tmp_path_factory):
         overwrite=True,
     )
     return folder
+
+
+def screen(command, columns=80):
+    """The lines that stay on a terminal: of every line, the text after its last carriage return."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=os.environ)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0, shown.decode()
+    return [line.rstrip("\r").rsplit("\r")[-1].rstrip() for line in shown.decode().split("\n")]
 
 
 def command(run, name, *more):
@@ -65,22 +84,35 @@ def test_a_file_gets_plain_lines(run):
 
 
 def test_a_terminal_gets_one_line_a_step(run):
-    """Of every line, what stands after its last carriage return is what stays on the screen."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen(command(run, "screen"), stdin=child, stdout=child, stderr=child, env=os.environ)
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(parent, 4096)
-        except OSError:  # the other end is closed
-            break
-    assert process.wait() == 0
-    kept = [line.rstrip("\r").rsplit("\r")[-1].rstrip() for line in shown.decode().split("\n")]
+    kept = screen(command(run, "screen"))
     for step in range(1, 5):
         assert len([line for line in kept if line.strip().startswith(f"{step}/4  ") and "evaluation" not in line]) == 2
     assert not [line for line in kept if "it/s" in line or "%|" in line]
     assert all(len(line) <= 80 for line in kept if re.match(r"step| \d/4", line))
+
+
+def test_a_sweep_and_the_demo_fit_a_terminal(run, tmp_path):
+    """In one process, so that libraries are imported once: no line wider than the terminal, no bar that stays."""
+    fields = yaml.safe_load((run / "run.yaml").read_text())
+    for name in ("output_dir", "objective", "overwrite", "test_split_size", "eval_strategy", "eval_steps", "teacher"):
+        fields.pop(name, None)
+    arms = {"objective": "masked_mle_distill"}
+    fields["sweep"] = {"arms": arms, "seeds": [0], "held_out": 2, "documents": 2, "measure_every": "end"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(fields))
+    sweep = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "sweep")]
+    sizes = {"train_problems": 2, "batch_size": 2, "test_problems": 1, "general_prompts": 1, "max_new_tokens": 2}
+    demo = ["demo", "--model", str(run / "model"), "--output_dir", "demo"]
+    demo += [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    program = f"import os; from uncertune.cli import main; main({sweep}); os.chdir({str(tmp_path)!r}); main({demo})"
+    kept = screen([sys.executable, "-c", program])
+    own = [line for line in kept if not line.startswith(("table: ", "page: "))]
+    assert [line for line in own if len(line) > 80] == []
+    assert [line for line in kept if re.search(r"it/s|%\||\{|[Ww]arn", line)] == []
+    assert "masked_mle_distill-loss-0.25-s0 is done: 2 of 2 runs done" in kept
+    for heading in (r"Arm  .*Seeds", r"Model  .*text loss ↓"):
+        assert [line for line in kept if re.match(heading, line)], heading
+    for name in ("the base model", "MLE", "masked MLE", "masked MLE + distillation"):
+        assert f"== measuring {name}" in kept
 
 
 def test_quiet_prints_results_only(run):

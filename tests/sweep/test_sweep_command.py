@@ -231,9 +231,14 @@ def test_a_failed_run_is_listed_and_tried_again(write, tmp_path, capsys):
     assert all(one["status"] == "done" for one in json.loads((out / "sweep.json").read_text())["runs"])
 
 
-def test_processes_side_by_side_give_the_same_bytes(write, tmp_path):
+def test_processes_side_by_side_give_the_same_bytes_and_are_as_quiet(write, tmp_path, capfd):
     path = write({"arms": {"objective": ["distill", "masked_mle"]}, "seeds": [0]})
-    assert run(path, tmp_path / "one") == run(path, tmp_path / "two", "--jobs", "2") == 0
+    assert run(path, tmp_path / "one") == 0
+    shown = capfd.readouterr().err.splitlines()
+    assert "distill-s0 is done: 2 of 3 runs done" in shown
+    assert "== mle-s0: tokens:held_out.jsonl" in shown
+    assert run(path, tmp_path / "two", "--jobs", "2", "--quiet") == 0
+    assert capfd.readouterr().err == ""
     one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
     assert one == two
     assert len(one) == 3

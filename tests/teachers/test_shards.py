@@ -248,11 +248,12 @@ def test_what_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
     plan = documents()
     tokens = sum(one.tokens for one in plan)
     line = check_space(tmp_path / "not" / "there", plan, 1000)
-    assert f"{tokens:,} response tokens of 1,000 bytes" in line
+    assert f"{tokens:,} tokens of 1,000 bytes" in line
+    assert len(f"hidden cache: {line}") <= 80
     assert f"{tokens} kB to write" in line
     usage = type("Usage", (), {"free": tokens * 1000 - 1})()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"teacher_cache_dir.* to write in .* free"):
+    with pytest.raises(UserError, match=r"teacher_cache_dir .* to write, .* free: choose another"):
         check_space(tmp_path, plan, 1000)
     usage.free += 1
     check_space(tmp_path, plan, 1000)

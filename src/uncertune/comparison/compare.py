@@ -8,7 +8,6 @@ content in ``OUT/judgements.cache.jsonl``.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from uncertune.judging.verdicts import verdict
 from uncertune.report import Column, Table, to_text
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import lock_folder, output_folder
+from uncertune.runs.notes import note
 from uncertune.training.page import link_comparison
 
 
@@ -257,7 +257,7 @@ def _judge(judge: Judge, answers: Mapping[str, Answers], facts: Mapping[str, Any
         write_judgements(folder / "judgements" / f"{label}.jsonl", judgements)
         found[label] = verdict(pairs, judgements)
         if found[label]["warning"]:
-            print(f"{label}: {found[label]['warning']}", file=sys.stderr)
+            note(f"{label}: {found[label]['warning']}")
     verdicts = {**facts, "models": found}
     write_atomically(folder / "verdicts.json", json.dumps(verdicts, indent=1, ensure_ascii=False))
     for path in (folder / "judgements").glob("*.jsonl"):

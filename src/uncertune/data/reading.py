@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncertune.data import files, formats
 from uncertune.errors import UserError
+from uncertune.runs.notes import note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +108,7 @@ def _tell(left: Counter[str], seen: int, reading: Reading) -> None:
     turns = [f"{left[formats.BLANK_TURNS]} {formats.BLANK_TURNS}"] if left[formats.BLANK_TURNS] else []
     columns = [f"{what} ({count} rows)" for what, count in sorted(left.items()) if what.startswith("column ")]
     if parts := [*rows, *turns, *(columns if reading.named else [])]:
-        print(f"{reading.where}: left out {'; '.join(parts)}", file=sys.stderr)
+        note(f"{reading.where}: left out {'; '.join(parts)}")
 
 
 def in_memory(rows: Sequence[dict[str, Any]], where: str) -> Dataset:

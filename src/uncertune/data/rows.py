@@ -11,7 +11,6 @@ turns), ``text`` and ``input_ids``:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from uncertune.data.sources import evaluation_split, load, own_columns
 from uncertune.data.templates import Marks, assistant_marks
 from uncertune.data.turns import kind_of
 from uncertune.errors import UserError
+from uncertune.runs.notes import note
 
 IGNORED = -100
 
@@ -128,10 +128,9 @@ def within(rows: Sequence[Row], length: int, name: str) -> list[Row]:
         raise UserError(f"max_length: none of {len(rows)} rows of {name!r} has a response token within {length} tokens")
     long = sum(len(row.input_ids) > length for row in rows)
     if long or len(found) < len(rows):
-        print(
+        note(
             f"{name}: {len(rows)} rows; {long} cut to max_length={length}; {len(rows) - len(found)} without response "
-            "tokens left out",
-            file=sys.stderr,
+            "tokens left out"
         )
     return found
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +13,7 @@ from uncertune.data import files, formats, synthetic
 from uncertune.data.prompts import Prompt, read_prompt
 from uncertune.data.reading import Reading, converted_rows, detected, readable
 from uncertune.errors import UserError
+from uncertune.runs.notes import note
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -133,7 +133,7 @@ def load_prompts(
     if not out:
         raise UserError(f"{where}: it has no rows")
     if len(out) < seen:
-        print(f"{where}: left out {seen - len(out)} of {seen} prompts that repeat an earlier one", file=sys.stderr)
+        note(f"{where}: left out {seen - len(out)} of {seen} prompts that repeat an earlier one")
     return list(out.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from uncertune.errors import UserError
 
@@ -48,6 +49,12 @@ def check_columns(columns: Mapping[str, str] | None, tasks: Iterable[str], promp
         raise UserError(
             "dataset_columns has no effect: lm-eval's tasks and built-in data have fixed columns: leave it out"
         )
+
+
+def short_name(name: str) -> str:
+    """A task, data set or model as terminals and tables name it: of an existing path, the last part."""
+    path = name.removeprefix(TOKENS)
+    return name.removesuffix(path) + (Path(path).name if Path(path.partition("@")[0]).exists() else path)
 
 
 def check_unique(name: str, values: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.evaluation import harness, results
 from uncertune.evaluation.answering import Answering
-from uncertune.evaluation.checks import TOKENS, check_tasks
+from uncertune.evaluation.checks import TOKENS, check_tasks, short_name
 from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
 from uncertune.evaluation.preparation import How, Prepared, prepare
 from uncertune.evaluation.results import Place
@@ -24,6 +23,7 @@ from uncertune.models import attach_head
 from uncertune.report import Table, terminal_width, to_text
 from uncertune.runs.environment import environment
 from uncertune.runs.folder import lock_folder, output_folder
+from uncertune.runs.notes import note
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: How) ->
             results.check_alike(place, what.settings, what.preparation)
             measured = {"weights": models.weights(one), "settings": what.settings, "preparation": what.preparation}
             if results.is_done(place, measured, overwrite=how.overwrite):
-                print(f"{one.label}: {what.name} is there already", file=sys.stderr)
+                note(f"{one.label}: {short_name(what.name)} is there already")
             else:
                 jobs.append(_Job(what, one, place))
     return jobs
@@ -158,7 +158,7 @@ def _measure(jobs: Sequence[_Job], models: LoadedModels, how: How) -> None:
             _check_room(job.what, answering.lm(job.one))
     for job in jobs:
         what, one, place = job.what, job.one, job.place
-        print(f"== {one.label}: {what.name}", file=sys.stderr, flush=True)
+        note(f"== {one.label}: {short_name(what.name)}")
         if how.overwrite:
             place.forget_answers()
         found, samples = _tokens(job, models, how) if what.task is None else _harness(job, models, answering, how)
@@ -219,10 +219,9 @@ def _harness(
         "prompts_cut": _prompts_cut(what, lm, samples),
     }
     if found["prompts_cut"]:
-        print(
+        note(
             f"{one.label}: {found['prompts_cut']} of {len(samples)} prompts of {what.name} lost their beginning: with "
-            f"the answer they are longer than the model's {lm.max_length} tokens",
-            file=sys.stderr,
+            f"the answer they are longer than the model's {lm.max_length} tokens"
         )
     return found, samples
 
@@ -257,7 +256,7 @@ def _tokens(job: _Job, models: LoadedModels, how: How) -> tuple[dict[str, Any], 
     tokenizer = models.tokenizers[one.label]
     has_base = bool(models.adapters) and one.label not in models.resized
     if one.label in models.resized:
-        print(f"{one.label}: no KL from the base, whose vocabulary has another size", file=sys.stderr)
+        note(f"{one.label}: no KL from the base, whose vocabulary has another size")
     with models.active(one) as model:
         found = measure_tokens(
             model,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from uncertune.evaluation.tokenizers import end_of_turn
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import lock_folder, output_folder
+from uncertune.runs.notes import note
 
 NEW_TOKENS = 1024
 
@@ -277,7 +277,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def _answer_all(folder: Path, one: ModelSpec, asked: Sequence[Prompt], models: LoadedModels, how: _How) -> None:
     final, partial = folder / f"{one.label}.jsonl", _partial(folder, one)
     if final.is_file():
-        print(f"{one.label}: {final} is there already", file=sys.stderr)
+        note(f"{one.label}: {final} is there already")
         return
     done = _read(partial)
     bar = tqdm(total=len(asked), initial=len(done), desc=f"answers ({one.label})", unit="answer")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from uncertune.data.files import first_line
 from uncertune.errors import UserError
 from uncertune.models import load_tokenizer, resolve_model
+from uncertune.runs.notes import note
 
 _PROBE = "Is 12 + 30 = 42?\n\tYes, “it” is… naïve 你好"
 
@@ -36,7 +36,7 @@ def load_tokenizers(base: str, folders: Mapping[str, str | None], chat_template_
             one.chat_template = own_base.chat_template
         elif not one.chat_template and len(theirs) == 1:
             one.chat_template = next(iter(theirs))
-            print("the base has no chat template: that of its adapters is used", file=sys.stderr)
+            note("the base has no chat template: that of its adapters is used")
         if one.pad_token_id is None:
             one.pad_token = one.eos_token
     same: dict[str, Any] = {}
@@ -108,8 +108,7 @@ def _say_differences(tokenizers: Mapping[str, Any]) -> None:
         return
     names = [name for name, of in aspects.items() if len({of(one) for one in tokenizers.values()}) > 1]
     who = " | ".join(", ".join(labels) for labels in groups.values())
-    print(
+    note(
         f"models differ in {', '.join(names) or 'tokenizer'} ({who}): each is used with its own; "
-        "--chat_template_path sets one template for all",
-        file=sys.stderr,
+        "--chat_template_path sets one template for all"
     )

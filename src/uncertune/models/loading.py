@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from uncertune.errors import UserError
 from uncertune.models.names import SMOLLM2, SMOLLM2_HUB, resolve_model
 from uncertune.models.vocabulary import fit_vocabulary
+from uncertune.runs.notes import note
 from uncertune.runs.records import read_settings
 
 _JSON = (
@@ -74,7 +74,7 @@ def load_model(
 
 def _announce(name: str) -> None:
     shown = Path(name).name if Path(name).is_dir() else name
-    print(f"loading the weights of {shown}", file=sys.stderr, flush=True)
+    note(f"loading the weights of {shown}")
 
 
 @contextlib.contextmanager

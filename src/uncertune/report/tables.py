@@ -315,15 +315,17 @@ def _text_block(labels: list[list[str]], label_width: int, columns: list[_TextCo
         parts = [column.head if index == 0 else column.body[index - 1] for column in columns]
         height = max(len(part) for part in [label, *parts])
         for line in range(height):
-            text = _left(label[line] if line < len(label) else "", label_width)
-            for column, part in zip(columns, parts, strict=True):
-                # Headings are aligned at the bottom, values at the top of their row.
-                at = line - (height - len(part)) if index == 0 else line
-                text += "  " + _right(part[at] if 0 <= at < len(part) else "", column.width)
-            lines.append(text.rstrip())
+            # Headings are aligned at the bottom, values at the top of their row.
+            name, *values = (_line(part, line - (height - len(part) if index == 0 else 0)) for part in [label, *parts])
+            text = [_right(value, column.width) for column, value in zip(columns, values, strict=True)]
+            lines.append("  ".join([_left(name, label_width), *text]).rstrip())
         if index == 0:
             lines.append("─" * (label_width + sum(2 + column.width for column in columns)))
     return "\n".join(lines)
+
+
+def _line(part: Sequence[str], at: int) -> str:
+    return part[at] if 0 <= at < len(part) else ""
 
 
 def _width(text: str) -> int:

@@ -12,13 +12,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uncertune.errors import UserError
 from uncertune.runs.files import UNFINISHED, checksum, file_entry, intact, to_disk, write_atomically
+from uncertune.runs.notes import note
 from uncertune.runs.records import PARTS, selection_table
 
 MARKER = "uncertune.json"
@@ -100,7 +100,7 @@ def latest_intact(output_dir: str | Path, *, quiet: bool = False) -> Path | None
             return folder
         first = first or f"{folder.name}: {found}"
         if not quiet:
-            print(f"skipping {folder}: {found}", file=sys.stderr)
+            note(f"skipping {folder}: {found}")
     if first is not None:
         raise UserError(
             f"output_dir {str(output_dir)!r} has no undamaged checkpoint to resume from ({first}): restore its files, "

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uncertune.evaluation.checks import TOKENS
+from uncertune.evaluation.checks import TOKENS, short_name
 from uncertune.evaluation.evaluate import measure
 from uncertune.evaluation.results import Place, read
 from uncertune.sweep.plan import Plan, Run
 from uncertune.sweep.points import EVALUATION, Point, Points, folder_of, keep_points, points_of, prune
-from uncertune.sweep.rows import in_data, shown
+from uncertune.sweep.rows import in_data
 
 BASE = "base"
 TOKEN_MEASURES = ("loss", "accuracy", "ece", "kl")
@@ -113,7 +113,7 @@ def measures_of(plan: Plan, label: str, *, answers: bool = True) -> dict[str, di
         found = _result(plan, label, TOKENS + name)
         if found is None:
             return None
-        out["out"][shown(name)] = _tokens(found)
+        out["out"][short_name(name)] = _tokens(found)
     for task in plan.options.tasks if answers else ():
         found = _result(plan, label, task)
         if found is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES
 from uncertune.runs.folder import SILENT, SILENT_PREFIXES
+from uncertune.runs.notes import note
 from uncertune.selection import METRICS
 from uncertune.sweep.options import END, EPOCH, Grids, Options, grids
 from uncertune.training.arguments import Arguments, arguments_of
@@ -192,7 +192,7 @@ def plan(
         try:
             arguments_of(first.settings(Run(arm, 0)))
         except UserError as error:
-            print(f"refused: {arm.name}: {error}", file=sys.stderr)
+            note(f"refused: {arm.name}: {error}")
         else:
             kept.append(arm)
     return replace(first, arms=tuple(kept))

@@ -52,11 +52,6 @@ def in_data(plan: Plan) -> str:
     return str(plan.folder / DATA / HELD_OUT)
 
 
-def shown(name: str) -> str:
-    """The name of a data set or a model in tables: the last part of a path."""
-    return Path(name).name if Path(name.partition("@")[0]).exists() else name
-
-
 def _split(plan: Plan, apart: bool) -> tuple[Any, Any]:
     """Training rows, and the last rows of the data if they are held out, else None."""
     options, given = plan.options, plan.common

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,7 @@ from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
+from uncertune.runs.notes import note
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
 from uncertune.training import console
 from uncertune.training.arguments import arguments_of
@@ -62,12 +64,13 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
             train_one(plan, run)
             yield run
         return
+    how = jobs, tuple(warnings.filters), getattr(sys.stderr, "name", "") == os.devnull
     context = multiprocessing.get_context("forkserver")  # it imports once for all processes, and never touches a GPU
     context.set_forkserver_preload([__name__])
     devices = context.Queue()
     for number in range(jobs):
         devices.put(number)
-    with ProcessPoolExecutor(jobs, context, _start, (devices, jobs)) as pool, _stopping(pool):
+    with _without_bars(), ProcessPoolExecutor(jobs, context, _start, (devices, *how)) as pool, _stopping(pool):
         futures = {pool.submit(train_one, plan, run): run for run in todo}
         for future in as_completed(futures):
             try:
@@ -84,7 +87,7 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
 
 def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
     """Train one run and record its outcome; returns what stopped it if a signal did and this is a worker."""
-    print(f"== {run.label}", file=sys.stderr, flush=True)
+    note(f"== {run.label}")
     start, error = time.monotonic(), None
     try:
         job = job_of(arguments_of(_settings(plan, run)))
@@ -101,7 +104,7 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
     minutes = (time.monotonic() - start) / 60 + (before.minutes if before and before.error else 0)
     write_atomically(_record(plan, run), json.dumps({"error": error, "minutes": round(minutes, 3)}))
     if error:
-        print(f"{run.label}: {error}", file=sys.stderr, flush=True)
+        note(f"{run.label}: {error}")
     return None
 
 
@@ -127,9 +130,12 @@ def processes(asked: int | None) -> int:
     return asked or max(1, torch.cuda.device_count())
 
 
-def _start(devices: Any, jobs: int) -> None:
-    """Give a new worker one GPU, or without GPUs its share of the processors."""
+def _start(devices: Any, jobs: int, filters: Sequence[Any], quiet: bool) -> None:
+    """Give a new worker one GPU, or without GPUs its share of the processors, and its parent's output settings."""
     console.ENABLED = False  # the tables of several runs at once would be mixed line by line
+    warnings.filters[:] = filters  # type: ignore[index]
+    if quiet:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     number, count = devices.get(), torch.cuda.device_count()
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -137,6 +143,19 @@ def _start(devices: Any, jobs: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Processes that start inside draw no progress bars: several would overwrite one another."""
+    names = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+    added = {name: "1" for name in names if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from uncertune.evaluation import harness
 from uncertune.report import to_text
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import check_writable, lock_folder, output_folder
+from uncertune.runs.notes import note
 from uncertune.sweep import table
 from uncertune.sweep.measures import read_sweep
 from uncertune.sweep.measuring import measure_base, measure_runs
@@ -128,8 +128,10 @@ def _do(found: Plan, runs: Sequence[Run], jobs: int) -> Path:
 
     In one process each run is measured as soon as it is trained, so that an arm may start from MLE's best point.
     """
+    everything = [*found.first(), *found.rest()]
     for run in train_all(found, runs, jobs):
-        print(f"{run.label} is {'done' if is_done(found, run) else 'failed'}", file=sys.stderr, flush=True)
+        done = f"{sum(is_done(found, one) for one in everything)} of {len(everything)} runs done"
+        note(f"{run.label} {'is done' if is_done(found, run) else 'failed'}: {done}")
         if jobs == 1 and found.measures_often and is_done(found, run):
             measure_runs(found, [run])
             table.write(found)

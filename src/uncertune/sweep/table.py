@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from uncertune.evaluation.checks import short_name
 from uncertune.runs.files import write_atomically
 from uncertune.sweep.measuring import BASE, curve_of, measures_of
 from uncertune.sweep.plan import Plan
 from uncertune.sweep.points import points_of
-from uncertune.sweep.rows import HELD_OUT, in_data, shown
+from uncertune.sweep.rows import HELD_OUT, in_data
 from uncertune.sweep.runs import outcome_of
 
 JSON, CSV = "sweep.json", "sweep.csv"
@@ -53,9 +54,9 @@ def collect(plan: Plan) -> dict[str, Any]:
             }
         )
     base = measures_of(plan, BASE) or {"in": {}, "out": {}}
-    name, inside = shown(str(plan.common.data.dataset_name)), in_data(plan)
+    name, inside = short_name(str(plan.common.data.dataset_name)), in_data(plan)
     return {
-        "model": shown(str(plan.common.model.model_name_or_path)),
+        "model": short_name(str(plan.common.model.model_name_or_path)),
         "data": name,
         "in_data": f"{name}, held out" if inside.endswith(HELD_OUT) else inside,
         "documents": plan.options.documents,

@@ -96,9 +96,9 @@ def check_space(folder: Path, documents: Iterable[Document], per_token: int, ext
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     tokens = sum(document.tokens for document in documents)
     need, free = tokens * per_token + extra, shutil.disk_usage(there).free
-    line = f"{tokens:,} response tokens of {per_token:,} bytes, {_size(need)} to write in {folder}, {_size(free)} free"
+    line = f"{tokens:,} tokens of {per_token:,} bytes, {_size(need)} to write, {_size(free)} free"
     if need > free:
-        raise UserError(f"teacher_cache_dir: {line}: choose another teacher_cache_dir, or max_train_samples")
+        raise UserError(f"teacher_cache_dir {str(folder)!r}: {line}: choose another folder, or set max_train_samples")
     return line
 
 

@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from uncertune.data.sources import masks_prompts
 from uncertune.errors import UserError
 from uncertune.runs.files import plain
+from uncertune.runs.notes import note
 from uncertune.settings import TRUST, shown
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.fields import DataFields, checked
@@ -93,7 +93,7 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
 @functools.cache
 def _say_cpu() -> None:
     """Once in a process, which may train many runs."""
-    print("no accelerator found: training on the CPU (use_cpu=True)", file=sys.stderr)
+    note("no accelerator found: training on the CPU (use_cpu=True)")
 
 
 def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, Any]) -> list[Any]:
@@ -107,7 +107,7 @@ def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, 
             flags = ", ".join(f"--{flag} {over[flag]}" for flag in over if flag in _DECIDING)
             if not flags or name in over or name not in values:
                 raise
-            print(f"{name}: {shown(values[name])} has no effect with {flags}: left out", file=sys.stderr)
+            note(f"{name}: {shown(values[name])} has no effect with {flags}: left out")
             del values[name]
 
 

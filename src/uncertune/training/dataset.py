@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from uncertune.data.templates import assistant_marks
 from uncertune.data.turns import read_turns
 from uncertune.errors import UserError
 from uncertune.objectives import IGNORED
+from uncertune.runs.notes import note
 from uncertune.training import side_columns
 from uncertune.training.batch import SIDE_COLUMNS
 from uncertune.training.config import UncertuneConfig
@@ -50,7 +50,7 @@ def report_shared(train: Any, evaluation: Any) -> None:
     named = evaluation if isinstance(evaluation, dict) else {"evaluation": evaluation}
     for name, rows in named.items():
         if isinstance(train, Dataset) and isinstance(rows, Dataset) and (shared := count_shared(train, rows)):
-            _say(
+            note(
                 f"{name} data: {shared} of {len(rows)} rows are also training rows, so its loss is not that of unseen "
                 "data"
             )
@@ -72,14 +72,14 @@ def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneCo
     if wanted is None:
         used = args.objective != "mle" and "completion" not in first and conversation
         if used:
-            _say(
+            note(
                 f"assistant_only_loss: true, as objective={args.objective!r} needs response tokens; set it to false "
                 "for a loss on every token, prompts included"
             )
     else:
         used = wanted and (conversation or not first)
         if wanted and not used:
-            _say(
+            note(
                 "assistant_only_loss: true does not apply to data without conversations: the loss is on completions, "
                 "or on all tokens of a text"
             )
@@ -87,10 +87,6 @@ def resolve_assistant_only_loss(args: UncertuneConfig, rows: Any) -> UncertuneCo
         args = copy.copy(args)
         args.assistant_only_loss = used
     return args
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -256,10 +252,9 @@ def _count(rows: Dataset, args: UncertuneConfig, packing: bool, name: str) -> No
     if total == empty:
         raise _nothing_left(name, str(total))
     if long or empty:
-        print(
+        note(
             f"{name} data: {total} rows; {long} cut to max_length={limit} ({lost} response tokens lost); "
-            f"{empty} without response tokens left, {'kept without loss' if packing or limit is None else 'dropped'}",
-            file=sys.stderr,
+            f"{empty} without response tokens left, {'kept without loss' if packing or limit is None else 'dropped'}"
         )
 
 

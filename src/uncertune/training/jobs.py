@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from uncertune.data.sources import column_names, is_file, load
 from uncertune.errors import UserError
 from uncertune.models import load_tokenizer, resolve_model
 from uncertune.models.loading import check_files
+from uncertune.runs.notes import note
 from uncertune.training.arguments import Arguments
 from uncertune.training.holdout import split_off
 from uncertune.training.pipeline import Job
@@ -88,7 +88,7 @@ def _data(given: Arguments, evaluates: bool) -> tuple[Any, Any]:
     data, mixture = given.data, given.mixture
     if mixture.datasets:
         if data.dataset_name:
-            print(f"dataset_name: {data.dataset_name!r} is left out, since datasets is set", file=sys.stderr)
+            note(f"dataset_name: {data.dataset_name!r} is left out, since datasets is set")
         with _refusals("datasets cannot be loaded"):
             splits = get_dataset(replace(mixture, test_split_size=None))  # TRL's split has no seed
         if mixture.test_split_size is not None:
@@ -134,5 +134,5 @@ def _split(rows: Any, given: Arguments, evaluates: bool) -> tuple[Any, Any]:
     """Training rows, and at most ``max_eval_samples`` evaluation rows by ``test_split_size``."""
     train, test = split_off(rows, float(given.mixture.test_split_size), given.training.seed)
     limit = given.data.max_eval_samples or len(test)
-    print(f"test_split_size: {len(test)} of {len(rows)} rows are kept out of training", file=sys.stderr)
+    note(f"test_split_size: {len(test)} of {len(rows)} rows are kept out of training")
     return train, test.select(range(min(limit, len(test)))) if evaluates else None

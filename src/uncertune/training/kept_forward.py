@@ -11,7 +11,6 @@ Shape legend: ``T`` response tokens of a micro-batch, ``D`` hidden size.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from uncertune.models import causal_lm
 from uncertune.objectives import Head
+from uncertune.runs.notes import note
 from uncertune.training.batch import Tokens
 from uncertune.training.devices import all_ranks
 
@@ -66,10 +66,9 @@ class ForwardKeeper:
         kept = need <= self._limit
         if kept not in self._said and self._trainer.accelerator.is_main_process:
             does = "runs a step's forwards before its selection" if kept else "scores in a separate forward pass"
-            print(
+            note(
                 f"selection: {does}; the layer inputs of {len(batches)} micro-batches take about {need:.3g} GB "
-                f"(selection_memory_gb={self._limit:g})",
-                file=sys.stderr,
+                f"(selection_memory_gb={self._limit:g})"
             )
         self._said.add(kept)
         return kept

@@ -14,7 +14,6 @@ import gc
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +41,7 @@ from uncertune.runs.folder import (
     member_folder,
     output_folder,
 )
+from uncertune.runs.notes import note
 from uncertune.runs.replacing import release, replacing
 from uncertune.runs.secrets import without_secrets
 from uncertune.training import dataset, devices
@@ -156,7 +156,7 @@ def _after_references(job: Job, stop: Stop) -> Job:
     config = copy.copy(job.config)
     if config.rho_reference == "auto":
         rest, holdout = held_out(job.train_dataset, config.seed)
-        print(f"rho_reference: auto holds out {len(holdout)} of {len(rest) + len(holdout)} rows", file=sys.stderr)
+        note(f"rho_reference: auto holds out {len(holdout)} of {len(rest) + len(holdout)} rows")
         job = replace(job, train_dataset=rest)
         config.rho_reference = str(_stage(replace(_mle(job, RHO), train_dataset=holdout), "reference of rho", stop))
     if config.teacher == "auto":
@@ -165,12 +165,12 @@ def _after_references(job: Job, stop: Stop) -> Job:
             name = f"stage 1, member {number + 1} of {config.teacher_members}" if number else "stage 1"
             folders.append(str(_stage(_member(job, number), name, stop)))
         config.teacher = folders[0] if len(folders) == 1 else folders
-        print(f"stage 2: {config.objective} in {job.folder}", file=sys.stderr)
+        note(f"stage 2: {config.objective} in {job.folder}")
     return replace(job, config=config)
 
 
 def _stage(job: Job, name: str, stop: Stop) -> Path:
-    print(f"{name}: MLE in {job.folder}", file=sys.stderr)
+    note(f"{name}: MLE in {job.folder}")
     check_usable(job.folder)
     folder = _train(job, stop)
     stop.check_between(f"{name}, which is complete")
@@ -261,7 +261,7 @@ def _train(job: Job, stop: Stop) -> Path:
         identity["evaluation_data"] = _evaluation_data(trainer.eval_dataset)
     check_same(job.folder, identity)
     if is_complete(job.folder):
-        print(f"{job.folder} has this run already, complete; --overwrite trains it again", file=sys.stderr)
+        note(f"{job.folder} has this run already, complete; --overwrite trains it again")
         return job.folder
     rehearse(trainer)
     with explained(job.folder):
@@ -295,7 +295,7 @@ def _to_the_end(job: Job, trainer: UncertuneTrainer, stop: Stop) -> None:
     """Train from the last complete checkpoint, and save the result."""
     checkpoint = latest_intact(job.folder, quiet=True)
     if checkpoint is not None:
-        print(f"resuming at step {step_of(checkpoint)} from {checkpoint}", file=sys.stderr)
+        note(f"resuming at step {step_of(checkpoint)} from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step == 0:
         raise UserError("train data: no optimizer step was made; the data gave no batch with response tokens")

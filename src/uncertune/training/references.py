@@ -5,7 +5,6 @@ Shape legend: ``T`` response tokens of a micro-batch.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_token_stats, linear_top_k
 from uncertune.models import output_head
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head, SparseTeacher, TeacherLike
+from uncertune.runs.notes import note
 from uncertune.teachers.adapter import ModelTeacher, Teacher, load_base, load_teacher
 from uncertune.training import devices
 from uncertune.training.batch import Tokens
@@ -139,7 +139,7 @@ class References:
         if same:
             self.rho = self.teacher
             if self._trainer.accelerator.is_main_process:
-                print("rho_reference: the teacher saw the data of this run, so it is not a holdout", file=sys.stderr)
+                note("rho_reference: the teacher saw the data of this run, so it is not a holdout")
         elif wanted:
             self.rho = self._load(args.rho_reference, "rho_reference", "rho_reference")
         for cached, live in [

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import TrainerCallback
 
 from uncertune.runs.checkpoints import cut_to_checkpoint, record_entry
 from uncertune.runs.files import atomic_file, write_atomically
+from uncertune.runs.notes import note
 from uncertune.runs.records import METRICS, PARTS, PROBE, SELECTION, read_metrics, selection_schema, selection_table
 from uncertune.training.batch import document_hashes, documents
 
@@ -74,7 +74,7 @@ class RunLog(TrainerCallback):
         steps = read_metrics(self.folder / METRICS, "step")
         empty = sum(row.get("selected_fraction") == 0 for row in steps)
         name = f"selection_threshold={self.trainer.args.selection_threshold}"
-        print(f"{name}: {empty} of {len(steps)} steps selected nothing", file=sys.stderr)
+        note(f"{name}: {empty} of {len(steps)} steps selected nothing")
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.rank != 0:

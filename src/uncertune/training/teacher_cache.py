@@ -7,7 +7,6 @@ model whose outputs are all on disk is not loaded. Missing entries are filled in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from uncertune.errors import UserError
 from uncertune.models import head_shape, output_head
 from uncertune.objectives import FactoredTeacher, Head, SparseTeacher
 from uncertune.runs.folder import TEACHER_CACHE
+from uncertune.runs.notes import note
 from uncertune.teachers import cache
 from uncertune.teachers.adapter import ModelTeacher, Teacher
 from uncertune.teachers.cache import Document, Kind
@@ -155,8 +155,8 @@ class Cached:
         )
         if self.trainer.accelerator.is_main_process:
             for name in self.shards.damaged:
-                print(f"{self.kind} cache: {name} is damaged and will be computed again", file=sys.stderr)
-            print(f"{self.kind} cache: {line}", file=sys.stderr)
+                note(f"{self.kind} cache: {name} is damaged and will be computed again")
+            note(f"{self.kind} cache: {line}")
 
     def _compute(self, model: nn.Module, documents: Sequence[Document]) -> dict[str, Tensor]:
         texts = [self._text(one) for one in documents]

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from uncertune.report.tokens import Moment, ScoredDocument, token_image
+from uncertune.runs.notes import note
 from uncertune.runs.records import read_lines
 
 NAME = "selection"
@@ -38,7 +39,7 @@ class SelectionPicture(TrainerCallback):
             try:
                 _send(taker, picture, state.global_step)
             except Exception as error:  # a tracker that fails costs its picture, not the run
-                print(f"report_to: the picture of the selection was not sent: {error}", file=sys.stderr)
+                note(f"report_to: the picture of the selection was not sent: {error}")
 
 
 def selection_picture(moments: Sequence[Mapping[str, Any]]) -> np.ndarray:
