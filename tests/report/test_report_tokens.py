@@ -78,15 +78,19 @@ def test_a_frame_counts_its_response_tokens_only():
         Token("b", 3.0, False, True),
         Token("c", None, False, True),
         Token("d", math.nan, False, True),
+        Token("e", 0.005, False, True),
+        Token("f", 1e-5, False, True),
     )
     everything = Tokens("", "", (TokenDocument("t", (Frame("start", tokens),)),))
     frame = shown(everything.documents[0], everything, scale_of(everything)).frames[0]
-    assert frame.summary == "1 of 4 response tokens selected (25%), mean loss 2.00 nats"
+    assert frame.summary == "1 of 6 response tokens selected (17%), mean loss 1.00 nats"
     assert [token.note for token in frame.tokens] == [
         "9.00 nats, p = 0.012% · prompt",
         "1.00 nats, p = 37% · selected",
         "3.00 nats, p = 5%",
         "not scored",
         "NaN nats",
+        "0.005 nats, p = 99.5%",
+        "1e−05 nats, p = >99.99%",
     ]
-    assert [token.classes for token in frame.tokens] == ["p s7", "s2 on", "s6", "", ""]
+    assert [token.classes for token in frame.tokens] == ["p s7", "s2 on", "s6", "", "", "s0", "s0"]

@@ -266,3 +266,37 @@ def test_two_hundred_documents_of_five_hundred_tokens_are_fast(browser, tmp_path
     assert milliseconds[0] < 1000
     assert milliseconds[1] < 1000
     assert milliseconds[2] < 5000
+
+
+@pytest.mark.browser
+def test_probabilities_near_0_and_1_and_a_list_within_a_phone(browser, tmp_path):
+    """No “100%” for a token that has less; the list's three columns need no scrolling, headings stand over values."""
+    losses = [12.0, 3.0, 0.005, 1e-5]
+    moment = Moment("step 0", {"loss": losses, "entropy": [0.0123] * 4}, [False] * 4)
+    write_token_page(
+        tmp_path / "near.html",
+        TokenPage("Near", "", (ScoredDocument("one", ("<|im_end|>", " b", " c", " d"), [True] * 4, [moment]),)),
+    )
+    page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+    page.goto((tmp_path / "near.html").as_uri())
+    shares = page.locator(".list td small").all_text_contents()
+    assert shares == ["p = <0.01%", "p = 5%", "p = 99.5%", "p = >99.99%"]
+    assert page.eval_on_selector(".list .scroll, .list", "one => one.scrollWidth <= one.clientWidth")
+    text = (
+        "one => { const r = document.createRange(); r.selectNodeContents(one); return r.getBoundingClientRect().left; }"
+    )
+    head, value = (page.eval_on_selector(f".list {part} th:first-child", text) for part in ("thead", "tbody"))
+    assert abs(head - value) < 1
+
+
+@pytest.mark.browser
+def test_a_difference_stands_above_its_interval(browser, tmp_path):
+    from uncertune.report.html import render
+    from uncertune.report.page import Column, FormattedValue, Page, Table
+
+    cell = FormattedValue("1.178", "Δ +0.0980 [+0.0885, +0.1075] *")
+    table = Table("Loss", "", (Column("loss", "loss", "lower", 3),), ({"arm": "a", "loss": cell},), "arm", None)
+    (tmp_path / "page.html").write_text(render(Page("Page", "", (table,))), encoding="utf-8")
+    page = browser.new_context().new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.locator("td small").inner_text() == "Δ +0.0980\n[+0.0885, +0.1075] *"

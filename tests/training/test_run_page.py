@@ -51,6 +51,7 @@ def test_the_page_of_a_run(run):
     assert list(changed)[:3] == ["model_name_or_path", "dataset_name", "objective"]
     assert changed["num_train_epochs"] == "2"
     assert changed["learning_rate"] == "0.003"
+    assert changed["assistant_only_loss"] == "true"
     assert "weight_decay" not in changed
     assert facts(html, "All settings")["weight_decay"] == "0"
     for name in ("this run, held out", "stage 1", "stage 1, held out"):

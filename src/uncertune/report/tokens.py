@@ -236,8 +236,12 @@ def _summary(frame: Frame, tokens: Tokens) -> str:
 
 
 def _percent(share: float) -> str:
-    """Two significant digits, or a bound for what is nearly 0."""
-    return "<0.01%" if share < 1e-4 else f"{float(f'{100 * share:.2g}'):g}%"
+    """Two significant digits, four above 99 %, or a bound for what is nearly 0 or 1."""
+    if share < 1e-4:
+        return "<0.01%"
+    if share > 0.9999:
+        return ">99.99%"
+    return f"{float(f'{100 * share:.{4 if share > 0.99 else 2}g}'):g}%"
 
 
 def _number(score: float) -> str:

@@ -22,7 +22,11 @@
     const digits = size >= 0.1 || size === 0 ? value.toFixed(3) : value.toPrecision(3);
     return digits.replace("-", "−");
   };
-  const percent = (share) => (share < 1e-4 ? "<0.01%" : `${Number((100 * share).toPrecision(2))}%`);
+  const percent = (share) => {
+    if (share < 1e-4) return "<0.01%";
+    if (share > 0.9999) return ">99.99%";
+    return `${Number((100 * share).toPrecision(share > 0.99 ? 4 : 2))}%`;
+  };
   const probability = (quantity, value) =>
     quantity.probability && value !== null && value !== undefined ? percent(Math.exp(-value)) : "";
   const spaced = (token) => token.replaceAll(" ", "␣\u200b"); // a line may still break there
