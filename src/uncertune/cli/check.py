@@ -66,7 +66,7 @@ def _memory(memory: Memory, checkpointing: bool) -> list[str]:
         (f"inputs of the layers{kept}", memory.inputs),
         ("logits of the head", memory.logits),
     )
-    total = f"memory:       about {_size(memory.total)} (an estimate; teacher and reference models are not in it)"
+    total = f"memory:       about {_size(memory.total)}, without teacher and reference models"
     return [total, *(f"  {_size(size):>9}  {name}" for name, size in parts)]
 
 

@@ -10,7 +10,7 @@ from uncertune.settings import option
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Options of ``uncertune demo``. The defaults take about eight minutes on two processor cores."""
+    """Options of ``uncertune demo``."""
 
     output_dir: str = option("demo", "folder of the runs, the table and the page", unit="DIR")
     model: str = option("smollm2-135m", "hub id, folder, .gguf file, or smollm2-135m", unit="MODEL")
