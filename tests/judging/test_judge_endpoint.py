@@ -47,9 +47,10 @@ def judged(out, label="long"):
     return lines, json.loads((out / "verdicts.json").read_text())["models"][label]
 
 
-def test_both_orders_are_asked_and_the_probabilities_count(files, tmp_path):
+def test_both_orders_are_asked_and_the_probabilities_count(files, tmp_path, capsys):
     with served(prefer_longer) as (url, log):
         assert run(files, url, tmp_path / "out") == 0
+    assert "\r" not in capsys.readouterr().err, "a bar in a file"
     lines, verdict = judged(tmp_path / "out")
     assert len(log) == len(lines) == 12
     assert {(one["id"], one["order"]) for one in lines} == {

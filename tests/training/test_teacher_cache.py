@@ -1,6 +1,8 @@
 """A cached teacher is the live one to the rounding of its hidden states, and is not needed any more (SPEC B6)."""
 
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.runs import read_metrics
 from uncertune.teachers import cache
+from uncertune.training import console
 from uncertune.training.teacher_cache import Caches
 
 BFLOAT16 = 2**-8
@@ -169,18 +172,21 @@ def test_evaluation_reads_the_cache_too(tmp_path, teacher, never_loaded):
         kept.evaluate(rows(4, seed=9))
 
 
-def test_filling_ahead_changes_nothing(tmp_path, teacher):
+def test_filling_ahead_changes_nothing(tmp_path, teacher, monkeypatch, capsys):
+    monkeypatch.setattr(console, "ENABLED", False)  # as in one of several processes of a sweep: no bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     common = {"data": rows(16), "teacher": teacher, "teacher_cache": "hidden", **S5}
     plain = run(tmp_path / "plain", **common)
     trainer = UncertuneTrainer(
         tiny_model("llama", VOCABULARY, torch.float64),
-        settings(tmp_path / "ahead", teacher_cache="hidden", **S5),
+        settings(tmp_path / "ahead", teacher_cache="hidden", disable_tqdm=False, **S5),
         train_dataset=rows(16),
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(**LORA),
         teacher=teacher,
     )
     trainer.fill_teacher_cache()
+    assert "hidden cache: 0%" not in re.sub(" +", " ", capsys.readouterr().err)
     shared = str(tmp_path / "ahead" / "teacher_cache")
     assert losses(run(tmp_path / "after", teacher_cache_dir=shared, **common)) == losses(plain)
 
@@ -281,7 +287,7 @@ def test_a_damaged_head_is_made_again(tmp_path, teacher):
 def test_room_is_checked_before_a_run_begins(tmp_path, teacher, monkeypatch, capsys):
     common = {"data": rows(16), "teacher": teacher, "teacher_cache": "hidden", **S5}
     run(tmp_path / "enough", **common)
-    assert "response tokens of 64 bytes" in capsys.readouterr().err
+    assert " tokens of 64 bytes, " in capsys.readouterr().err
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match=r"teacher_cache_dir.* 1 kB free"):
         run(tmp_path / "full", **common)

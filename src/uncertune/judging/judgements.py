@@ -87,7 +87,11 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str
     replies: dict[str, Reply] = {}
     names = list(todo)
     bar = tqdm(
-        disable=not todo, total=len(asked), initial=len(asked) - len(todo), desc=f"judgements {label}", unit="judgement"
+        disable=not todo or None,
+        total=len(asked),
+        initial=len(asked) - len(todo),
+        desc=f"judgements {label}",
+        unit="judgement",
     )
     if todo:
         with contextlib.closing(bar), contextlib.closing(judge.ask(list(todo.values()))) as answers:

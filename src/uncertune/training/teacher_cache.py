@@ -34,7 +34,7 @@ from uncertune.teachers.fingerprints import (
     tokenizer_fingerprint,
 )
 from uncertune.teachers.shards import HEAD, Shards, described
-from uncertune.training import devices
+from uncertune.training import console, devices
 from uncertune.training.batch import IGNORED, Tokens, document_hash, document_texts, response_mask
 from uncertune.training.dataset import fingerprint_data
 from uncertune.training.devices import all_ranks, sum_over_ranks
@@ -119,7 +119,7 @@ class Cached:
         """Compute the missing entries, all ranks together."""
         main = self.trainer.accelerator.is_main_process
         total = sum(one.tokens for one in self.missing)
-        quiet = self.trainer.args.disable_tqdm or not main
+        quiet = self.trainer.args.disable_tqdm or not (main and console.ENABLED)
         with tqdm(total=total, unit=" tokens", desc=f"{self.kind} cache", disable=quiet or None) as bar:
             cache.fill(
                 self.shards,
