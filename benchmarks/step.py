@@ -67,12 +67,13 @@ class Setting:
     lora_r: int
     folder: str
     device: str
+    float32: bool = False
 
     @property
     def fields(self) -> dict[str, Any]:
         return {
             "use_cpu": self.device == "cpu",
-            "bf16": True,
+            "bf16": not self.float32,
             "per_device_train_batch_size": self.batch_size,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_checkpointing": self.checkpointing,
@@ -244,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"step-{args.device}"
         + ("-full" if args.full else "")
         + ("-checkpointing" if args.gradient_checkpointing else "")
+        + ("-float32" if args.float32 else "")
     )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -257,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 args.lora_r,
                 folder,
                 args.device,
+                args.float32,
             )
             about = {"model": args.model, "batch": args.batch_size, "accumulation": accumulation}
             rows += [about | row for row in run(setting, args.arms, args.rounds, args.steps)]
@@ -275,6 +278,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lora_r", type=int, default=32)
     parser.add_argument("--full", action="store_true", help="full fine-tuning instead of LoRA")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--float32", action="store_true", help="no mixed precision: a CPU without bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output_dir", default="results/benchmarks")
     args = parser.parse_args(argv)
