@@ -13,7 +13,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from uncertune.data.sources import load
@@ -33,11 +33,10 @@ def last_number(text: str) -> float | None:
 def score(folder: Path, expected: dict[str, float | None]) -> list[dict[str, object]]:
     """One row a file of answers; ``expected`` maps a problem to its answer."""
     rows: list[dict[str, object]] = []
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for name, lines in _answers(folder):
         right = sum(last_number(one["answer"]) == expected[_question(one)] for one in lines)
         low, high = exact_interval(right, len(lines))
-        about = {"contestant": path.stem, "answers": len(lines), "exact_match": round(right / max(1, len(lines)), 4)}
+        about = {"contestant": name, "answers": len(lines), "exact_match": round(right / max(1, len(lines)), 4)}
         rows.append(about | {"low": round(low, 4), "high": round(high, 4)})
     return rows
 
@@ -48,16 +47,21 @@ def follow(folder: Path, data_dir: str | None = None) -> list[dict[str, object]]
     (task,) = load_task("ifeval", data_dir).loaded["tasks"].values()
     asked = {one["prompt"]: one for one in task.test_docs()}
     rows: list[dict[str, object]] = []
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for name, lines in _answers(folder):
         found = [task.process_results(asked[_question(one)], [one["answer"]]) for one in lines]
-        strict, loose = (sum(one[f"prompt_level_{name}_acc"] for one in found) for name in ("strict", "loose"))
+        strict, loose = (sum(one[f"prompt_level_{how}_acc"] for one in found) for how in ("strict", "loose"))
         low, high = exact_interval(int(strict), len(lines))
         shares = {"strict": strict / len(lines), "low": low, "high": high, "loose": loose / len(lines)}
         rows.append(
-            {"contestant": path.stem, "answers": len(lines)} | {name: round(one, 4) for name, one in shares.items()}
+            {"contestant": name, "answers": len(lines)} | {key: round(share, 4) for key, share in shares.items()}
         )
     return rows
+
+
+def _answers(folder: Path) -> Iterator[tuple[str, list[dict]]]:
+    """Every model's name and answers."""
+    for path in sorted(folder.glob("*.jsonl")):
+        yield path.stem, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _question(line: dict) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from uncertune.errors import UserError
+from uncertune.runs.notes import NO_BARS
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _OWN_LEVEL = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
@@ -36,7 +37,7 @@ class Showing:
         if sys.stderr.isatty() and not self.quiet:
             os.environ.setdefault("TQDM_LEAVE", "")
         else:
-            for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            for name in NO_BARS:
                 os.environ.setdefault(name, "1")
         if self.log_level is not None:
             _set_level(self.log_level)

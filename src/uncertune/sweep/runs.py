@@ -26,7 +26,7 @@ from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
-from uncertune.runs.notes import note
+from uncertune.runs.notes import NO_BARS, note
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
 from uncertune.training import console
 from uncertune.training.arguments import arguments_of
@@ -148,8 +148,7 @@ def _start(devices: Any, jobs: int, filters: Sequence[Any], quiet: bool) -> None
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
     """Processes that start inside draw no progress bars: several would overwrite one another."""
-    names = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
-    added = {name: "1" for name in names if name not in os.environ}
+    added = {name: "1" for name in NO_BARS if name not in os.environ}
     os.environ.update(added)
     try:
         yield

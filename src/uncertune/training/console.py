@@ -7,7 +7,6 @@ shows a temporary progress bar.
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from uncertune.runs.notes import columns
 
 ENABLED = True
 """False in a process that shares its terminal with others that train."""
@@ -222,4 +223,4 @@ def _millions(count: int) -> str:
 
 
 def _width() -> int:
-    return shutil.get_terminal_size((80, 24)).columns if sys.stderr.isatty() else UNKNOWN_WIDTH
+    return columns() or UNKNOWN_WIDTH

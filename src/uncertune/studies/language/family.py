@@ -75,7 +75,7 @@ def family(world: World, progress: Progress) -> Answer:
 
 def points(epochs: int) -> list[int]:
     """The epochs that are measured: the powers of two, and the last."""
-    return sorted({2**power for power in range(epochs.bit_length()) if 2**power <= epochs} | {epochs})
+    return sorted({2**power for power in range(epochs.bit_length())} | {epochs})
 
 
 def _curve(world: World, arm: Arm, epochs: list[int]) -> Curve:
@@ -131,16 +131,13 @@ def _grid(setting: str, found: Mapping[str, Curve], epochs: list[int]) -> Grid:
 
 
 def _plane(setting: str, found: Mapping[str, Curve], epochs: list[int]) -> Plane:
-    trails = []
-    for arm in DRAWN:
-        if arm.name in found:
-            curve = found[arm.name]
-            labels = (
-                ("start", *("" for _ in epochs[:-1]), f"{epochs[-1]} epochs")
-                if arm == MLE
-                else ("",) * (len(epochs) + 1)
-            )
-            trails.append(Trail(arm.name, curve["kl_in"], curve["kl_out"], labels))
+    unmarked = ("",) * (len(epochs) + 1)
+    marked = ("start", *unmarked[1:-1], f"{epochs[-1]} epochs")
+    trails = [
+        Trail(arm.name, found[arm.name]["kl_in"], found[arm.name]["kl_out"], marked if arm == MLE else unmarked)
+        for arm in DRAWN
+        if arm.name in found
+    ]
     return Plane(setting, "KL in distribution (nats)", "KL out of distribution (nats)", tuple(trails))
 
 
