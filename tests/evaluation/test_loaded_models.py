@@ -1,8 +1,10 @@
 """Each model is used with the tokenizer, template, stops and vocabulary that it was trained with."""
 
 import contextlib
+import gc
 import json
 import shutil
+import weakref
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ from uncertune.errors import UserError
 from uncertune.evaluation.evaluate import measure
 from uncertune.evaluation.generate import answer, stop_tokens
 from uncertune.evaluation.models import load_models
-from uncertune.models import active_adapter
+from uncertune.models import active_adapter, load_model
 from uncertune.models.loading import load_adapter
 from uncertune.training import pipeline
 
@@ -282,6 +284,24 @@ def test_switching_adapters_leaves_what_is_trainable_as_it_is(base, adapters):
             bare = model(ids).logits
         assert torch.equal(model(ids).logits, before)
     assert torch.equal(bare, AutoModelForCausalLM.from_pretrained(base)(ids).logits)
+
+
+def test_measured_models_do_not_stay_in_memory(base, adapters, data, tmp_path, monkeypatch):
+    """On a GPU two models may not fit, and Python looks for cycles too rarely."""
+    known = []
+
+    def load(*args, **options):
+        model = load_model(*args, **options)
+        known.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("uncertune.evaluation.models.load_model", load)
+    gc.disable()
+    try:
+        measure([base, adapters[0]], tasks=[f"tokens:{data}"], output_dir=tmp_path)
+        assert [one() for one in known] == [None]
+    finally:
+        gc.enable()
 
 
 DAMAGED = ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json", "tokenizer.json")

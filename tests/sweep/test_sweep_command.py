@@ -1,12 +1,17 @@
 """``uncertune sweep``: what is multiplied, what is shared, what is kept, what is tried again, and the table."""
 
 import csv
+import gc
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
+import warnings
+import weakref
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ import yaml
 from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.cli.sweep import parse
+from uncertune.sweep import runs
 from uncertune.sweep.plan import plan
 from uncertune.sweep.sweep import sweep
 
@@ -229,6 +235,38 @@ def test_a_failed_run_is_listed_and_tried_again(write, tmp_path, capsys):
     assert after["mle-s0"] == before["mle-s0"]
     assert foreign.name in after
     assert all(one["status"] == "done" for one in json.loads((out / "sweep.json").read_text())["runs"])
+
+
+def test_a_failed_run_leaves_memory_to_the_next(write, tmp_path, monkeypatch):
+    known, alive = [], []
+
+    class Trainer:
+        def __init__(self):
+            self.callback = self.__init__  # a cycle, as in every trainer
+
+    def fail(job):
+        alive.append([one for one in known if one() is not None])
+        trainer = Trainer()
+        known.append(weakref.ref(trainer))
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("uncertune.sweep.runs.run_training", fail)
+    gc.disable()
+    try:
+        assert run(write({"seeds": [0], "arms": {"objective": "masked_mle"}}), tmp_path / "out") == 1
+    finally:
+        gc.enable()
+    assert alive == [[], []]
+
+
+def test_a_worker_takes_its_gpu_without_counting_them(monkeypatch):
+    queue: SimpleQueue = SimpleQueue()
+    queue.put(3)
+    monkeypatch.setattr("torch.cuda.device_count", None)
+    monkeypatch.setattr("uncertune.training.console.ENABLED", True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    runs._start(queue, 4, 2, list(warnings.filters), False)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
 def test_processes_side_by_side_give_the_same_bytes_and_are_as_quiet(write, tmp_path, capfd):

@@ -19,7 +19,7 @@ from uncertune.evaluation.preparation import How, Prepared, prepare
 from uncertune.evaluation.results import Place
 from uncertune.evaluation.tokenizers import tokenizer_digest
 from uncertune.evaluation.tokens import HIGHER_IS_BETTER, measure_tokens
-from uncertune.models import attach_head
+from uncertune.models import attached_head
 from uncertune.report import Table, terminal_width, to_text
 from uncertune.runs.environment import environment
 from uncertune.runs.folder import lock_folder, output_folder
@@ -148,9 +148,15 @@ def _jobs(folder: Path, tasks: Sequence[str], models: LoadedModels, how: How) ->
 
 
 def _measure(jobs: Sequence[_Job], models: LoadedModels, how: How) -> None:
-    if any(job.what.task is None for job in jobs):
-        for model in models.models.values():
-            attach_head(model)
+    with contextlib.ExitStack() as stack:
+        if any(job.what.task is None for job in jobs):
+            for model in models.models.values():
+                # an attached head refers to its model, which would stay in memory until Python looks for cycles
+                stack.enter_context(attached_head(model))
+        _measure_all(jobs, models, how)
+
+
+def _measure_all(jobs: Sequence[_Job], models: LoadedModels, how: How) -> None:
     answering = Answering(models, how.batch_size, how.backend, how.dtype, how.seed)
     for job in jobs:
         _check_vocabulary(job, models)

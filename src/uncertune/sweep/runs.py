@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
@@ -64,7 +65,7 @@ def train_all(plan: Plan, runs: Sequence[Run], jobs: int) -> Iterator[Run]:
             train_one(plan, run)
             yield run
         return
-    how = jobs, tuple(warnings.filters), getattr(sys.stderr, "name", "") == os.devnull
+    how = jobs, torch.cuda.device_count(), tuple(warnings.filters), getattr(sys.stderr, "name", "") == os.devnull
     context = multiprocessing.get_context("forkserver")  # it imports once for all processes, and never touches a GPU
     context.set_forkserver_preload([__name__])
     devices = context.Queue()
@@ -100,6 +101,8 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
         error = str(refused)
     except Exception as failed:  # an error of a library ends this run, not the others
         error = f"{type(failed).__name__}: {first_line(failed)}"
+    if error:
+        clear_device_cache(garbage_collection=True)  # the failed run's model, before the next one is loaded
     before = outcome_of(plan, run)
     minutes = (time.monotonic() - start) / 60 + (before.minutes if before and before.error else 0)
     write_atomically(_record(plan, run), json.dumps({"error": error, "minutes": round(minutes, 3)}))
@@ -130,13 +133,14 @@ def processes(asked: int | None) -> int:
     return asked or max(1, torch.cuda.device_count())
 
 
-def _start(devices: Any, jobs: int, filters: Sequence[Any], quiet: bool) -> None:
-    """Give a new worker one GPU, or without GPUs its share of the processors, and its parent's output settings."""
+def _start(devices: Any, jobs: int, count: int, filters: Sequence[Any], quiet: bool) -> None:
+    """Give a new worker one of ``count`` GPUs, or without GPUs its share of the processors, and its parent's output
+    settings. GPUs are not counted here: where NVML is missing that starts CUDA, which then ignores the choice."""
     console.ENABLED = False  # the tables of several runs at once would be mixed line by line
     warnings.filters[:] = filters  # type: ignore[index]
     if quiet:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    number, count = devices.get(), torch.cuda.device_count()
+    number = devices.get()
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(one) for one in range(count)]
