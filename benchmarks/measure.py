@@ -95,9 +95,9 @@ def resident_kib(field: str) -> int:
 
 
 def available_bytes(device: str) -> int:
-    """Memory that is free to use."""
+    """Memory that is free to use; on CUDA also what PyTorch's allocator holds and nobody uses."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

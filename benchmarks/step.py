@@ -11,6 +11,7 @@ answers are read from a cache that was filled before, and it is not loaded.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
@@ -182,6 +183,7 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
     for arm in arms:
         before = torch.cuda.memory_allocated() if on_gpu else 0
         trainers[arm] = trainer_of(arm, setting, steps + 1)
+        gc.collect()  # the trainer that filled a cache
         held[arm] = (torch.cuda.memory_allocated() - before) / 2**20 if on_gpu else 0.0
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds + 1):

@@ -29,6 +29,12 @@ def test_a_wrong_gradient_is_not_timed(capsys):
     assert "skipped: cheat: its gradient in hidden is 100.0% off in norm" in capsys.readouterr().out
 
 
+def test_memory_that_the_allocator_holds_and_nobody_uses_is_free(monkeypatch):
+    for name, value in {"mem_get_info": (10, 100), "memory_reserved": 60, "memory_allocated": 20}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert measure.available_bytes("cuda") == 50
+
+
 @pytest.mark.parametrize("train_head", [False, True])
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_ours_are_right(softcap, train_head):

@@ -75,7 +75,7 @@ def spans(batch: Mapping[str, Any]) -> list[tuple[int, slice]]:
         return out
     if "attention_mask" not in batch:
         return [(row, slice(0, length)) for row in range(rows)]
-    mask = batch["attention_mask"]
+    mask = batch["attention_mask"].cpu()  # one copy instead of one for each row
     starts, counts = _padding(mask).tolist(), mask.long().sum(-1).tolist()
     found = [(row, slice(start, start + count)) for row, (start, count) in enumerate(zip(starts, counts, strict=True))]
     if not all(bool(mask[row, span].all()) for row, span in found):
