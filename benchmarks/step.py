@@ -193,7 +193,8 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
             if turn > 0:  # the first turn compiles and touches everything once
                 seconds[arm] += clock.seconds()
     for arm in arms if on_gpu else ():
-        added = measure.peak_mebibytes(trainers[arm][0].train, "cuda")
+        trainer = trainers[arm][0]
+        added = measure.peak_mebibytes(trainer.train, "cuda") + state_mebibytes(trainer.optimizer)
         peaks[arm] = {"peak": held[arm] + added, "added": added}
     tokens = _tokens_of_a_step(trainers[arms[0]][0])
     rows = []
@@ -214,6 +215,12 @@ def run(setting: Setting, arms: Sequence[str], rounds: int, steps: int) -> list[
             }
         )
     return rows
+
+
+def state_mebibytes(optimizer: Any) -> float:
+    """What an optimizer keeps from one turn to the next, which no later turn adds."""
+    kept = (one for state in optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor))
+    return sum(one.nbytes for one in kept) / 2**20
 
 
 def _tokens_of_a_step(trainer: Any) -> float:

@@ -35,6 +35,15 @@ def test_memory_that_the_allocator_holds_and_nobody_uses_is_free(monkeypatch):
     assert measure.available_bytes("cuda") == 50
 
 
+def test_the_state_of_an_optimizer_counts():
+    weight = torch.zeros(2**18, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+    assert step.state_mebibytes(optimizer) == 0
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert step.state_mebibytes(optimizer) == pytest.approx(2, rel=1e-3)  # two moments of 1 MiB
+
+
 @pytest.mark.parametrize("train_head", [False, True])
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_ours_are_right(softcap, train_head):
