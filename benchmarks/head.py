@@ -57,7 +57,7 @@ def run_race(problem: Problem, contestants: Sequence[Contestant], repeats: int, 
     able = []
     for contestant in contestants:
         reason = contestant.why_not(problem) or _too_large(problem, contestant, device)
-        reason = reason or _fails(contestant, problem) or wrong(contestant, problem)
+        reason = reason or _fails(contestant, problem)
         if reason:
             print(f"skipped: {contestant.name}: {reason}")
         else:
@@ -107,16 +107,16 @@ def _too_large(problem: Problem, contestant: Contestant, device: str) -> str | N
 
 
 def _fails(contestant: Contestant, problem: Problem) -> str | None:
-    """What a peer raises here, in one line; one of ours ends the benchmark."""
+    """What is wrong with a contestant, or what a peer raises, in one line; an error of ours ends the benchmark."""
     if contestant.ours:
-        return None
+        return wrong(contestant, problem)
     try:
         contestant.run(problem).backward()
+        return wrong(contestant, problem)
     except Exception as error:  # whatever a peer's library raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     finally:
         problem.clear()
-    return None
 
 
 def wrong(contestant: Contestant, problem: Problem) -> str | None:

@@ -3,6 +3,7 @@
     python -m tools.gpu --minutes 10 --output_dir gpu-results      # on a GPU
     python -m tools.gpu --small --output_dir /tmp/gpu              # every stage on the CPU, with tiny sizes
     python -m tools.gpu --dry --output_dir /tmp/gpu                # a GPU's settings on the CPU, cut to two steps
+    python -m tools.gpu --dry --device cuda --output_dir /tmp/gpu  # the same on a GPU, before the long run
 
 A stage that fails, or whose packages are missing, is listed and the next one runs. ``summary.md`` and ``summary.json``
 say what came of each, ``STAGE/`` holds its results and its output; ``results.zip`` is all of it in one file. Turn that
@@ -12,6 +13,7 @@ into tables with ``python -m tools.gpu.tables``. The exit status is 0 where ever
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -54,14 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.output_dir.resolve()
     out.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory(prefix="uncertune-gpu-") as work:
+    with contextlib.ExitStack() as stack:
+        work = args.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="uncertune-gpu-"))
         notes = _prepare(args, Path(work))
         outcomes = [Outcome(stage.name, stage.about) for stage in STAGES if stage.name in args.stages]
         for stage, outcome in zip([one for one in STAGES if one.name in args.stages], outcomes, strict=True):
-            place = Place(out / stage.name, Path(work), args.small, args.dry)
-            left, on_cpu = ends - time.monotonic(), args.small or args.dry  # there stages have no limit of their own
-            _run(stage, outcome, place, left if on_cpu else min(stage.seconds, left - stage.spares))
-            _write(out, outcomes, notes, on_cpu)
+            place = Place(out / stage.name, Path(work), args.small, args.dry, args.device)
+            left, short = ends - time.monotonic(), args.small or args.dry  # then stages have no limit of their own
+            _run(stage, outcome, place, left if short else min(stage.seconds, left - stage.spares))
+            _write(out, outcomes, notes, short)
     print((out / "summary.md").read_text())
     return 1 if any(one.outcome in ("failed", "out of time") for one in outcomes) else 0
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace, work: Path) -> list[str]:
     """Files that were carried along, and in ``--small`` a tiny model. Returns what there is to say about them."""
     notes = list(files.unpack(args.files, work)) if not args.small else []
-    if complaint := files.install(work / "wheels", work / SITE):
+    if not (work / SITE).is_dir() and (complaint := files.install(work / "wheels", work / SITE)):
         notes.append(complaint)
     sys.path.insert(0, str(work / SITE))  # where the needs of a stage are looked for
     if (work / files.MODEL).is_file():
@@ -99,7 +102,9 @@ def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float) -> None:
     outcome.outcome, ends = "done", begin + seconds
     commands = stage.commands(place)
     for number, group in enumerate([commands] if stage.together else [[one] for one in commands]):
-        started = [_start(words, place, _log_name(number, k, stage.together), outcome) for k, words in enumerate(group)]
+        started = [
+            _start(words, place, _log_name(number, k, stage.together), stage, outcome) for k, words in enumerate(group)
+        ]
         for process in started:
             status = _status(process, max(ends - time.monotonic(), 0.1))
             if status is None:
@@ -116,11 +121,14 @@ def _log_name(number: int, member: int, together: bool) -> str:
     return f"output{index or ''}.txt"
 
 
-def _start(words: list[str], place: Place, log_name: str, outcome: Outcome) -> subprocess.Popen[bytes] | Fork:
+def _start(
+    words: list[str], place: Place, log_name: str, stage: Stage, outcome: Outcome
+) -> subprocess.Popen[bytes] | Fork:
     """Start a command; in ``--small`` all but pytest fork, since importing would take most of the time."""
     outcome.commands.append(" ".join(["python", *words[1:]]))
     print(f"{outcome.stage}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
     log, environment = place.out / log_name, _environment(place.work)
+    environment |= stage.environment if place.device == "cuda" else {}
     log.write_text(f"$ {outcome.commands[-1]}\n", encoding="utf-8")
     if place.small and "pytest" not in words:
         return Fork(words[1:], log, ROOT, environment)
@@ -168,10 +176,11 @@ def _write(out: Path, outcomes: list[Outcome], notes: list[str], small: bool) ->
 
 
 def _comes_back(path: Path) -> bool:
-    """Small results only: tables, figures and records, no weights and no data."""
+    """Small results only: tables, figures, records and answers; no weights, no data, no vocabulary, no sample."""
     kept = (".csv", ".json", ".jsonl", ".md", ".png", ".svg", ".txt", ".yaml")
     apart = any(part in ("data", "teacher_cache") or part.startswith("checkpoint-") for part in path.parts)
-    return path.suffix in kept and not apart
+    large = path.name == "tokenizer.json" or path.name.endswith(".samples.jsonl")
+    return path.suffix in kept and not apart and not large
 
 
 def _whole(path: Path, text: str) -> None:
@@ -201,14 +210,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("gpu-results"))
     parser.add_argument("--files", type=Path, default=Path("gpu"), help="what tools.gpu.files packed")
     parser.add_argument("--stages", default=",".join(names), help="some of them, with commas")
+    parser.add_argument(
+        "--work", type=Path, help="keep models and packages here for a next command; without it deleted"
+    )
     parser.add_argument("--small", action="store_true", help="every stage on the CPU with tiny sizes")
-    parser.add_argument("--dry", action="store_true", help="on the CPU, with a GPU's settings cut to two steps")
+    parser.add_argument("--dry", action="store_true", help="with a GPU's settings, cut to two steps")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="cpu with --small or --dry, else cuda")
     args = parser.parse_args(argv)
+    args.device = args.device or ("cpu" if args.small or args.dry else "cuda")
     args.stages = args.stages.split(",")
     for name in args.stages:
         if name not in names:
             parser.error(f"--stages {name}: choose from {', '.join(names)}")
-    if not args.small and not args.dry:
+    if args.device == "cpu" and not args.small and not args.dry:
+        parser.error("--device cpu: only with --small or --dry")
+    if args.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():

@@ -1,10 +1,9 @@
-"""Scores of the generated answers, the end of stage ``answers``: ``python -m tools.gpu.answers FOLDER``.
+"""Scores of the generated answers, the results of stage ``answers``.
 
-``FOLDER`` holds what ``uncertune generate --prompts gsm8k`` wrote. The last number of an answer counts, as in lm-eval's
-flexible extraction. Writes ``FOLDER/exact-match.csv``, a row a model, with an exact 95 % interval.
-
-The machine with the GPU need not have lm-eval, so answers to IFEval's prompts come back unscored, and
-``tools.gpu.tables`` scores them with ``follow``.
+A folder holds what ``uncertune generate --prompts DATA`` wrote, a folder a model. The machine with the GPU need have
+neither the data's answers nor lm-eval, so answers come back unscored, and ``tools.gpu.tables`` scores them: of GSM8K
+and word problems the last number counts, as in lm-eval's flexible extraction; IFEval's instructions are checked by
+lm-eval. Every share has an exact 95 % interval.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from uncertune.data.sources import load
 from uncertune.evaluation.harness import load_task
 from uncertune.statistics.decided import exact_interval
 
-CSV, IFEVAL = "exact-match.csv", "ifeval"
+CSV, IFEVAL = "scores.csv", "ifeval"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -59,8 +57,10 @@ def follow(folder: Path, data_dir: str | None = None) -> list[dict[str, object]]
 
 
 def _answers(folder: Path) -> Iterator[tuple[str, list[dict]]]:
-    """Every model's name and answers."""
-    for path in sorted(folder.glob("*.jsonl")):
+    """Every model's name and answers; what was not finished is left out."""
+    for path in sorted(folder.rglob("*.jsonl")):
+        if path.stem.endswith(".partial"):
+            continue
         yield path.stem, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -68,21 +68,14 @@ def _question(line: dict) -> str:
     return next(turn["content"] for turn in line["messages"] if turn["role"] == "user")
 
 
-def write(folder: Path, rows: Sequence[dict[str, object]]) -> None:
-    """The rows as ``FOLDER/exact-match.csv``."""
+def write(folder: Path, data_dir: str | None = None) -> None:
+    """Score the answers of a folder, which has the name of the data, as ``FOLDER/scores.csv``."""
+    if folder.name == IFEVAL:
+        rows = follow(folder, data_dir)
+    else:
+        problems = [one["messages"] for one in load(folder.name, split="test", data_dir=data_dir)]
+        rows = score(folder, {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems})
     with (folder / CSV).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def main(folder: str, data: str = "gsm8k") -> None:
-    problems = [one["messages"] for one in load(data, split="test")]
-    expected = {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems}
-    rows = score(Path(folder), expected)
-    write(Path(folder), rows)
-    print("\n".join(str(row) for row in rows))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """What the fused head may choose from, measured: ``python -m tools.gpu.choices``, a stage of ``python -m tools.gpu``.
 
-Rows of a chunk and bytes of logits in memory; blocks and warps of the Triton kernels; Triton, ``torch.compile`` or
+Bytes of logits in memory; blocks and warps of the Triton kernels; Triton, ``torch.compile`` or
 plain functions. Each line is forward and backward of one head, medians of repeats in turn, and the peak of memory it
 adds.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,11 +32,10 @@ def choices(device: str) -> list[dict[str, Any]]:
     """The defaults, then one thing changed at a time."""
     out = [DEFAULT]
     out += [{"logits_mib": size} for size in (512, 1024, 4096)]
-    out += [{"rows": rows, "logits_mib": 16384} for rows in (512, 1024, 2048)]
     out += [{"functions": "plain"}]
     if device == "cuda":
         out += [{"functions": "compiled"}]
-        out += [{"lanes": lanes, "warps": warps} for lanes in (1024, 2048, 4096) for warps in (4, 8)]
+        out += [{"lanes": lanes, "warps": warps} for lanes, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 8))]
     return out
 
 
@@ -49,8 +49,6 @@ def chosen(choice: dict[str, Any]) -> Iterator[None]:
 
         if "logits_mib" in choice:
             put(projection, "LOGITS_BYTES", dict.fromkeys(projection.LOGITS_BYTES, choice["logits_mib"] * MIB))
-        if "rows" in choice:
-            put(projection, "CHUNK_ROWS", dict.fromkeys(projection.CHUNK_ROWS, choice["rows"]))
         if "functions" in choice:
             put(chunk, "kernels", lambda raw: FUNCTIONS[choice["functions"]]())
         if "lanes" in choice:
@@ -61,25 +59,23 @@ def chosen(choice: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def run(shape: str, tokens: int, device: str, repeats: int) -> list[dict[str, Any]]:
-    """One row a choice (``contestant``) and loss (``race``), with its time beside the default's."""
+def run(shape: str, loss: str, tokens: int, device: str, repeats: int) -> list[dict[str, Any]]:
+    """One row a choice (``contestant``) for a loss (``race``), with its time beside the default's."""
     width, vocabulary, softcap = SHAPES[shape]
     problem = Problem.make(tokens, width, vocabulary, softcap, torch.bfloat16, device, False)
-    rows = []
-    for loss, function in LOSSES.items():
 
-        def step(choice: dict[str, Any], function: Callable[[Problem], Any] = function) -> None:
-            problem.clear()
-            with chosen(choice):
-                function(problem).backward()
+    def step(choice: dict[str, Any]) -> None:
+        problem.clear()
+        with chosen(choice):
+            LOSSES[loss](problem).backward()
 
-        named = {_name(choice): (lambda choice=choice: step(choice)) for choice in choices(device)}
-        taken = measure.interleaved(named, repeats, device)
-        base = taken[_name(DEFAULT)].median
-        for name, one in taken.items():
-            about = {"shape": shape, "T": tokens, "race": loss, "contestant": name, "ms": round(one.median * 1e3, 2)}
-            about |= {"iqr_ms": round(one.spread * 1e3, 2), "to_default": round(one.median / base, 3)}
-            rows.append(about | {"peak_MiB": round(measure.peak_mebibytes(named[name], device))})
+    named = {_name(choice): (lambda choice=choice: step(choice)) for choice in choices(device)}
+    taken = measure.interleaved(named, repeats, device)
+    base, rows = taken[_name(DEFAULT)].median, []
+    for name, one in taken.items():
+        about = {"shape": shape, "T": tokens, "race": loss, "contestant": name, "ms": round(one.median * 1e3, 2)}
+        about |= {"iqr_ms": round(one.spread * 1e3, 2), "to_default": round(one.median / base, 3)}
+        rows.append(about | {"peak_MiB": round(measure.peak_mebibytes(named[name], device))})
     return rows
 
 
@@ -97,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     rows: list[dict[str, Any]] = []
-    for shape in args.shapes.split(","):
-        rows += run(shape, args.tokens, args.device, args.repeats)
+    for shape, loss in itertools.product(args.shapes.split(","), LOSSES):
+        rows += run(shape, loss, args.tokens, args.device, args.repeats)
         print(tables.aligned(rows) + "\n", flush=True)
         command = "python -m tools.gpu.choices " + " ".join(words)
         tables.save(rows, args.output_dir, f"choices-{args.device}", command, args.device)

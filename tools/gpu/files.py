@@ -102,13 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mib", type=int, default=56, help="largest folder")
     parser.add_argument("--output_dir", type=Path, default=Path("gpu"))
     args = parser.parse_args(argv)
-    sources = [(args.model, MODEL)] if args.model else []
+    sources: list[tuple[Path, str]] = []
     if args.tokenizer:
         sources += [(path, f"{TOKENIZER}/{path.name}") for path in sorted(args.tokenizer.iterdir())]
     if args.data:
         sources += [(path, f"data/{path.name}") for name in DATA for path in sorted(args.data.glob(f"{name}.*"))]
     if args.wheels:
         sources += [(path, f"wheels/{path.name}") for path in sorted(args.wheels.glob("*.whl"))]
+    sources += [(args.model, MODEL)] if args.model else []  # last: all else is in the first folder
     pieces = pack(sources, args.output_dir, args.mib * MIB)
     for number in sorted({piece.path.split("/")[0] for piece in pieces}, key=int):
         size = sum(piece.size for piece in pieces if piece.path.startswith(f"{number}/"))

@@ -1,4 +1,4 @@
-"""A few steps through accelerate's FSDP2 file, and on a 4-bit base, against the plain run.
+"""A few steps through accelerate's FSDP2 file, in fp16 with a loss scaler, and on a 4-bit base, against the plain run.
 
 ``python -m tools.gpu.launch`` is a stage of ``python -m tools.gpu``.
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = ROOT / "src" / "uncertune" / "recipes" / "accelerate" / "fsdp2.yaml"
 STEPS = 4
-TOLERANCE = {"fsdp2": 0.02, "4-bit": 0.2, "one process": 1e-5}
+TOLERANCE = {"fsdp2": 0.02, "fp16": 0.02, "4-bit": 0.2, "one process": 1e-5}
 """Largest relative difference of a step's loss: half-precision sums, 4-bit weights, and the same arithmetic."""
 
 
@@ -37,6 +37,7 @@ def main() -> int:
         launches["one process"] = [*accelerate, "--cpu", "--num_machines", "1", "--mixed_precision", "no", *module]
     else:
         launches["fsdp2"] = [*accelerate, "--config_file", str(FSDP2), *module]
+        launches["fp16"], extra["fp16"] = [sys.executable, *module], ["--fp16", "true", "--bf16", "false"]
         if importlib.util.find_spec("bitsandbytes"):
             launches["4-bit"], extra["4-bit"] = [sys.executable, *module], ["--load_in_4bit", "true"]
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.gpu.files import MODEL, TOKENIZER
@@ -17,29 +18,28 @@ MANY_EPOCHS = ROOT / "src" / "uncertune" / "recipes" / "sweeps"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run of the stages works: ``small`` is the CPU with a tiny model; ``dry`` is the CPU with the models and
-    settings of a GPU, cut to two steps and a few tokens."""
+    """Where a run of the stages works: ``small`` takes a tiny model; ``dry`` has the models and settings of a GPU, cut
+    to two steps and a few tokens."""
 
     out: Path
     work: Path
     """For models and runs that do not come back."""
     small: bool
     dry: bool = False
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.small or self.dry else "cuda"
+    device: str = "cuda"
 
     def cut(self, *words: str) -> list[str]:
-        """Options that make a command short; none on a GPU."""
+        """Options that make a command short; none at full size."""
         return list(words) if self.small or self.dry else []
 
     @property
     def model(self) -> str:
-        """The small model, with its trained weights."""
+        """The small model: with its trained weights if they were carried, with random ones in a dry run without."""
         if self.small:
             return str(self.work / "tiny")
         carried = self.work / MODEL
+        if self.dry and not carried.is_file():
+            return self.random("smollm2")
         return str(carried) if carried.is_file() else "smollm2-135m"
 
     @property
@@ -67,11 +67,13 @@ class Stage:
     commands: Callable[[Place], list[list[str]]]
     together: bool = False
     spares: float = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its commands on a GPU."""
 
 
 def _kernels(place: Place) -> list[list[str]]:
     pytest = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"]
-    if place.small or place.dry:
+    if place.device == "cpu":
         return [[*pytest, "-m", "not gpu", "tests/fused/test_gpu.py"]]
     return [[*pytest, "-m", "gpu", "tests/fused/test_gpu.py"]]
 
@@ -92,7 +94,7 @@ def _models(place: Place) -> list[list[str]]:
     if place.small:
         return []
     command = [PYTHON, "-m", "tools.gpu.random_model"]
-    shapes = ("smollm2",) if place.dry else ("smollm2", "llama-3.2-1b")
+    shapes = ("smollm2",) if place.dry else ("llama-3.2-1b", "smollm2")
     return [[*command, shape, place.random(shape), place.tokenizer] for shape in shapes]
 
 
@@ -103,7 +105,7 @@ def _steps(place: Place) -> list[list[str]]:
         small = ["--model", place.random("smollm2"), "--arms", "sft,masked_mle"]
         return [[*command, *small, *cut, "--output_dir", str(place.out)]]
     arms = "sft,mle,masked_mle,masked_mle_distill,masked_mle_distill+hidden"
-    sizes = ["--arms", arms, "--batch_size", "32", "--accumulation", "4,1", "--rounds", "1", "--steps", "4"]
+    sizes = ["--arms", arms, "--batch_size", "32", "--accumulation", "4,1", "--rounds", "1", "--steps", "3"]
     return [
         [*command, *sizes, *cut, "--model", place.random(shape), "--output_dir", str(place.out / shape)]
         for shape in (("smollm2",) if place.dry else ("llama-3.2-1b", "smollm2"))
@@ -118,59 +120,100 @@ def _dropout(place: Place) -> list[list[str]]:
 
 def _launch(place: Place) -> list[list[str]]:
     words = ["--model", place.random("smollm2"), "--output_dir", str(place.out), "--work", str(place.work / "launch")]
-    return [[PYTHON, "-m", "tools.gpu.launch", *words, *place.cut("--small")]]
+    return [[PYTHON, "-m", "tools.gpu.launch", *words, *(["--small"] if place.device == "cpu" else [])]]
+
+
+def _sweep(place: Place, config: Path, seed: str, *more: str) -> list[str]:
+    """One seed of a sweep."""
+    command = [PYTHON, "-m", "uncertune.cli", "sweep", "--model_name_or_path", place.model, "--jobs", "1"]
+    cut = place.cut("--max_train_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "2")
+    cut += place.cut("--documents", "2")
+    if place.device == "cpu":
+        cut += ["--bf16", "false", "--use_cpu", "true", "--dtype", "float32", "--measure_dtype", "float32"]
+    if place.small:
+        cut += ["--dataset_name", "word_problems", "--held_out", "2", "--out", str(place.work / "other.jsonl")]
+    out = place.out / f"{config.stem.replace('_smollm2_', '-')}-s{seed}"
+    return [*command, "--config", str(config), "--seeds", seed, *more, *cut, "--output_dir", str(out)]
 
 
 def _evidence(place: Place) -> list[list[str]]:
-    """Sweeps side by side: small data over many epochs, a process a seed; and whole data sets."""
-    command = [PYTHON, "-m", "uncertune.cli", "sweep", "--model_name_or_path", place.model, "--jobs", "1"]
-    cut = place.cut("--max_train_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "2")
-    cut += place.cut("--documents", "2", "--bf16", "false", "--use_cpu", "true", "--dtype", "float32")
-    cut += place.cut("--measure_dtype", "float32")
+    """Small data over many epochs, a process a seed, and beside it the whole of GSM8K."""
+    whole = REAL_SIZE / "gsm8k.yaml"
     if place.small:
-        cut += ["--dataset_name", "word_problems", "--held_out", "2", "--out", str(place.work / "other.jsonl")]
-    sweeps = [
-        (f"epochs-{data}-s{seed}", MANY_EPOCHS / f"epochs_smollm2_{data}.yaml", ["--seeds", seed, "--batch_size", "32"])
+        return [_sweep(place, whole, seed) for seed in "01"]
+    epochs = [
+        _sweep(place, MANY_EPOCHS / f"epochs_smollm2_{data}.yaml", seed, "--batch_size", "32")
         for seed in "012"
         for data in ("gsm8k", "alpaca")
     ]
-    sweeps += [(f"{data}-s0", REAL_SIZE / f"{data}.yaml", ["--seeds", "0"]) for data in ("gsm8k", "alpaca")]
-    if place.small:
-        sweeps = [(f"gsm8k-s{seed}", REAL_SIZE / "gsm8k.yaml", ["--seeds", seed]) for seed in "01"]
-    if place.dry:
-        sweeps = sweeps[:1] + sweeps[-1:]
-    return [
-        [*command, "--config", str(config), *words, *cut, "--output_dir", str(place.out / name)]
-        for name, config, words in sweeps
-    ]
+    return [*(epochs[:1] if place.dry else epochs), _sweep(place, whole, "0")]
 
 
 def _answers(place: Place) -> list[list[str]]:
-    """Greedy answers of the base and of every run on whole data, then their score."""
-    runs = sorted(path.parent for path in place.out.parent.glob("evidence/*/runs/*/adapter_config.json"))
-    runs = [path for path in runs if not path.parent.parent.name.startswith("epochs")]
-    names = [f"{path.parent.parent.name.removesuffix('-s0')}-{path.name}" for path in runs]
-    command = [PYTHON, "-m", "uncertune.cli", "generate", place.model, *map(str, runs)]
-    command += ["--labels", ",".join(["base", *names]), "--max_new_tokens", "4" if place.device == "cpu" else "320"]
+    """Greedy answers of the base and of every run on the whole of GSM8K; ``tools.gpu.tables`` scores them."""
+    runs = sorted(path.parent for path in place.out.parent.glob("evidence/gsm8k-s*/runs/*/adapter_config.json"))
+    command = [PYTHON, "-m", "uncertune.cli", "generate"]
+    words = ["--max_new_tokens", *(place.cut("4") or ["320"]), "--batch_size", "256"]
+    words += ["--dtype", "bfloat16"] if place.device == "cuda" else []
     limits = {"word_problems": "2"} if place.small else {"gsm8k": "500", "ifeval": "200"}
+    models = {"base": place.model, **{run.name: str(run) for run in runs}}
     out = []
-    for data, limit in limits.items():
-        words = ["--prompts", data, "--limit", *(place.cut("2") or [limit]), "--batch_size", "256"]
-        out.append([*command, *words, "--output_dir", str(place.out / data)])
-    maths = next(iter(limits))
-    return [*out, [PYTHON, "-m", "tools.gpu.answers", str(place.out / maths), maths]]
+    for (data, limit), (name, model) in itertools.product(limits.items(), models.items()):
+        asked = ["--prompts", data, "--limit", *(place.cut("2") or [limit])]
+        out.append([*command, model, "--labels", name, *words, *asked, "--output_dir", str(place.out / data / name)])
+    return out
 
+
+def _more(place: Place) -> list[list[str]]:
+    return [] if place.small else [_sweep(place, REAL_SIZE / "alpaca.yaml", "0")]
+
+
+SHARED = {
+    "OMP_NUM_THREADS": "2",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",  # for the recipes in float32, and all measuring
+}
+"""For processes that share a GPU."""
 
 STAGES = (
     Stage("kernels", "kernels and tests marked gpu", 40, ("pytest",), _kernels),
     Stage("head", "head race: time and peak memory against every peer", 130, (), _head),
-    Stage("choices", "sizes and implementations that the head may choose from", 40, (), _choices),
-    Stage("models", "models with random weights for the next stages", 40, (), _models),
-    Stage("steps", "whole steps against trl sft", 130, ("trl", "datasets"), _steps),
-    Stage("dropout", "dropout scoring against as many plain passes", 30, (), _dropout),
+    Stage("choices", "sizes and implementations that the head may choose from", 60, (), _choices),
+    Stage("models", "models with random weights for the next stages", 40, (), _models, together=True),
+    Stage("steps", "whole steps against trl sft", 160, ("trl", "datasets"), _steps),
+    Stage("dropout", "dropout scoring against as many plain passes", 45, (), _dropout),
     Stage(
-        "launch", "FSDP2 and a 4-bit base on one GPU: losses against the plain run", 60, ("trl", "datasets"), _launch
+        "launch",
+        "FSDP2, fp16 and a 4-bit base on one GPU: losses against the plain run",
+        60,
+        ("trl", "datasets"),
+        _launch,
     ),
-    Stage("evidence", "SmolLM2-135M at real size", 10_000, ("trl", "datasets"), _evidence, together=True, spares=90),
-    Stage("answers", "greedy answers of what was trained", 10_000, ("trl", "datasets"), _answers),
+    Stage(
+        "evidence",
+        "SmolLM2-135M: small data over many epochs, and the whole of GSM8K",
+        10_000,
+        ("trl", "datasets"),
+        _evidence,
+        together=True,
+        spares=90,
+        environment=SHARED,
+    ),
+    Stage(
+        "answers",
+        "greedy answers of what was trained on the whole of GSM8K",
+        10_000,
+        ("trl", "datasets"),
+        _answers,
+        together=True,
+        environment=SHARED,
+    ),
+    Stage(
+        "more",
+        "more evidence: ten thousand rows of Alpaca",
+        10_000,
+        ("trl", "datasets"),
+        _more,
+        environment=SHARED,
+    ),
 )

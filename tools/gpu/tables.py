@@ -64,25 +64,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.tables", description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
-    parser.add_argument("--data_dir", help="folder with ifeval.jsonl.gz; without it from $UNCERTUNE_DATA, or the hub")
+    parser.add_argument("--data_dir", help="folder of the prompts' data; without it from $UNCERTUNE_DATA, or the hub")
     parser.add_argument("--keep", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         with zipfile.ZipFile(args.results) as archive:
             archive.extractall(folder)
-        _score_ifeval(folder, args.data_dir)
+        for place in (one for one in folder.glob("answers/*") if one.is_dir()):
+            answers.write(place, args.data_dir)
         args.docs.mkdir(parents=True, exist_ok=True)
         (args.docs / "gpu.md").write_text(page(folder), encoding="utf-8")
         print(args.docs / "gpu.md")
         for name, content in sweeps(folder).items():
             print(keep(content, args.keep / f"gpu-{name}"))
-
-
-def _score_ifeval(folder: Path, data_dir: str | None) -> None:
-    """Score the answers to IFEval's prompts, which came back as text."""
-    for place in folder.glob(f"*/{answers.IFEVAL}"):
-        answers.write(place, answers.follow(place, data_dir))
 
 
 def sweeps(folder: Path) -> dict[str, dict[str, Any]]:
