@@ -15,7 +15,7 @@ import yaml
 from helpers.run_files import run_file
 from uncertune.cli.terminal import Showing, separated
 from uncertune.errors import UserError
-from uncertune.training.console import CELLS, duration, fitting, number
+from uncertune.training.console import CELLS, fitting, number
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,6 @@ def test_numbers_are_short():
         *("0.0000", "1.2346", "1.2e+04", "1.0e-05"),
         *("–", "–"),
     ]
-    assert [duration(one) for one in (0.4, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
 
 
 def test_an_evaluation_in_a_file_has_no_bars(run):

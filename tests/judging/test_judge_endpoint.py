@@ -14,6 +14,7 @@ from uncertune.cli import main
 from uncertune.judging import endpoint
 from uncertune.judging.judge import Question, read_reply, text_of
 from uncertune.judging.secret import WITHHELD, withhold
+from uncertune.runs import notes
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +48,13 @@ def judged(out, label="long"):
     return lines, json.loads((out / "verdicts.json").read_text())["models"][label]
 
 
-def test_both_orders_are_asked_and_the_probabilities_count(files, tmp_path, capsys):
+def test_both_orders_are_asked_and_the_probabilities_count(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notes, "NOTE_SECONDS", 0.0)
     with served(prefer_longer) as (url, log):
         assert run(files, url, tmp_path / "out") == 0
-    assert "\r" not in capsys.readouterr().err, "a bar in a file"
+    shown = capsys.readouterr().err
+    assert "\r" not in shown, "a bar in a file"
+    assert "judgements (long): 11 of 12 judgements, 0:00 left\n" in shown
     lines, verdict = judged(tmp_path / "out")
     assert len(log) == len(lines) == 12
     assert {(one["id"], one["order"]) for one in lines} == {

@@ -263,7 +263,7 @@ def test_a_worker_takes_its_gpu_without_counting_them(monkeypatch):
     queue: SimpleQueue = SimpleQueue()
     queue.put(3)
     monkeypatch.setattr("torch.cuda.device_count", None)
-    monkeypatch.setattr("uncertune.training.console.ENABLED", True)
+    monkeypatch.setattr("uncertune.runs.notes.SHARED", False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     runs._start(queue, 4, 2, list(warnings.filters), False)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"

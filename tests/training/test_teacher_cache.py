@@ -15,9 +15,8 @@ from helpers.harness import LORA, VOCABULARY, relative_difference, rows, run, se
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
-from uncertune.runs import read_metrics
+from uncertune.runs import notes, read_metrics
 from uncertune.teachers import cache
-from uncertune.training import console
 from uncertune.training.teacher_cache import Caches
 
 BFLOAT16 = 2**-8
@@ -173,7 +172,7 @@ def test_evaluation_reads_the_cache_too(tmp_path, teacher, never_loaded):
 
 
 def test_filling_ahead_changes_nothing(tmp_path, teacher, monkeypatch, capsys):
-    monkeypatch.setattr(console, "ENABLED", False)  # as in one of several processes of a sweep: no bar
+    monkeypatch.setattr(notes, "SHARED", True)  # as in one of several processes of a sweep: no bar
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     common = {"data": rows(16), "teacher": teacher, "teacher_cache": "hidden", **S5}
     plain = run(tmp_path / "plain", **common)
@@ -189,6 +188,12 @@ def test_filling_ahead_changes_nothing(tmp_path, teacher, monkeypatch, capsys):
     assert "hidden cache: 0%" not in re.sub(" +", " ", capsys.readouterr().err)
     shared = str(tmp_path / "ahead" / "teacher_cache")
     assert losses(run(tmp_path / "after", teacher_cache_dir=shared, **common)) == losses(plain)
+
+
+def test_filling_in_a_file_says_how_far_it_is(tmp_path, teacher, monkeypatch, capsys):
+    monkeypatch.setattr(notes, "NOTE_SECONDS", 0.0)
+    run(tmp_path / "run", data=rows(40), teacher=teacher, teacher_cache="hidden", disable_tqdm=False, **S5)
+    assert re.search(r"^hidden cache: [\d,]+ of [\d,]+ tokens, \d+:\d\d left$", capsys.readouterr().err, re.M)
 
 
 # ---- as documents come

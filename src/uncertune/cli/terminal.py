@@ -1,7 +1,7 @@
 """The flags of every command for its output, ``--quiet``, ``--log_level`` and ``--debug``, and progress bars.
 
-Results go to stdout; notes, tables of training and progress bars to stderr. Bars are drawn on a terminal only and
-removed when they are done.
+Results go to stdout; notes, tables of training and progress to stderr. Bars are drawn on a terminal only and removed
+when they are done; elsewhere ``runs.notes.progress`` prints a note a minute.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from uncertune.data import chat
 from uncertune.data.files import first_line
@@ -29,7 +28,7 @@ from uncertune.evaluation.tokenizers import end_of_turn
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import lock_folder, output_folder
-from uncertune.runs.notes import note
+from uncertune.runs.notes import note, progress
 
 NEW_TOKENS = 1024
 
@@ -280,7 +279,7 @@ def _answer_all(folder: Path, one: ModelSpec, asked: Sequence[Prompt], models: L
         note(f"{one.label}: {final} is there already")
         return
     done = _read(partial)
-    bar = tqdm(total=len(asked), initial=len(done), desc=f"answers ({one.label})", unit="answer")
+    bar = progress(len(asked), f"answers ({one.label})", "answers", initial=len(done))
     with models.active(one) as model, open(partial, "a", encoding="utf-8") as file:
         for batch in _batches(asked, how.batch_size):
             if all(prompt.id in done for prompt in batch):

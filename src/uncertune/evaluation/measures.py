@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from uncertune.data.rows import Row
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.models import active_adapter
 from uncertune.objectives import OBJECTIVES
+from uncertune.runs.notes import progress
 from uncertune.teachers.adapter import evaluating, frozen_rows
 
 
@@ -80,7 +80,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     answers = [""] * len(ids)
     device = next(model.parameters()).device
-    bar = tqdm(total=len(ids), desc=f"answers {label}".strip(), unit="answer", leave=False)
+    bar = progress(len(ids), f"answers {label}".strip(), "answers", leave=False)
     with evaluating(model):
         for start in range(0, len(ids), batch_size):
             chosen = order[start : start + batch_size]

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from uncertune.data.rows import Row
 from uncertune.evaluation.measures import batches
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.objectives import OBJECTIVES, FactoredTeacher, Head
+from uncertune.runs.notes import progress
 from uncertune.teachers.adapter import frozen_rows
 
 BINS = 15
@@ -88,7 +88,7 @@ def measure_tokens(
     sums = {name: torch.zeros(len(documents), dtype=torch.float64) for name in names}
     bins = torch.zeros(3, BINS, dtype=torch.float64)
     kept = {} if kept is None else kept
-    bar = tqdm(total=len(documents), desc=f"tokens {label}".strip(), unit="document", leave=False)
+    bar = progress(len(documents), f"tokens {label}".strip(), "documents", leave=False)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         (batch,) = batches([documents[g] for g in chosen], len(chosen), pad, device)

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from uncertune.judging.judge import FINAL, JUDGED, Judge, Question, Reply
 from uncertune.judging.pairs import Pair
 from uncertune.runs.files import write_atomically
+from uncertune.runs.notes import progress
 
 MODEL_FIRST, BASELINE_FIRST = "model_first", "baseline_first"
 
@@ -86,15 +85,9 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache: Cache, *, label: str
     todo = {key: question for key, (_, _, question) in zip(keys, asked, strict=True) if cache.get(key) is None}
     replies: dict[str, Reply] = {}
     names = list(todo)
-    bar = tqdm(
-        disable=not todo or None,
-        total=len(asked),
-        initial=len(asked) - len(todo),
-        desc=f"judgements {label}",
-        unit="judgement",
-    )
     if todo:
-        with contextlib.closing(bar), contextlib.closing(judge.ask(list(todo.values()))) as answers:
+        bar = progress(len(asked), f"judgements {label}".strip(), "judgements", initial=len(asked) - len(todo))
+        with bar, contextlib.closing(judge.ask(list(todo.values()))) as answers:
             for number, reply in answers:
                 replies[names[number]] = reply
                 cache.add(names[number], reply, judge.name)

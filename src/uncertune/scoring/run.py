@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from uncertune.data.rows import Row
 from uncertune.errors import UserError
 from uncertune.models import fingerprint
 from uncertune.models.loading import adapter_digest
 from uncertune.runs.files import atomic_file, write_atomically
+from uncertune.runs.notes import progress
 from uncertune.scoring.rows import Prepared
 from uncertune.scoring.settings import Settings
 from uncertune.uncertainty import token_uncertainty
@@ -95,9 +95,7 @@ def score(folder: Path, settings: Settings, prepared: Prepared) -> None:
     prepared.accelerator.wait_for_everyone()  # all have read before one writes
     todo = [(rate, row) for rate in settings.rate for row in prepared.rows if (rate, row.number) not in done]
     mine = todo[rank::processes]
-    bar = tqdm(
-        total=len(mine) * settings.samples, unit="sample", disable=(rank > 0 or not mine) or None, desc="scoring"
-    )
+    bar = progress(len(mine) * settings.samples, "scoring", "samples", disable=rank > 0 or not mine)
     checked = False
     with open(folder / _PARTS / f"{rank}.jsonl", "a", encoding="utf-8") as file:
         for rate, row in mine:

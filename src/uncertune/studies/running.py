@@ -6,10 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from uncertune.errors import UserError
 from uncertune.report.tables import shown
+from uncertune.runs.notes import Progress, progress
 from uncertune.studies import mnist, polynomial, subset
 from uncertune.studies.language import study as language
 from uncertune.studies.study import Runner, Study
@@ -24,16 +23,16 @@ STUDIES: dict[str, Runner] = {
 
 
 class _Bar:
-    """One progress bar for each part of a study."""
+    """The progress of each part of a study."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: Progress | None = None
         self._what = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._bar is None or self._what != what:
             self.close()
-            self._bar, self._what = tqdm(total=total, desc=what, dynamic_ncols=True), what
+            self._bar, self._what = progress(total, what), what
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

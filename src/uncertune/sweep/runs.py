@@ -25,11 +25,11 @@ from accelerate.utils.memory import clear_device_cache
 
 from uncertune.data.files import first_line
 from uncertune.errors import InterruptedRun, UserError
+from uncertune.runs import notes
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import is_complete
 from uncertune.runs.notes import NO_BARS, note
 from uncertune.sweep.plan import DATA, RUNS, Plan, Run
-from uncertune.training import console
 from uncertune.training.arguments import arguments_of
 from uncertune.training.jobs import job_of
 from uncertune.training.page import write_run_page
@@ -136,7 +136,7 @@ def processes(asked: int | None) -> int:
 def _start(devices: Any, jobs: int, count: int, filters: Sequence[Any], quiet: bool) -> None:
     """Give a new worker one of ``count`` GPUs, or without GPUs its share of the processors, and its parent's output
     settings. GPUs are not counted here: where NVML is missing that starts CUDA, which then ignores the choice."""
-    console.ENABLED = False  # the tables of several runs at once would be mixed line by line
+    notes.SHARED = True  # the tables of several runs at once would be mixed line by line
     warnings.filters[:] = filters  # type: ignore[index]
     if quiet:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,7 +1,7 @@
 """Output of a training run on the terminal: a table with one row per logged step, evaluations, and a final summary.
 
 Everything goes to stderr as plain lines, so a file or a CI log looks like the screen. During an evaluation, a terminal
-shows a temporary progress bar.
+shows a temporary progress bar, and a file gets a line a minute.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from uncertune.runs.notes import columns
+from uncertune.runs import notes
+from uncertune.runs.notes import columns, duration, progress
 
-ENABLED = True
-"""False in a process that shares its terminal with others that train."""
 OTHERS = ("objective", "entropy")
 UNKNOWN_WIDTH = 120
 """Columns of a line if stderr is not a terminal."""
@@ -34,13 +32,6 @@ def number(value: float | None) -> str:
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
-
-
-def duration(seconds: float) -> str:
-    """``m:ss``, or ``h:mm:ss`` from one hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @dataclass(frozen=True)
@@ -118,10 +109,10 @@ class Console(TrainerCallback):
         self._say(state, f"{_steps(state.max_steps)} of up to {rows} rows; {of} parameters are trained")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
-        if not (ENABLED and state.is_world_process_zero and hasattr(eval_dataloader, "__len__")):
+        if not (state.is_world_process_zero and hasattr(eval_dataloader, "__len__")):
             return
         if self._bar is None:
-            self._bar = tqdm(total=len(eval_dataloader), desc="evaluation", leave=False, disable=None)
+            self._bar = progress(len(eval_dataloader), "evaluation", "batches", leave=False)
         self._bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -136,7 +127,7 @@ class Console(TrainerCallback):
     # ---- lines
 
     def _say(self, state: Any, line: str) -> None:
-        if ENABLED and state.is_world_process_zero:
+        if not notes.SHARED and state.is_world_process_zero:
             print(line.rstrip(), file=sys.stderr, flush=True)
 
     def _step(self, state: Any, logs: Mapping[str, Any]) -> None:

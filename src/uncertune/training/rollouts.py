@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from uncertune.fused import linear_token_stats
 from uncertune.models import attach_head
 from uncertune.objectives import IGNORED
+from uncertune.runs.notes import progress
 from uncertune.teachers.adapter import evaluating, frozen_rows
 
 
@@ -64,7 +64,8 @@ def sample_answers(
     numbers = sorted((n for n in range(len(ids)) for _ in range(samples)), key=lambda n: -len(ids[n]))
     answers: list[Answer] = []
     devices = [device] if device.type == "cuda" else []
-    with evaluating(model), torch.random.fork_rng(devices=devices), tqdm(total=len(numbers), desc="answers") as bar:
+    bar = progress(len(numbers), "answers", "answers")
+    with bar, evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uncertune.errors import UserError
 from uncertune.models import head_shape, output_head
 from uncertune.objectives import FactoredTeacher, Head, SparseTeacher
 from uncertune.runs.folder import TEACHER_CACHE
-from uncertune.runs.notes import note
+from uncertune.runs.notes import note, progress
 from uncertune.teachers import cache
 from uncertune.teachers.adapter import ModelTeacher, Teacher
 from uncertune.teachers.cache import Document, Kind
@@ -34,7 +33,7 @@ from uncertune.teachers.fingerprints import (
     tokenizer_fingerprint,
 )
 from uncertune.teachers.shards import HEAD, Shards, described
-from uncertune.training import console, devices
+from uncertune.training import devices
 from uncertune.training.batch import IGNORED, Tokens, document_hash, document_texts, response_mask
 from uncertune.training.dataset import fingerprint_data
 from uncertune.training.devices import all_ranks, sum_over_ranks
@@ -119,8 +118,8 @@ class Cached:
         """Compute the missing entries, all ranks together."""
         main = self.trainer.accelerator.is_main_process
         total = sum(one.tokens for one in self.missing)
-        quiet = self.trainer.args.disable_tqdm or not (main and console.ENABLED)
-        with tqdm(total=total, unit=" tokens", desc=f"{self.kind} cache", disable=quiet or None) as bar:
+        quiet = self.trainer.args.disable_tqdm or not main
+        with progress(total, f"{self.kind} cache", "tokens", disable=quiet) as bar:
             cache.fill(
                 self.shards,
                 self.documents,
