@@ -59,8 +59,13 @@ def test_what_came_back_becomes_tables(results, tmp_path):
     assert "TRL sft" in page
     sweep = json.loads((tmp_path / "results" / "gpu-gsm8k" / "sweep.json").read_text())
     assert {run["seed"] for run in sweep["runs"]} == {0, 1}
+    assert "`results/gpu-gsm8k`" in page
     with zipfile.ZipFile(results / "results.zip") as archive:
         assert sum(one.file_size for one in archive.infolist()) < 16 * files.MIB
+
+
+def test_the_page_is_that_of_the_results():
+    assert tables.page(ROOT / "results" / "gpu") == (ROOT / "docs" / "results" / "gpu.md").read_text()
 
 
 def test_commands_at_full_size_name_files_that_are_there(tmp_path):

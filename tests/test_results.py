@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from uncertune.statistics.intervals import Estimate
+from uncertune.sweep.curves import at_best, equal_gain
 from uncertune.sweep.measures import difference, mean, read_sweep
 from uncertune.sweep.page import write_sweep
 
@@ -77,6 +78,24 @@ def gains(folder):
         arm: [share(mean(found)) for found in (sweep.gains(arm, sweep.inside), sweep.mean_gains(arm))]
         for arm in sweep.others
     }
+
+
+def over_epochs(folder):
+    """A row an arm: gains over MLE in and out of distribution at the end, in distribution at the best epoch, and out of
+    distribution where both have first gained equally much in it."""
+    sweep = read_sweep(folder)
+    best = at_best(sweep)
+    for arm in sweep.others:
+        equal = {seed: apart for seed, (_, apart) in equal_gain(sweep, arm).items()}
+        found = [sweep.gains(arm, sweep.inside), sweep.mean_gains(arm), best.gains(arm, sweep.inside), equal]
+        yield f"| `{arm}` | " + " | ".join(share(mean(one)) if len(one) > 1 else "–" for one in found) + " |"
+
+
+@pytest.mark.parametrize("name", ["gpu-epochs-gsm8k", "gpu-epochs-alpaca"])
+def test_the_page_quotes_the_epochs(name):
+    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    for row in over_epochs(RESULTS / name):
+        assert row in text
 
 
 @pytest.mark.parametrize("q", ["0.1", "0.25", "0.5", "0.75"])

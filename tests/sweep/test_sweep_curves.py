@@ -1,11 +1,12 @@
 """Runs measured at several points: the best one, equal gain in distribution, and the plane of trajectories."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from helpers.sweep_folders import sweep_folder
-from uncertune.sweep.curves import at_best, curve_tables, equal_gain, trails
+from uncertune.sweep.curves import at_best, closer, curve_tables, equal_gain, trails
 from uncertune.sweep.measures import Sweep, read_sweep
 from uncertune.sweep.page import write_sweep
 
@@ -84,6 +85,20 @@ def test_trails_start_at_the_base_and_have_a_dot_an_epoch(sweep):
     assert first.x.value == pytest.approx((0.4 + 0.3) / 2 / 2.0)
     assert first.y.value == pytest.approx(-(0.2 + 0.4) / 2 / 4.0)
     assert first.x.low < first.x.value < first.x.high
+
+
+def test_arms_that_leave_the_picture_are_left_out_of_a_second_one(sweep):
+    plane = trails(sweep)
+    assert closer(plane) is None
+    far = replace(plane.trails[0], name="far", points=tuple(times(point, 5.0) for point in plane.trails[0].points))
+    near = closer(replace(plane, trails=(*plane.trails, far)))
+    assert [trail.name for trail in near.trails] == ["mle", "distill"]
+    assert near.caption == "Without far."
+    assert closer(replace(plane, trails=(replace(far, name="mle"), *plane.trails[1:]))) is None  # MLE always stays
+
+
+def times(point, factor):
+    return replace(point, x=replace(point.x, value=factor * point.x.value))
 
 
 def test_the_page_has_the_plane_the_two_tables_and_the_share_of_measuring(sweep, tmp_path):

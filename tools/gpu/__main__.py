@@ -125,7 +125,9 @@ def _start(
     words: list[str], place: Place, log_name: str, stage: Stage, outcome: Outcome
 ) -> subprocess.Popen[bytes] | Fork:
     """Start a command; in ``--small`` all but pytest fork, since importing would take most of the time."""
-    outcome.commands.append(" ".join(["python", *words[1:]]))
+    typed = " ".join(["python", *words[1:]])
+    typed = typed.replace(f"{place.out.parent}/", "gpu-results/").replace(f"{place.work}/", "work/")
+    outcome.commands.append(typed.replace(f"{ROOT}/", ""))
     print(f"{outcome.stage}: {outcome.commands[-1]}", file=sys.stderr, flush=True)
     log, environment = place.out / log_name, _environment(place.work)
     environment |= stage.environment if place.device == "cuda" else {}

@@ -1,13 +1,15 @@
 """What came back from a GPU as tables: ``python -m tools.gpu.tables gpu-results/results.zip``.
 
-Writes ``docs/results/gpu.md``, and sweeps, their seeds joined, to ``results/gpu-NAME``. Where no GPU was used, the page
-says so.
+Several files, of commands that ran some of the stages each, become one page. Writes the tables of every stage to
+``results/gpu``, the sweeps, their seeds joined, to ``results/gpu-NAME``, and the page ``docs/results/gpu.md`` from
+both. Where no GPU was used, the page says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -19,13 +21,15 @@ from tools.gpu import answers
 from uncertune.sweep import table
 from uncertune.sweep.page import write_sweep
 
+SUMMARY = "summary.json"
+
 
 def page(folder: Path) -> str:
-    """The page (Markdown) of the results of a run of ``python -m tools.gpu``."""
-    summary = json.loads((folder / "summary.json").read_text())
+    """The page (Markdown) of ``results/gpu``, with the names of the sweeps beside it."""
+    summary = json.loads((folder / SUMMARY).read_text())
     machine = ", ".join(f"{name} {value}" for name, value in summary["machine"].items())
     lines = ["# On a GPU", "", f"Made by `python -m tools.gpu{' --small' if summary['small'] else ''}` and", ""]
-    lines += ["    python -m tools.gpu.tables results.zip", "", f"{machine}.", ""]
+    lines += ["    python -m tools.gpu.tables gpu-results/results.zip", "", f"{machine}.", ""]
     if summary["small"]:
         lines += ["**No GPU was used: tiny sizes on a CPU, to try the commands. The numbers mean nothing.**", ""]
     lines += ["| Stage | Outcome | Seconds | |", "|:--|:--|--:|:--|"]
@@ -38,18 +42,20 @@ def page(folder: Path) -> str:
 
 
 def _stage(folder: Path, stage: dict) -> list[str]:
-    lines = ["", f"## {stage['about'][:1].upper()}{stage['about'][1:]}", ""]
-    lines += [f"    {command}" for command in stage["commands"]]
-    for path in sorted(folder.rglob("*.csv")):
-        if path.name != table.CSV:
-            lines += ["", _plain(path) if path.name == answers.CSV else tables.markdown(path)]
+    lines = ["", f"## {stage['about'][:1].upper()}{stage['about'][1:]}"]
+    found = [path for path in sorted(folder.rglob("*.csv")) if path.name != table.CSV]
+    if all(path.name == answers.CSV for path in found):  # the table of a benchmark has its command
+        lines += ["", *(f"    {command}" for command in stage["commands"])]
+    for path in found:
+        lines += ["", _plain(path) if path.name == answers.CSV else tables.markdown(path)]
     if (launch := folder / "launch.json").is_file():
         lines += ["", "| Run | Losses of the steps | Largest difference |", "|:--|:--|--:|"]
         for name, one in json.loads(launch.read_text()).items():
             losses = ", ".join(f"{loss:.4f}" for loss in one["losses"]) or "failed"
             lines.append(f"| {name} | {losses} | {one['difference']:.1e} |")
-    for name in sweeps(folder):
-        lines += ["", f"### {name}", "", f"`results/gpu-{name}`"]
+    if stage["stage"] == "evidence":
+        found = sorted(path.parent.name for path in folder.parent.parent.glob("gpu-*/sweep.json"))
+        lines += ["", "Measured at each epoch: " + ", ".join(f"`results/{name}`" for name in found) + "."]
     return lines
 
 
@@ -62,22 +68,33 @@ def _plain(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     parser.add_argument("--data_dir", help="folder of the prompts' data; without it from $UNCERTUNE_DATA, or the hub")
     parser.add_argument("--keep", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        with zipfile.ZipFile(args.results) as archive:
-            archive.extractall(folder)
+        unpack(args.results, folder)
         for place in (one for one in folder.glob("answers/*") if one.is_dir()):
             answers.write(place, args.data_dir)
-        args.docs.mkdir(parents=True, exist_ok=True)
-        (args.docs / "gpu.md").write_text(page(folder), encoding="utf-8")
-        print(args.docs / "gpu.md")
         for name, content in sweeps(folder).items():
             print(keep(content, args.keep / f"gpu-{name}"))
+        keep_tables(folder, args.keep / "gpu")
+    args.docs.mkdir(parents=True, exist_ok=True)
+    (args.docs / "gpu.md").write_text(page(args.keep / "gpu"), encoding="utf-8")
+    print(args.docs / "gpu.md")
+
+
+def unpack(results: Sequence[Path], folder: Path) -> None:
+    """Lay several results into one folder, the stages of their summaries one after the other."""
+    stages: list[dict[str, Any]] = []
+    for path in results:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        summary = json.loads((folder / SUMMARY).read_text())
+        stages += summary["stages"]
+    (folder / SUMMARY).write_text(json.dumps(summary | {"stages": stages}))
 
 
 def sweeps(folder: Path) -> dict[str, dict[str, Any]]:
@@ -92,11 +109,24 @@ def sweeps(folder: Path) -> dict[str, dict[str, Any]]:
     return out
 
 
+def keep_tables(folder: Path, out: Path) -> None:
+    """Copy the summary and the tables of all stages, but those of sweeps."""
+    shutil.rmtree(out, ignore_errors=True)
+    for path in [folder / SUMMARY, *folder.glob("*/launch.json"), *folder.rglob("*.csv")]:
+        if path.name != table.CSV:
+            target = out / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
 def keep(content: dict[str, Any], folder: Path) -> Path:
-    """Write a sweep's table, and its page and figures; return the page."""
+    """Write a sweep's runs, tables and figures, as ``results`` has them of every sweep; return the tables' page."""
     folder.mkdir(parents=True, exist_ok=True)
     table.write_files(content, folder)
-    return write_sweep(folder)
+    write_sweep(folder).unlink()
+    for path in folder.glob("*.svg"):
+        path.unlink()
+    return folder / "sweep.md"
 
 
 if __name__ == "__main__":

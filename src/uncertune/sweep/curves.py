@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from uncertune.report.page import Column, Point, Table, Trail, Trails, Value
@@ -66,6 +68,25 @@ def trails(sweep: Sweep) -> Trails | None:
     )
     x_label, y_label = "gain over the base in distribution", "gain over the base out of distribution"
     return Trails("From the base to the end", caption, x_label, y_label, tuple(out))
+
+
+def closer(plane: Trails) -> Trails | None:
+    """The plane without the arms that go more than twice as far as the median arm, on either axis, so that the others
+    can be told apart; MLE always stays. None if no arm goes that far."""
+    reach = {
+        trail.name: [max(abs(getattr(point, axis).value) for point in trail.points) for axis in ("x", "y")]
+        for trail in plane.trails
+    }
+    limits = [2 * statistics.median(axis) for axis in zip(*reach.values(), strict=True)]
+    far = [
+        name
+        for name, reached in reach.items()
+        if name != MLE and any(one > limit for one, limit in zip(reached, limits, strict=True))
+    ]
+    if not far:
+        return None
+    kept = tuple(trail for trail in plane.trails if trail.name not in far)
+    return replace(plane, title="The same, closer", caption=f"Without {', '.join(far)}.", trails=kept)
 
 
 def _moment(point: Record) -> str:

@@ -9,7 +9,7 @@ from uncertune.report.drawing import Drawn
 from uncertune.report.page import Bar, Bars, Curves, Point, Points, Series
 from uncertune.statistics.intervals import Estimate
 from uncertune.statistics.pareto import pareto_front
-from uncertune.sweep.curves import trails
+from uncertune.sweep.curves import closer, trails
 from uncertune.sweep.measures import HOW, MLE, Record, Sweep, families, mean
 
 _GAIN = "gain over MLE"
@@ -22,7 +22,8 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, list[Drawn]]]:
         return
     inside, outside = sweep.inside, sweep.outside
     if (plane := trails(sweep)) is not None:
-        yield "trajectories", [plane]
+        near = closer(plane)
+        yield "trajectories", [plane] if near is None else [plane, near]
     if inside in sweep.relative:
         selecting = [arm for arm in sweep.arms if arm["objective"] == "masked_mle" and arm.get("metric") is not None]
         by_metric = dict.fromkeys(str(arm["metric"]) for arm in selecting)
