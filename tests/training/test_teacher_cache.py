@@ -17,7 +17,7 @@ from uncertune import UncertuneTrainer
 from uncertune.errors import UserError
 from uncertune.runs import notes, read_metrics
 from uncertune.teachers import cache
-from uncertune.training.teacher_cache import Caches
+from uncertune.training.teacher_cache import Cached, Caches
 
 BFLOAT16 = 2**-8
 """Relative rounding of bfloat16; the loss, an expectation of log-probabilities, moves by less than twice as much."""
@@ -194,6 +194,18 @@ def test_filling_in_a_file_says_how_far_it_is(tmp_path, teacher, monkeypatch, ca
     monkeypatch.setattr(notes, "NOTE_SECONDS", 0.0)
     run(tmp_path / "run", data=rows(40), teacher=teacher, teacher_cache="hidden", disable_tqdm=False, **S5)
     assert re.search(r"^hidden cache: [\d,]+ of [\d,]+ tokens, \d+:\d\d left$", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(("train", "evaluate"), [(4, 1), (2, 4)])
+def test_filling_takes_the_larger_batch_of_the_two(train, evaluate, tmp_path, teacher, monkeypatch):
+    sizes = []
+    right = Cached._compute
+    monkeypatch.setattr(
+        Cached, "_compute", lambda self, model, some: sizes.append(len(some)) or right(self, model, some)
+    )
+    fields = {"per_device_train_batch_size": train, "per_device_eval_batch_size": evaluate}
+    run(tmp_path / "run", data=rows(16), teacher=teacher, teacher_cache="hidden", **{**S5, **fields, "max_steps": 1})
+    assert sizes == [4, 4, 4, 4]
 
 
 # ---- as documents come

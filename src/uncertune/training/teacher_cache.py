@@ -125,7 +125,7 @@ class Cached:
                 self.documents,
                 lambda documents: self._compute(model, documents),
                 per_token=self.per_token,
-                batch_size=self.trainer.args.per_device_eval_batch_size,
+                batch_size=self.batch_size,
                 gather=all_ranks,
                 progress=lambda count: bar.update(count * self.trainer.accelerator.num_processes),
             )
@@ -133,6 +133,12 @@ class Cached:
             self._compute(model, self.documents[:1])  # the first rank stores the head, unless another run does
             self.trainer.accelerator.wait_for_everyone()
             self.shards.refresh()
+
+    @property
+    def batch_size(self) -> int:
+        """Documents of a forward that fills. A training batch fits too: without gradients it takes less memory."""
+        args = self.trainer.args
+        return int(max(args.per_device_train_batch_size, args.per_device_eval_batch_size))
 
     @property
     def per_token(self) -> int:
