@@ -87,7 +87,7 @@ def test_no_logits_of_all_tokens_are_held(size, name):
     before = torch.cuda.memory_allocated()
     linear_weighted_nll(hidden, head, targets).sum().backward()
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak < projection.LOGITS_BYTES["cuda"] + 8 * hidden.numel() * 4
+    assert peak < projection.logits_bytes(hidden.device) + 8 * hidden.numel() * 4
 
 
 @pytest.mark.gpu

@@ -31,7 +31,7 @@ DEFAULT: dict[str, Any] = {}
 def choices(device: str) -> list[dict[str, Any]]:
     """The defaults, then one thing changed at a time."""
     out = [DEFAULT]
-    out += [{"logits_mib": size} for size in (512, 1024, 4096)]
+    out += [{"logits_mib": size} for size in (512, 1024, 2048, 8192)]
     out += [{"functions": "plain"}]
     if device == "cuda":
         out += [{"functions": "compiled"}]
@@ -49,6 +49,7 @@ def chosen(choice: dict[str, Any]) -> Iterator[None]:
 
         if "logits_mib" in choice:
             put(projection, "LOGITS_BYTES", dict.fromkeys(projection.LOGITS_BYTES, choice["logits_mib"] * MIB))
+            put(projection, "LOGITS_SHARE", 1)
         if "functions" in choice:
             put(chunk, "kernels", lambda raw: FUNCTIONS[choice["functions"]]())
         if "lanes" in choice:

@@ -1,4 +1,4 @@
-"""Sweeps over the tokens on CPU and GPU: closed-form gradients, and at most ``LOGITS_BYTES`` of logits at a time.
+"""Sweeps over the tokens on CPU and GPU: closed-form gradients, and at most ``logits_bytes`` of logits at a time.
 
 Shape legend: ``T`` response tokens, ``t`` the tokens of one chunk, ``V`` vocabulary, ``D`` hidden size, ``K`` entries
 kept of ``V``.

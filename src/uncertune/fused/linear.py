@@ -5,7 +5,7 @@ In every function: ``hidden`` (T, D); ``head`` a ``Head``, or its weight (V, D) 
 as keywords; and logits ``z = Head(head, bias, softcap, scale).logits(hidden)``.
 
 Precision: products in autocast's dtype under autocast, else in that of ``hidden``, summed in float32; softmax, loss and
-entropy in float32, or float64 for float64. At most ``uncertune.fused.projection.LOGITS_BYTES`` of logits exist at a
+entropy in float32, or float64 for float64. At most ``uncertune.fused.projection.logits_bytes`` of logits exist at a
 time; ``Projection.rounding`` says how half-precision products are stored.
 """
 
@@ -105,7 +105,7 @@ def score_tokens(
 ) -> Scored:
     """``linear_token_stats`` as ``.stats``, with results that a weighted sweep over the same tokens can reuse.
 
-    ``keep`` stores the products of as many tokens as ``LOGITS_BYTES`` allows, which saves a second projection; this is
+    ``keep`` stores the products of as many tokens as ``logits_bytes`` allows, which saves a second projection; this is
     worth the memory if most tokens will have weight. Raises ValueError if shapes do not fit.
     """
     head = _built(head, bias, softcap, scale)

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from uncertune.errors import UserError
-from uncertune.fused.projection import LOGITS_BYTES, of_device
+from uncertune.fused.projection import logits_bytes
 from uncertune.models.head import head_shape
 from uncertune.objectives import IGNORED
 from uncertune.training import dataset
@@ -179,5 +179,5 @@ def _memory(trainer: _Recording, trained: Sequence[torch.Tensor], longest: int) 
         parameters=sum(one.numel() * one.element_size() for one in model.parameters()),
         training=3 * sum(one.numel() * one.element_size() for one in trained),
         inputs=config.num_hidden_layers * tokens * width * item,
-        logits=min(of_device(LOGITS_BYTES, args.device), 4 * tokens * vocabulary),
+        logits=min(logits_bytes(args.device), 4 * tokens * vocabulary),
     )
