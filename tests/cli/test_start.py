@@ -1,5 +1,7 @@
 """``uncertune init`` and ``uncertune recipes``: files to start from, valid as they are."""
 
+from pathlib import Path
+
 import pytest
 
 from uncertune.cli import main, train
@@ -9,7 +11,9 @@ from uncertune.training.arguments import arguments_of
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_a_file_of_init_configures_a_run(tmp_path, capsys, situation):
+def test_a_file_of_init_configures_a_run(tmp_path, capsys, monkeypatch, situation):
+    monkeypatch.chdir(tmp_path)
+    Path('a "b".jsonl').touch()
     file = tmp_path / "run.yaml"
     words = ["init", "--for", situation, "--model", "some/model", "--data", 'a "b".jsonl', "--file", str(file)]
     assert main(words) == 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from uncertune.cli.evaluate import EvaluateOptions, ModelOptions, max_length, num_fewshot, plain_prompts
 from uncertune.cli.options import Command, dataset_config
+from uncertune.data.files import check_there
 from uncertune.errors import UserError
 from uncertune.evaluation.checks import check_columns, check_limits, check_tasks, check_unique, read_limits
 from uncertune.settings import option, specs_of
@@ -87,6 +88,7 @@ def check(given: CompareOptions) -> None:
         raise UserError("models: a comparison needs two or more: give a model and adapters, or files of answers")
     if given.tasks:
         check_tasks(given.tasks, {})
+    check_there(given.prompts)
     check_columns(given.dataset_columns, given.tasks, given.prompts)
     check_limits(read_limits(given.limits), given.asked)
     check_unique("labels", given.labels)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uncertune.cli.evaluate import ModelOptions
 from uncertune.cli.options import Command, dataset_config
+from uncertune.data.files import check_there
 from uncertune.errors import UserError
 from uncertune.evaluation.checks import check_sampling, check_unique
 from uncertune.settings import option
@@ -40,6 +41,7 @@ def check(given: GenerateOptions) -> None:
     check_sampling(given.temperature, given.top_p)
     check_unique("labels", given.labels)
     question = question_of(given)[1]
+    check_there(None if question else given.prompts)
     if question and given.dataset_columns:
         raise UserError("dataset_columns has no effect on a question: leave it out")
     if not question and not given.output_dir:

@@ -7,6 +7,7 @@ from typing import Any
 
 from uncertune.cli import options
 from uncertune.cli.options import Command
+from uncertune.data.files import check_there
 from uncertune.errors import UserError
 from uncertune.settings import option
 from uncertune.training.fields import FORMATS
@@ -72,6 +73,7 @@ def check(given: ScoreOptions) -> None:
         raise UserError(f"text: there is data to score already ({given.data}); give one of them")
     if given.data is not None and given.output_dir is None:
         raise UserError("output_dir is missing: give it, for example --output_dir scores")
+    check_there(given.data)
     if given.text is not None:
         for name in _OF_DATA:
             if getattr(given, name) != COMMAND.specs[name].default:

@@ -9,6 +9,7 @@ from typing import Any
 
 from uncertune.cli import options
 from uncertune.cli.options import Command
+from uncertune.data.files import check_there
 from uncertune.errors import UserError
 from uncertune.settings import check_trust, convert, converted, option, read_mapping, shown, specs_of
 from uncertune.sweep.options import Options, grids
@@ -71,12 +72,10 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     given = converted(own, sweep, f"sweep of {shown(path, 200)}")
     given |= {name: convert(own[name], value) for name, value in flags.items() if name in own}
     over = {name: value for name, value in flags.items() if name not in own}
-    return {
-        "settings": fields.checked(settings, f" in {shown(path, 200)}"),
-        "arms": arms,
-        "overrides": fields.checked(over),
-        **asdict(COMMAND.build(given)),
-    }
+    common, over = fields.checked(settings, f" in {shown(path, 200)}"), fields.checked(over)
+    built = COMMAND.build(given)
+    check_there({**common, **over}.get("dataset_name"), *(name.partition("@")[0] for name in built.out))
+    return {"settings": common, "arms": arms, "overrides": over, **asdict(built)}
 
 
 def check(given: SweepOptions) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from uncertune.cli import options
 from uncertune.cli.options import help_text
+from uncertune.data.files import check_there
 from uncertune.settings import Spec, check_trust, read_mapping, shown
 from uncertune.training import fields
 
@@ -44,7 +45,9 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     path, flags = options.split(known, arguments, PROGRAM)
     settings = {} if path is None else fields.checked(read_mapping(path), f" in {shown(path, 200)}")
     check_trust(settings)
-    return settings, fields.checked(flags)
+    over = fields.checked(flags)
+    check_there({**settings, **over}.get("dataset_name"))
+    return settings, over
 
 
 def help_page(everything: bool = False, width: int = 0) -> str:

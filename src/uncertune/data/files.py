@@ -24,6 +24,14 @@ def extension(path: Path) -> str | None:
     return next((ending for ending in EXTENSIONS if path.name.lower().endswith(ending)), None)
 
 
+def check_there(*names: str | None) -> None:
+    """Raise UserError for the first name of a data set that is a file's, if there is no such file."""
+    for name in names:
+        path = Path(name or "").expanduser()
+        if name and extension(path) is not None and not path.exists():
+            raise UserError(f"data {name!r}: no such file")
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file, in order, lazily.
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from uncertune.data.files import check_there
 from uncertune.errors import UserError
 
 TOKENS = "tokens:"
@@ -27,6 +28,7 @@ def check_tasks(
     check_unique("tasks", tasks)
     if TOKENS in tasks:
         raise UserError(f"tasks: {TOKENS!r} needs a data set, for example tokens:wikitext2")
+    check_there(*(task.removeprefix(TOKENS).partition("@")[0] for task in tasks if task.startswith(TOKENS)))
     check_limits(limits, [*tasks, *limited])
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot must be 0 or more, got {num_fewshot}")

@@ -51,9 +51,10 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
         ),
         _NOT_NEGATIVE,
     ),
-    **dict.fromkeys(("logging_steps", "save_steps", "adam_epsilon", "test_split_size"), _POSITIVE),
+    **dict.fromkeys(("logging_steps", "save_steps", "adam_epsilon"), _POSITIVE),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor"), _SHARE),
     **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "test_split_size": {"above": 0, "below": 1},
     "max_steps": {"least": -1, "most": 10**9},
     "num_train_epochs": {"least": 0, "most": 10**6},
 }
