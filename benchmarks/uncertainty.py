@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ids = torch.tensor([(AutoTokenizer.from_pretrained(path)(TEXT * 200)["input_ids"])[: args.tokens]])
     ids = ids.to(args.device)
     rows: list[dict] = []
+    if args.profile:
+        print(tables.aligned(profile(contestants(model, ids, args.samples[0], args))))
+        return
     for samples in args.samples:
         rows += run(model, ids, samples, args)
         print(tables.aligned(rows) + "\n")
@@ -38,20 +41,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables.save(rows, args.output_dir, f"uncertainty-{args.tokens}-{args.device}", command, args.device)
 
 
-def run(model: Any, ids: torch.Tensor, samples: int, args: argparse.Namespace) -> list[dict]:
-    """One row a contestant for one number of samples."""
-    contestants: dict[str, Callable[[], object]] = {
+PARTS = {
+    "products of matrices": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention, fused": ("aten::_scaled_dot_product",),
+    "random numbers": ("aten::bernoulli_", "aten::native_dropout"),
+    "exponentials, logarithms, sums": (
+        "aten::_softmax",
+        "aten::exp",
+        "aten::log",
+        "aten::sum",
+        "aten::logsumexp",
+        "aten::max",
+    ),
+}
+"""Operators by what they are for; all others are element-wise: activations, norms, dropping, copies."""
+
+
+def profile(functions: dict[str, Callable[[], object]]) -> list[dict]:
+    """One row a part: processor time of every contestant, in ms, and its share of the first contestant's time."""
+    spent: dict[str, dict[str, float]] = {}
+    for name, function in functions.items():
+        function()  # first touches
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            function()
+        spent[name] = dict.fromkeys([*PARTS, "other"], 0.0)
+        for event in seen.key_averages():
+            part = next((part for part, ops in PARTS.items() if event.key.startswith(ops)), "other")
+            spent[name][part] += event.self_cpu_time_total / 1e3
+    whole = sum(next(iter(spent.values())).values())
+    return [
+        {"part": part}
+        | {f"{name}, ms": round(parts[part]) for name, parts in spent.items()}
+        | {f"{name}, %": round(100 * parts[part] / whole, 1) for name, parts in spent.items()}
+        for part in [*PARTS, "other"]
+    ]
+
+
+def contestants(
+    model: Any, ids: torch.Tensor, samples: int, args: argparse.Namespace
+) -> dict[str, Callable[[], object]]:
+    """The limit, and ours."""
+    return {
         "plain forward passes": lambda: plain(model, ids, samples, args.pass_tokens),
         "uncertune token_uncertainty": lambda: token_uncertainty(
             model, ids, ids, samples=samples, pass_tokens=args.pass_tokens, memory=args.memory_mib * 2**20, verify=False
         ),
     }
+
+
+def run(model: Any, ids: torch.Tensor, samples: int, args: argparse.Namespace) -> list[dict]:
+    """One row a contestant for one number of samples."""
+    functions = contestants(model, ids, samples, args)
     need = samples * ids.shape[1] * model.get_output_embeddings().weight.shape[0] * 24
     if need < 0.5 * measure.available_bytes(args.device):
-        contestants["store S x T x V"] = lambda: naive(model, ids, samples, args.pass_tokens)
+        functions["store S x T x V"] = lambda: naive(model, ids, samples, args.pass_tokens)
     else:
         print(f"skipped: store S x T x V: needs about {need / 2**30:.0f} GiB")
-    seconds = measure.interleaved(contestants, args.repeats, args.device)
+    seconds = measure.interleaved(functions, args.repeats, args.device)
     limit = seconds["plain forward passes"].median
     return [
         {
@@ -63,7 +109,7 @@ def run(model: Any, ids: torch.Tensor, samples: int, args: argparse.Namespace) -
             "iqr_ms": round(taken.spread * 1e3),
             "tokens_per_s": round(samples * ids.shape[1] / taken.median),
             "speed_to_limit": round(limit / taken.median, 3),
-            "peak_MiB": round(measure.peak_mebibytes(contestants[name], args.device)),
+            "peak_MiB": round(measure.peak_mebibytes(functions[name], args.device)),
         }
         for name, taken in seconds.items()
     ]
@@ -95,6 +141,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pass_tokens", type=int, default=4096)
     parser.add_argument("--memory_mib", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="where the time goes, on a CPU; writes nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output_dir", default="results/benchmarks")
     args = parser.parse_args(argv)
