@@ -31,7 +31,7 @@ DEFAULT: dict[str, Any] = {}
 def choices(device: str) -> list[dict[str, Any]]:
     """The defaults, then one thing changed at a time."""
     out = [DEFAULT]
-    out += [{"logits_mib": size} for size in (512, 1024, 2048, 8192)]
+    out += [{"logits_mib": size} for size in (1024, 2048, 8192)]
     out += [{"functions": "plain"}]
     if device == "cuda":
         out += [{"functions": "compiled"}]
