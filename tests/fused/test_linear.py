@@ -15,9 +15,10 @@ from uncertune.fused import (
     linear_weighted_nll,
     linear_weighted_nll_with_stats,
     score_tokens,
+    weighted_sweep,
 )
 from uncertune.fused import projection as projection_module
-from uncertune.objectives import OBJECTIVES, weighted_nll
+from uncertune.objectives import OBJECTIVES, Head, weighted_nll
 from uncertune.selection import select
 
 HEADS = {
@@ -287,6 +288,21 @@ def test_what_scoring_kept_changes_no_result(case, kept, train_head, monkeypatch
         gradients(loss, 1.0, hidden, head, options), gradients(plain, 1.0, hidden, head, options), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "case", ["mle", "distill/factored", "mle/eaft, anchored", "masked_mle", "masked_mle_distill/everything"]
+)
+def test_the_statement_that_every_token_has_weight_changes_no_result(case):
+    """Also where it is wrong; then it costs work."""
+    targets, y = ALL_CASES[case](torch.float64, T), labels()
+    hidden, head, _ = inputs(torch.float64, train_head=True)
+    found = []
+    for everywhere in (False, True):
+        swept = weighted_sweep(hidden, Head(head), targets, labels=y, everywhere=everywhere)
+        found.append([swept.loss, swept.stats.loss, *torch.autograd.grad(swept.loss.sum(), (hidden, head))])
+    for looked, stated in zip(*found, strict=True):
+        torch.testing.assert_close(stated, looked)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from uncertune.fused.chunk import Chunk, Source, Work, factored_loss, gradient, label_and_dense_loss, measure
 from uncertune.fused.projection import Projection, TokenStats
+from uncertune.fused.transfers import to_device
 from uncertune.objectives import Targets
 
 
@@ -39,10 +40,11 @@ class Scored:
         """The number of tokens, from the first, whose products are stored."""
         return sum(raw_tV.shape[0] for raw_tV in self.raw)
 
-    def take(self, rows_t: Tensor, out_tV: Tensor) -> None:
-        """Copy the stored products of some tokens, in ascending order, into ``out``."""
+    def take(self, rows_t: Tensor, places_t: Tensor, out_tV: Tensor) -> None:
+        """Copy the stored products of some tokens, in ascending order, into ``out``; ``places`` are the same tokens on
+        the CPU."""
         sizes = torch.tensor([0, *(raw_tV.shape[0] for raw_tV in self.raw)]).cumsum(0)
-        cuts = torch.searchsorted(rows_t, sizes.to(rows_t.device)).tolist()
+        cuts = torch.searchsorted(places_t, sizes).tolist()
         for raw_tV, first, start, stop in zip(self.raw, sizes.tolist(), cuts, cuts[1:], strict=False):
             if start < stop:
                 torch.index_select(raw_tV, 0, rows_t[start:stop] - first, out=out_tV[start:stop])
@@ -87,7 +89,8 @@ class Job:
 
     Products are relative to the logits of the tokens ``labels`` (T,). ``sources`` has one entry for each of
     ``targets.factored``. ``with_stats`` asks for the statistics of all tokens. ``factor`` is the expected factor of the
-    losses: the gradient of a trained head is computed for it, and gradients are rounded after it.
+    losses: the gradient of a trained head is computed for it, and gradients are rounded after it. ``everywhere`` says
+    that all tokens have weight, in every factored term, so that the weights need not be looked at first.
     """
 
     targets: Targets
@@ -97,6 +100,7 @@ class Job:
     scored: Scored | None = None
     with_stats: bool = False
     factor: float = 1.0
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,10 @@ class Gradients:
 
 
 class _Group(NamedTuple):
-    """Tokens with the same factored terms, ``taught``."""
+    """Tokens with the same factored terms, ``taught``: their ``rows``, and the same ``places`` on the CPU."""
 
     rows: Tensor
+    places: Tensor
     weighted: bool
     taught: tuple[int, ...]
     kept: bool
@@ -146,17 +151,28 @@ class _Group(NamedTuple):
 def _groups(job: Job, size: int) -> Iterator[_Group]:
     """All tokens of a sweep, in groups of at most ``size``."""
     terms = job.targets.factored
-    code_T = job.targets.row_mask().long()
-    for number, term in enumerate(terms):
-        code_T += (2 << number) * (term.weight != 0)
+    code_T = _codes(job)
     kept = 2 << len(terms)
     if job.scored is not None:
         code_T[: job.scored.kept] += kept
     for code in code_T.unique().tolist():
         if code & 1 or job.with_stats:
             taught = tuple(number for number in range(len(terms)) if code & (2 << number))
-            for rows_t in (code_T == code).nonzero()[:, 0].split(size):
-                yield _Group(rows_t, bool(code & 1), taught, bool(code & kept))
+            places = (code_T == code).nonzero()[:, 0]
+            rows = to_device(places, job.targets.ids.device)
+            for rows_t, places_t in zip(rows.split(size), places.split(size), strict=True):
+                yield _Group(rows_t, places_t, bool(code & 1), taught, bool(code & kept))
+
+
+def _codes(job: Job) -> Tensor:
+    """Of each token, (T,) on the CPU: 1 if it has weight, plus 2, 4, … for each factored term with weight."""
+    terms = job.targets.factored
+    if job.everywhere:
+        return torch.full((job.targets.size,), (2 << len(terms)) - 1)
+    code_T = job.targets.row_mask().long()
+    for number, term in enumerate(terms):
+        code_T += (2 << number) * (term.weight != 0)
+    return code_T.cpu()
 
 
 def sweep(hidden_TD: Tensor, job: Job, upstream: Tensor | float, gradients: Gradients) -> Swept:
@@ -205,7 +221,7 @@ def _project(hidden_TD: Tensor, job: Job, group: _Group, work: Work, stats: Toke
         offset_t = None if scored.offset is None else scored.offset[rows_t]
         log_norm_t, entropy_t = scored.log_norm[rows_t], scored.stats.entropy[rows_t]
         if group.kept:
-            scored.take(rows_t, raw_tV)
+            scored.take(rows_t, group.places, raw_tV)
         else:
             student.products(hidden_tD, offset_t, raw_tV)
     chunk = Chunk(targets, hidden_tD, raw_tV, offset_t, student.finish, log_norm_t, entropy_t)

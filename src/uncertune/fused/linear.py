@@ -78,19 +78,23 @@ def weighted_sweep(
     scored: Scored | None = None,
     rounded: bool = False,
     factor: float = 1.0,
+    everywhere: bool = False,
 ) -> Swept:
     """``linear_weighted_nll`` with further results: the divergence of every factored term and, with ``labels`` (T,),
     the statistics of all tokens.
 
     With ``rounded``, half-precision logits are rounded to that precision before the float32 softmax, as in other
     trainers; this makes plain MLE equal to theirs digit for digit, and is worse for distillation.
+
+    ``everywhere`` states that every token has weight, also in every factored term. The sweep then does not wait for the
+    device to find those without. If the statement is wrong, losses and gradients are the same, at the price of work.
     """
     if labels is not None:
         _check_labels(hidden, labels)
     references = scored.labels if scored is not None else _references(targets) if labels is None else labels
     rounding: Rounding = "plain" if rounded else "offset"
     job = _job(hidden, head, targets, references, scored=scored, rounding=rounding)
-    return _apply(hidden, head, replace(job, with_stats=labels is not None, factor=factor))
+    return _apply(hidden, head, replace(job, with_stats=labels is not None, factor=factor, everywhere=everywhere))
 
 
 def score_tokens(

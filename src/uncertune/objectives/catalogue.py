@@ -7,6 +7,7 @@ Shape legend: ``T`` response tokens, ``V`` vocabulary, ``K`` entries kept of ``V
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -192,14 +193,16 @@ def anchored(targets: Targets, labels: Tensor, anchor: TeacherLike, weight: floa
     The gradient is that of ``weight · KL(p_anchor ‖ p)``, in the forward direction and over the whole vocabulary; the
     loss differs from it by the entropy of the anchor. Weight 0 returns ``targets`` itself.
 
-    Raises ValueError for a negative weight.
+    Raises ValueError for a negative or non-finite weight.
     """
     if weight < 0:
         raise ValueError(f"anchor_weight must be at least 0, got {weight}")
+    if not math.isfinite(weight):
+        raise ValueError(f"anchor_weight must be finite, got {weight}")
     if weight == 0:
         return targets
     asked = _taught(labels, labels != IGNORED, anchor)
-    return targets.plus(asked.scaled(torch.full_like(labels, weight, dtype=torch.float64)))
+    return targets.plus(asked.times(torch.full_like(labels, weight, dtype=torch.float64)))
 
 
 def _mask(mask: Tensor, labels: Tensor, name: str) -> Tensor:

@@ -219,14 +219,18 @@ class Targets:
         token_weight = token_weight.detach()
         if not bool(((token_weight >= 0) & token_weight.isfinite()).all()):
             raise ValueError("token_weight must be finite and at least 0")
+        return self.times(token_weight)
+
+    def times(self, factor_T: Tensor) -> Targets:
+        """Every weight of token t multiplied by ``factor_T[t]``, which is not checked."""
         return replace(
             self,
-            weights=self.weights * token_weight.to(self.weights.dtype)[:, None],
-            teacher_weight=_times(self.teacher_weight, token_weight),
-            further=tuple(term.scaled(token_weight) for term in self.further),
-            tail_weight=_times(self.tail_weight, token_weight),
-            uniform_weight=_times(self.uniform_weight, token_weight),
-            dense=_times(self.dense, token_weight),
+            weights=self.weights * factor_T.to(self.weights.dtype)[:, None],
+            teacher_weight=_times(self.teacher_weight, factor_T),
+            further=tuple(term.scaled(factor_T) for term in self.further),
+            tail_weight=_times(self.tail_weight, factor_T),
+            uniform_weight=_times(self.uniform_weight, factor_T),
+            dense=_times(self.dense, factor_T),
         )
 
     def weighted(self, view: TokenView) -> Targets:
