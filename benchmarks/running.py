@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,12 +49,11 @@ class Watched(UncertuneTrainer):
     def get_batch_samples(self, *args: Any) -> Any:
         batches, count = super().get_batch_samples(*args)
         record, tokens = self._step, [self._tokens(self._prepare_inputs(batch)) for batch in batches]
-        sums = dict(record.sums)
-        scores = torch.cat([self.selector.score(one, record).cpu() for one in tokens])
-        record.sums = sums  # what is scored here is no part of the run's records
+        aside = replace(record, parts={})  # what is scored here is no part of the run's records
+        scores = torch.cat([self.selector.score(one, aside)[0].cpu() for one in tokens])
         offset, document = 0, []
         for one in tokens:
-            document.append(one.documents.index.cpu() + offset)
+            document.append(one.documents.index + offset)
             offset += one.documents.count
         self._exact = scores, torch.cat(document)
         return batches, count

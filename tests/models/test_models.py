@@ -52,6 +52,9 @@ def assert_own_logits(model):
     ours = model(**inputs, labels=inputs["input_ids"], head_fn=return_logits, response_mask=mask)
     assert ours.shape == (int(mask.sum()), own.shape[-1])
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
+    index = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero()[:, 0]
+    again = model(**inputs, head_fn=return_logits, response_mask=mask, response_index=index)
+    assert torch.equal(again, ours)
 
 
 # ----------------------------------------------------------------------------------------------------------- the head

@@ -164,10 +164,11 @@ def attach_head(model: nn.Module) -> None:
         aux_loss   the load-balancing loss of a mixture of experts whose configuration asks for router logits, not yet
                    multiplied by ``router_aux_loss_coef``; None otherwise
 
-    ``fn`` runs inside the forward of the wrapped model, so that the hooks of DDP, FSDP and DeepSpeed see one ordinary
-    call. With ``kept``, the hidden states and auxiliary loss of an earlier call, the backbone does not run and ``fn``
-    gets these. ``labels`` and other arguments of the head are dropped. Without ``head_fn`` the original forward runs,
-    with its signature. Attaching twice has no effect.
+    ``response_index`` (T,) int64, if known, are the places of ``mask`` in the flattened (B, L): computing them from the
+    mask waits for the device. ``fn`` runs inside the forward of the wrapped model, so that the hooks of DDP, FSDP and
+    DeepSpeed see one ordinary call. With ``kept``, the hidden states and auxiliary loss of an earlier call, the
+    backbone does not run and ``fn`` gets these. ``labels`` and other arguments of the head are dropped. Without
+    ``head_fn`` the original forward runs, with its signature. Attaching twice has no effect.
     """
     lm = causal_lm(model)
     if "_uncertune_forward" in vars(lm) and "forward" in vars(lm):
@@ -181,6 +182,7 @@ def attach_head(model: nn.Module) -> None:
         *args: Any,
         head_fn: Callable | None = None,
         response_mask: torch.Tensor | None = None,
+        response_index: torch.Tensor | None = None,
         kept: tuple[torch.Tensor, torch.Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -190,7 +192,7 @@ def attach_head(model: nn.Module) -> None:
             return _apply_head(self, head_fn, *kept)
         if response_mask is None:
             raise ValueError("head_fn needs response_mask, (B, L-1) bool")
-        return _forward_backbone(self, head_fn, response_mask, args, kwargs)
+        return _forward_backbone(self, head_fn, response_mask, response_index, args, kwargs)
 
     lm.forward = types.MethodType(forward, lm)
 
@@ -212,7 +214,14 @@ def attached_head(model: nn.Module) -> Iterator[None]:
 _HEAD_ARGUMENTS = ("labels", "shift_labels", "num_items_in_batch", "logits_to_keep", "fused_lm_head")
 
 
-def _forward_backbone(lm: Any, head_fn: Callable, response_mask: torch.Tensor, args: tuple, kwargs: dict) -> Any:
+def _forward_backbone(
+    lm: Any,
+    head_fn: Callable,
+    response_mask: torch.Tensor,
+    index: torch.Tensor | None,
+    args: tuple,
+    kwargs: dict,
+) -> Any:
     kwargs = {name: value for name, value in kwargs.items() if name not in _HEAD_ARGUMENTS}
     kwargs["use_cache"] = False
     if getattr(lm.config.get_text_config(), "output_router_logits", False):
@@ -223,9 +232,10 @@ def _forward_backbone(lm: Any, head_fn: Callable, response_mask: torch.Tensor, a
     batch, length, width = hidden_BLD.shape
     if response_mask.shape != (batch, length - 1):
         raise ValueError(f"response_mask must be {(batch, length - 1)}, got {tuple(response_mask.shape)}")
-    predicts = nn.functional.pad(response_mask.to(hidden_BLD.device), (0, 1), value=False)
+    if index is None:
+        index = nn.functional.pad(response_mask, (0, 1), value=False).flatten().nonzero().squeeze(1)
     # index_select, whose backward adds rows in place; a boolean index sorts them first
-    hidden_TD = hidden_BLD.reshape(-1, width).index_select(0, predicts.flatten().nonzero().squeeze(1))
+    hidden_TD = hidden_BLD.reshape(-1, width).index_select(0, index.to(hidden_BLD.device))
     return _apply_head(lm, head_fn, hidden_TD, _aux_loss(lm, outputs, args, kwargs))
 
 

@@ -43,10 +43,12 @@ class AdapterTeacher:
 
     name: str
 
-    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+    def rows(
+        self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor, index: Tensor | None = None
+    ) -> FactoredTeacher:
         """p_ref of the response tokens of ``mask`` (B, L − 1); ``student`` may be wrapped (DDP, FSDP)."""
         with active_adapter(student, self.name):
-            return frozen_rows(student, inputs, mask)
+            return frozen_rows(student, inputs, mask, index)
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,35 @@ class ModelTeacher:
 
     model: nn.Module
 
-    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+    def rows(
+        self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor, index: Tensor | None = None
+    ) -> FactoredTeacher:
         """p_ref of the response tokens of ``mask`` (B, L − 1)."""
-        return frozen_rows(self.model, inputs, mask)
+        return frozen_rows(self.model, inputs, mask, index)
 
 
 @dataclass(frozen=True)
 class BaseTeacher:
     """The student's base model: its adapters are disabled for one forward pass."""
 
-    def rows(self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
+    def rows(
+        self, student: nn.Module, inputs: Mapping[str, Any], mask: Tensor, index: Tensor | None = None
+    ) -> FactoredTeacher:
         """The base model's distribution of the response tokens of ``mask`` (B, L − 1)."""
         with active_adapter(student, None):
-            return frozen_rows(student, inputs, mask)
+            return frozen_rows(student, inputs, mask, index)
 
 
 Teacher = AdapterTeacher | ModelTeacher | BaseTeacher
 
 
-def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> FactoredTeacher:
-    """Hidden states of the response tokens and the head, without gradient and with dropout off."""
+def frozen_rows(
+    model: nn.Module, inputs: Mapping[str, Any], mask: Tensor, index: Tensor | None = None
+) -> FactoredTeacher:
+    """Hidden states of the response tokens and the head, without gradient and with dropout off.
+
+    ``mask`` and ``index`` are ``response_mask`` and ``response_index`` of ``attach_head``.
+    """
     taken: list[FactoredTeacher] = []
 
     def take(hidden: Tensor, head: Head, _aux_loss: Tensor | None) -> dict[str, Tensor]:
@@ -82,7 +93,7 @@ def frozen_rows(model: nn.Module, inputs: Mapping[str, Any], mask: Tensor) -> Fa
         return {}
 
     with torch.no_grad(), evaluating(model):
-        model(**inputs, head_fn=take, response_mask=mask)
+        model(**inputs, head_fn=take, response_mask=mask, response_index=index)
     return taken[0]
 
 

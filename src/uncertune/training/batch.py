@@ -6,8 +6,9 @@ label that is not −100; position t of the hidden states predicts the label at 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from uncertune.errors import UserError
+from uncertune.fused.transfers import to_cpu, to_device
 from uncertune.objectives import IGNORED
 
 SELECTED = "uncertune_selected"
@@ -22,6 +24,9 @@ SELECTED = "uncertune_selected"
 
 ROW_LENGTHS = "uncertune_row_lengths"
 """Key of a flattened batch: the lengths (rows,) of its rows."""
+
+LAYOUT = "uncertune_layout"
+"""Key under which a batch's ``Layout`` is stored in it."""
 
 SIDE_COLUMNS = ("token_weight", "advantages", "advantages_ids", "old_log_probs", "oracle", "oracle_ids")
 
@@ -43,8 +48,54 @@ class Documents:
         return int(self.index[-1]) + 1 if self.index.numel() else 0
 
 
-def documents(batch: Mapping[str, Any]) -> Documents:
-    """The documents of a batch (``spans``) that its response tokens belong to."""
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of a batch are response tokens, and which document each is part of; all on the CPU.
+
+    On the device the host would have to wait for each of these, since shapes depend on values.
+    """
+
+    columns: Mapping[str, Tensor]
+    """Input ids, labels, and the attention mask or the positions, (B, L) each."""
+
+    @functools.cached_property
+    def index(self) -> Tensor:
+        """(T,) int64: the positions that predict response tokens, in the flattened (B, L)."""
+        return torch.nn.functional.pad(response_mask(self.columns["labels"]), (0, 1)).flatten().nonzero()[:, 0]
+
+    @property
+    def inputs(self) -> int:
+        """The number of tokens without padding."""
+        mask = self.columns.get("attention_mask")
+        return self.columns["input_ids"].numel() if mask is None else int(mask.sum())
+
+    @functools.cached_property
+    def documents(self) -> Documents:
+        """The documents (``spans``) of the response tokens."""
+        return _documents(self.columns)
+
+    @functools.cached_property
+    def hashes(self) -> list[str]:
+        """``document_hashes`` of the batch."""
+        return document_hashes(self.columns)
+
+
+def layouts(batches: Sequence[Mapping[str, Any]]) -> list[Layout]:
+    """The layout of every batch, by one transfer from the device."""
+    names = [[name for name in _LAID_OUT if name in batch] for batch in batches]
+    columns = iter(to_cpu([batch[name] for batch, found in zip(batches, names, strict=True) for name in found]))
+    return [Layout({name: next(columns) for name in found}) for found in names]
+
+
+def layout_of(batch: Mapping[str, Any]) -> Layout:
+    """The layout stored in a batch, or computed from it."""
+    return batch[LAYOUT] if LAYOUT in batch else layouts([batch])[0]
+
+
+_LAID_OUT = ("input_ids", "labels", "attention_mask", "position_ids")
+
+
+def _documents(batch: Mapping[str, Tensor]) -> Documents:
     labels = batch["labels"]
     mask = response_mask(labels)
     if _is_flat(batch):
@@ -53,7 +104,7 @@ def documents(batch: Mapping[str, Any]) -> Documents:
     else:
         position = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
         if "attention_mask" in batch:  # the padding may be on either side
-            position = position - _padding(batch["attention_mask"]).to(labels.device)[:, None]
+            position = position - _padding(batch["attention_mask"])[:, None]
         start = torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
     label_T, place_T = start[:, 1:][mask], position[:, 1:][mask]
     changes = (label_T[1:] != label_T[:-1]).long() if label_T.numel() else label_T
@@ -142,24 +193,51 @@ def mask_repeats(batch: Mapping[str, Any], rank: int, real: int) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The response tokens of a micro-batch: the model's inputs, their places (B, L − 1), labels (T,), side columns."""
+    """The response tokens of a micro-batch: the model's inputs, their places, labels (T,), side columns.
+
+    ``mask`` (B, L − 1) and ``index`` (T,) are the same places, ``index`` in the flattened (B, L).
+    """
 
     inputs: dict[str, Any]
     mask: Tensor
+    index: Tensor
     labels: Tensor
     side: dict[str, Tensor]
-    documents: Documents
+    layout: Layout
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any], inputs: dict[str, Any]) -> Tokens:
+        """The response tokens of a batch with labels, and perhaps a layout and side columns."""
+        layout, labels = layout_of(batch), batch["labels"]
+        index = to_device(layout.index, labels.device)
+        side = {name: _at(batch[name], index + 1) for name in SIDE_COLUMNS if name in batch}
+        return cls(inputs, response_mask(labels), index, _at(labels, index + 1), side, layout)
+
+    @property
+    def documents(self) -> Documents:
+        """The documents of the response tokens, on the CPU."""
+        return self.layout.documents
 
     @property
     def hashes(self) -> list[str]:
         """``document_hashes`` of the micro-batch."""
-        return document_hashes({**self.inputs, "labels": self.spread()})
+        return self.layout.hashes
+
+    @property
+    def response(self) -> dict[str, Tensor]:
+        """Their places, as arguments of a model with ``attach_head``."""
+        return {"response_mask": self.mask, "response_index": self.index}
 
     def spread(self) -> Tensor:
         """The labels in their places (B, L)."""
-        labels = torch.full_like(self.inputs["input_ids"], IGNORED)
-        labels[:, 1:][self.mask] = self.labels
-        return labels
+        ids = self.inputs["input_ids"]
+        labels = torch.full_like(ids, IGNORED, dtype=self.labels.dtype).flatten()
+        return labels.index_copy(0, self.index + 1, self.labels).view(ids.shape)
+
+
+def _at(column: Tensor, index: Tensor) -> Tensor:
+    """The entries (T, …) of a column (B, L, …)."""
+    return column.flatten(0, 1).index_select(0, index)
 
 
 def document_rows(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncertune.training.batch import IGNORED, SELECTED, SIDE_COLUMNS, document_spans, documents, response_mask
+from uncertune.training.batch import IGNORED, LAYOUT, SELECTED, SIDE_COLUMNS, document_spans, layout_of
 from uncertune.training.devices import all_ranks
 
 Example = dict[str, Any]
@@ -59,12 +59,13 @@ _SKIPPED: dict[str, Any] = {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
 
 def _selected(batch: dict[str, Any], mask: Tensor) -> list[Example]:
     """Each selected document of a batch as a separate example, in plain lists."""
-    index = documents(batch).index.cpu()
-    chosen = set(index[mask.cpu()].tolist())
+    layout = layout_of(batch)
+    chosen = set(layout.documents.index[mask].tolist())
+    columns = {**batch, **layout.columns}
     names = ["input_ids", "labels", *(name for name in SIDE_COLUMNS if name in batch)]
     return [
-        {name: batch[name][row, columns].tolist() for name in names}
-        for number, (row, columns) in enumerate(document_spans(batch))
+        {name: columns[name][row, span].tolist() for name in names}
+        for number, (row, span) in enumerate(document_spans(columns))
         if number in chosen
     ]
 
@@ -81,7 +82,8 @@ def _without_loss(batch: dict[str, Any]) -> Example:
 
 def _collated(collate: Callable[[list[Example]], dict[str, Any]], examples: list[Example]) -> dict[str, Any]:
     batch = collate(examples)
-    batch[SELECTED] = torch.ones(int(response_mask(batch["labels"]).sum()), dtype=torch.bool)
+    batch[LAYOUT] = layout = layout_of(batch)
+    batch[SELECTED] = torch.ones(layout.index.numel(), dtype=torch.bool)
     return batch
 
 

@@ -91,5 +91,5 @@ class ForwardKeeper:
         model = self._trainer.model
         model.train()
         with self._trainer.compute_loss_context_manager():
-            model(**tokens.inputs, head_fn=keep, response_mask=tokens.mask)
+            model(**tokens.inputs, **tokens.response, head_fn=keep)
         return kept[0]

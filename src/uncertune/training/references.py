@@ -80,14 +80,14 @@ class References:
         if cached is not None:
             return cached.rows(model, tokens)
         assert live is not None
-        return live.rows(model, tokens.inputs, tokens.mask)
+        return live.rows(model, tokens.inputs, tokens.mask, tokens.index)
 
     def rho_loss(self, model: nn.Module, tokens: Tokens) -> Tensor:
         """The holdout reference's loss of the response tokens, (T,)."""
         if self.caches.rho is not None:
             return self.caches.rho.columns(model, tokens)["loss"]
         assert self.rho is not None
-        return stats_of(self.rho.rows(model, tokens.inputs, tokens.mask), tokens.labels).loss
+        return stats_of(self.rho.rows(model, tokens.inputs, tokens.mask, tokens.index), tokens.labels).loss
 
     def epistemic(self, model: nn.Module, tokens: Tokens) -> Tensor:
         """The epistemic uncertainty (BALD) of the teacher's members, (T,), in nats."""

@@ -20,7 +20,7 @@ from uncertune.runs.checkpoints import cut_to_checkpoint, record_entry
 from uncertune.runs.files import atomic_file, write_atomically
 from uncertune.runs.notes import note
 from uncertune.runs.records import METRICS, PARTS, PROBE, SELECTION, read_metrics, selection_schema, selection_table
-from uncertune.training.batch import document_hashes, documents
+from uncertune.training.batch import layout_of
 
 
 class RunLog(TrainerCallback):
@@ -96,10 +96,10 @@ class RunLog(TrainerCallback):
     # ---- selection
 
     def add_selection(self, step: int, batch: dict[str, Any], selected: Tensor) -> None:
-        """Record the mask (T,) of one micro-batch, document by document."""
-        index, mask = documents(batch).index.cpu(), selected.cpu()
-        for number, name in enumerate(document_hashes(batch)):
-            bits = mask[index == number].numpy()
+        """Record the mask (T,), on the CPU, of one micro-batch, document by document."""
+        layout = layout_of(batch)
+        for number, name in enumerate(layout.hashes):
+            bits = selected[layout.documents.index == number].numpy()
             self._rows.append((step, name, len(bits), np.packbits(bits).tobytes()))
 
     def flush(self) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.fused import Scored, score_tokens
+from uncertune.fused.transfers import to_device
 from uncertune.objectives import OBJECTIVES, Head
 from uncertune.runs.files import write_atomically
 from uncertune.selection import METRICS, RunningThreshold, scores_of
@@ -54,17 +55,17 @@ class RunningSelection:
         """The mask of one micro-batch, whose scores are kept until ``finish``."""
         scores = scores.detach().cpu()
         known = torch.where(scores.isnan(), 0.0, scores)  # ``finish`` raises for a NaN, on every rank
-        mask = self.threshold.mask(known, documents.index.cpu())
+        mask = self.threshold.mask(known, documents.index)
         self._scores.append(scores)
         self._documents.append(documents)
         self._masks.append(mask)
-        return Chosen([mask.to(documents.index.device)], self.threshold.value or 0.0, int(mask.sum()))
+        return Chosen([mask], self.threshold.value or 0.0, int(mask.sum()))
 
     def finish(self, step: int) -> dict[str, float]:
         """End the step; returns how many of this rank's tokens are in both the running and the exact mask, and how many
         are in at least one of them."""
         exact = choose(self.rule, step, self._scores, self._documents)
-        pairs = [(mask, one.cpu()) for mask, one in zip(self._masks, exact.masks, strict=True)]
+        pairs = list(zip(self._masks, exact.masks, strict=True))
         self._scores, self._documents, self._masks = [], [], []
         self.threshold.update(exact.threshold)
         return {
@@ -113,6 +114,7 @@ class Selector:
         scores: list[Tensor | None] = []
         places: list[Documents] = []
         losses: list[Tensor] = []
+        device = self._trainer.args.device
         keeps = self._metric.needs_stats and not self._drops(record) and self._keeper.fits(batches)
         for batch in batches:
             tokens = self._trainer._tokens(self._trainer._prepare_inputs(batch))
@@ -139,11 +141,11 @@ class Selector:
             ]
         masks = [mask for one in chosen for mask in one.masks]
         self._note(record, chosen, batches, masks)
-        if losses:
-            for loss_T, mask in zip(losses, masks, strict=True):
-                record.add_nll(loss_T, mask)
         for batch, mask in zip(batches, masks, strict=True):
-            batch[SELECTED] = mask
+            batch[SELECTED] = to_device(mask, device)
+        if losses:
+            for loss_T, batch in zip(losses, batches, strict=True):
+                record.add_nll(loss_T, batch[SELECTED])
         return self._without_dropped(batches, masks, record) if self._drops(record) else batches
 
     @property
@@ -219,7 +221,7 @@ class Selector:
             assert scores is not None
             chosen = self.running.choose(scores, tokens.documents)
         self._note(record, [chosen], [batch], chosen.masks)
-        return scored, chosen.masks[0]
+        return scored, to_device(chosen.masks[0], tokens.labels.device)
 
     # ---- scores
 
@@ -230,7 +232,7 @@ class Selector:
         extra_T = self.extra_scores(model, tokens)
         if not self._metric.needs_stats:
             return scores_of(self.rule.metric, None, extra_T), None
-        stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask), tokens.labels)
+        stats = stats_of(frozen_rows(model, tokens.inputs, tokens.mask, tokens.index), tokens.labels)
         record.add_stats(stats)
         return scores_of(self.rule.metric, stats, extra_T), stats.loss
 

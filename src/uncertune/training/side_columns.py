@@ -250,23 +250,25 @@ def side_information(args: UncertuneConfig, tokens: Tokens, stats: TokenStats | 
     return given
 
 
-def measures(args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: TeacherLike | None) -> dict[str, float]:
-    """Sums over the tokens of the metrics of a policy gradient step.
+def measures(
+    args: UncertuneConfig, tokens: Tokens, stats: TokenStats, teacher: TeacherLike | None
+) -> dict[str, Tensor]:
+    """Sums over the tokens, on the device, of the metrics of a policy gradient step.
 
     ``importance_ratio``; ``clipped_fraction``, of tokens whose gradient the clip has removed; ``kl``, from the model to
     the teacher, estimated on the sampled tokens as exp(d) − d − 1 with d = log p_ref(y) − log p(y), as GRPO reports it.
     """
-    out: dict[str, float] = {}
+    out: dict[str, Tensor] = {}
     if "advantages" not in OBJECTIVES[args.objective].uses:
         return out
     if has_ratio(tokens):
         ratio_T = _log_ratio(tokens, stats).exp()
         binds_T = clip_binds(tokens.side["advantages"], ratio_T, args.epsilon, args.epsilon_high)
-        out = {"importance_ratio": float(ratio_T.sum()), "clipped_fraction": float(binds_T.sum())}
+        out = {"importance_ratio": ratio_T.sum(), "clipped_fraction": binds_T.sum()}
     if isinstance(teacher, FactoredTeacher):
         reference = linear_token_stats(teacher.hidden, teacher.head, tokens.labels)
         difference_T = stats.loss.detach() - reference.loss
-        out["kl"] = float((difference_T.exp() - difference_T - 1).sum())
+        out["kl"] = (difference_T.exp() - difference_T - 1).sum()
     return out
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from uncertune.errors import NotFiniteError
 from uncertune.fused import TokenStats
+from uncertune.fused.transfers import to_cpu, values
 from uncertune.selection import METRICS, document_means, exact_count, random_scores, select_by_threshold
 from uncertune.selection.radix import top_masks
 from uncertune.selection.select import ranks_above
@@ -60,7 +61,7 @@ class Chosen:
     """The outcome of a selection over one scope."""
 
     masks: list[Tensor]
-    """One (T,) bool mask for each of this rank's micro-batches."""
+    """One (T,) bool mask for each of this rank's micro-batches, on the CPU."""
     threshold: float
     """The lowest selected score, or the highest with order ``lowest``; NaN if nothing is selected."""
     selected: int
@@ -82,7 +83,8 @@ def choose(
     each micro-batch's first document, computed over all ranks by default.
 
     The mask equals that of ``uncertune.selection.select`` on all scores in data order, bit for bit, on every rank.
-    Scores are not gathered: ranks exchange counts (``uncertune.selection.radix``).
+    Scores are not gathered: they are ranked on the CPU of their rank, and ranks exchange counts
+    (``uncertune.selection.radix``).
 
     Raises NotFiniteError on every rank if a score of any rank is NaN.
     """
@@ -90,15 +92,14 @@ def choose(
         first = first_documents(documents) if first is None else first
         scores = [_drawn(rule, step, one, start) for one, start in zip(documents, first, strict=True)]
     ranked, spread = [], []
-    for score, document in zip(scores, documents, strict=True):
-        assert score is not None
-        parts, index = _ranked_parts(rule.level, score.detach(), document)
+    known = to_cpu([score.detach() for score in scores if score is not None])
+    for score, document in zip(known, documents, strict=True):
+        parts, index = _ranked_parts(rule.level, score, document)
         ranked.append(parts)
         spread.append(index)
     total = _count(rule, step, ranked, everywhere)
     masks, limit = _top(rule, ranked, total, everywhere)
     masks = [mask if index is None else mask[index] for mask, index in zip(masks, spread, strict=True)]
-    masks = [mask.to(document.index.device) for mask, document in zip(masks, documents, strict=True)]
     selected = sum(int(mask.sum()) for mask in masks)
     if everywhere:
         selected = int(sum_over_ranks({"selected": selected})["selected"])
@@ -109,12 +110,12 @@ def _ranked_parts(level: str, scores: Tensor, document: Documents) -> tuple[Tens
     """The ranked scores of a micro-batch: of its tokens, or its documents' means and each token's document."""
     if level == "token":
         return scores, None
-    return document_means(scores.cpu(), document.index.cpu())  # summed in one order on any device
+    return document_means(scores, document.index)
 
 
 def _drawn(rule: Rule, step: int, documents: Documents, first: int) -> Tensor:
     """The scores (T,) of ``random``."""
-    index, position = documents.index.cpu() + first, documents.position.cpu()
+    index, position = documents.index + first, documents.position
     return random_scores(rule.seed, step, index, torch.zeros_like(position) if rule.level == "document" else position)
 
 
@@ -180,7 +181,10 @@ def place(step: int, micro: int, micro_batches: int, rank: int) -> str:
 
 @dataclass
 class StepRecord:
-    """The record of the current optimizer step; sums are over this rank's tokens until ``finish``."""
+    """The record of the current optimizer step; sums are over this rank's tokens until ``finish``.
+
+    Values on the device stay there until ``finish``, which fetches all of them together.
+    """
 
     step: int
     """Number of steps before this one."""
@@ -199,35 +203,33 @@ class StepRecord:
     selected: int = 0
     """Selected tokens of the step, over all ranks."""
     thresholds: list[float] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
-    failure: str | None = None
-    """The micro-batch of this rank with a non-finite loss, and the loss."""
+    parts: dict[str, list[float | Tensor]] = field(default_factory=dict)
+    """The summands of each sum, numbers or scalars on the device."""
+    places: list[Callable[[], str]] = field(default_factory=list)
+    """The finished micro-batches of this rank in words, for errors."""
 
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def add(self, **summands: float | Tensor) -> None:
+        for name, value in summands.items():
+            self.parts.setdefault(name, []).append(value)
 
     def add_stats(self, stats: TokenStats) -> None:
-        self.add(
-            entropy=float(stats.entropy.sum()), correct=float(stats.correct.sum()), scored=float(stats.entropy.numel())
-        )
+        self.add(entropy=stats.entropy.sum(), correct=stats.correct.sum(), scored=stats.entropy.numel())
 
     def add_nll(self, nll_T: Tensor, selected_T: Tensor) -> None:
         """Count the student's −log p(label) of a micro-batch apart, for selected tokens and for the others."""
+        selected_T = selected_T.to(nll_T.device)
         for name, mask_T in (("nll_selected", selected_T), ("nll_unselected", ~selected_T)):
-            part = nll_T[mask_T.to(nll_T.device)].double()
-            self.add(**{name: float(part.sum()), f"{name}_tokens": float(part.numel())})
+            part_T = torch.where(mask_T, nll_T, 0)
+            self.add(**{name: part_T.sum(dtype=torch.float64), f"{name}_tokens": mask_T.sum()})
 
     def add_loss(self, loss_T: Tensor, selected: Tensor | None, names: Callable[[], Sequence[str]], rank: int) -> None:
         """Add the losses of a finished micro-batch; ``names`` returns the names of its documents, for errors."""
-        total = float(loss_T.sum())
-        self.add(loss=total)
+        self.add(loss=loss_T.sum())
         if selected is not None:
             parts = torch.where(selected, loss_T, 0).sum(), torch.where(selected, 0, loss_T).sum()
-            self.add(loss_part_selected=float(parts[0]), loss_part_unselected=float(parts[1]))
-        if not math.isfinite(total) and self.failure is None:
-            where = place(self.step, self.done, self.micro_batches, rank)
-            self.failure = f"{where} (documents {' '.join(names())}): the loss is {total}"
+            self.add(loss_part_selected=parts[0], loss_part_unselected=parts[1])
+        where = place(self.step, self.done, self.micro_batches, rank)
+        self.places.append(lambda: f"{where} (documents {' '.join(names())})")
         self.done += 1
 
     @property
@@ -244,8 +246,10 @@ class StepRecord:
 
         Raises NotFiniteError on every rank if a loss on any of them is not finite.
         """
-        ranks = all_ranks((self.sums, self.thresholds, self.failure))
-        sums = {name: sum(one[name] for one, _, _ in ranks) for name in self.sums}
+        parts = self._fetched()
+        own = {name: sum(summands, 0.0) for name, summands in parts.items()}
+        ranks = all_ranks((own, self.thresholds, self._failure(parts["loss"])))
+        sums = {name: sum(one[name] for one, _, _ in ranks) for name in own}
         if not math.isfinite(sums["loss"]):
             failures = [*(one for _, _, one in ranks), f"step {self.step + 1}: the sum of the losses overflows"]
             raise NotFiniteError(next(one for one in failures if one))
@@ -271,6 +275,23 @@ class StepRecord:
         if "exact_or_running" in sums:
             out["selection_overlap"] = sums["exact_and_running"] / max(sums["exact_or_running"], 1)
         return out
+
+    def _fetched(self) -> dict[str, list[float]]:
+        """``parts`` as numbers."""
+        fetched = iter(values([one for summands in self.parts.values() for one in summands if isinstance(one, Tensor)]))
+        return {
+            name: [next(fetched) if isinstance(one, Tensor) else float(one) for one in summands]
+            for name, summands in self.parts.items()
+        }
+
+    def _failure(self, losses: Sequence[float]) -> str | None:
+        """The first micro-batch of this rank with a non-finite loss, and the loss."""
+        found = (
+            f"{where()}: the loss is {one}"
+            for one, where in zip(losses, self.places, strict=True)
+            if not math.isfinite(one)
+        )
+        return next(found, None)
 
 
 def has_noise(model: nn.Module) -> bool:

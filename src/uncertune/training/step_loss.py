@@ -66,7 +66,7 @@ class StepLoss:
         loss = swept.loss.sum() / record.denominator * trainer.accelerator.num_processes
         if trainer.aux_loss_enabled:
             assert aux_loss is not None
-            record.add(aux_loss=float(aux_loss.detach()), aux_losses=1)
+            record.add(aux_loss=aux_loss.detach(), aux_losses=1)
             loss = loss + trainer.router_aux_loss_coef * aux_loss / record.micro_batches
         self.result = LossResult(loss.detach(), swept.loss.detach(), selected, stats)
         return {"loss": loss}
@@ -91,12 +91,14 @@ class StepLoss:
     def _sweep(self, hidden: Tensor, head: Head, targets: Targets, scored: Scored | None) -> Swept:
         """The losses, with the student's statistics unless they are known already."""
         asked = scored is None and not self.record.has_stats
+        needs = OBJECTIVES[self.trainer.args.objective].needs
         return weighted_sweep(
             hidden,
             head,
             targets,
             labels=self.tokens.labels if asked else None,
             scored=scored,
-            rounded=asked and not OBJECTIVES[self.trainer.args.objective].needs and not targets.factored,  # as TRL does
+            rounded=asked and not needs and not targets.factored,  # as TRL does
             factor=self.trainer.accelerator.num_processes / self.record.denominator * self._loss_scale,
+            everywhere=needs <= {"teacher"} and "token_weight" not in self.tokens.side,
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from uncertune.errors import UserError
+from uncertune.fused.transfers import to_device
 from uncertune.models import head_shape, output_head
 from uncertune.objectives import FactoredTeacher, Head, SparseTeacher
 from uncertune.runs.folder import TEACHER_CACHE
@@ -110,7 +111,7 @@ class Cached:
         else:
             pieces = [self._fresh.get(key) or self.shards.read([key]) for key in keys]
             columns = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return {name: column.to(tokens.labels.device) for name, column in columns.items()}
+        return {name: to_device(column, tokens.labels.device) for name, column in columns.items()}
 
     # ---- filling
 

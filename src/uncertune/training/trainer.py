@@ -25,15 +25,14 @@ from uncertune.runs import checkpoints
 from uncertune.runs.records import METRICS, read_metrics
 from uncertune.training import console, dataset, devices, publishing
 from uncertune.training.batch import (
+    LAYOUT,
     ROW_LENGTHS,
     SELECTED,
     SIDE_COLUMNS,
     SideColumnCollator,
     Tokens,
-    document_hashes,
-    documents,
+    layouts,
     mask_repeats,
-    response_mask,
 )
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.devices import sum_over_ranks
@@ -51,7 +50,7 @@ from uncertune.training.step import StepRecord
 from uncertune.training.step_loss import StepLoss
 from uncertune.training.trl_templates import known_templates
 
-_NOT_THE_MODELS = ("labels", SELECTED, KEPT, ROW_LENGTHS, *SIDE_COLUMNS)
+_NOT_THE_MODELS = ("labels", SELECTED, KEPT, LAYOUT, ROW_LENGTHS, *SIDE_COLUMNS)
 
 
 class UncertuneTrainer(SFTTrainer):
@@ -69,7 +68,7 @@ class UncertuneTrainer(SFTTrainer):
     * ``_prepare_dataset``, ``_set_signature_columns_if_needed``: side columns stay aligned with their labels.
     * ``get_batch_samples``: all micro-batches of a step are known here, so its tokens are counted and selected here.
     * ``compute_loss``: the loss is computed inside the forward of the wrapped model, from its hidden states.
-    * ``training_step``: documents that are not selected are not run.
+    * ``training_step``: documents that are not selected are not run; the last one of a step completes its record.
     * ``evaluation_loop``: means over tokens, instead of means of batches.
     * ``_get_grad_norm``: a non-finite gradient ends the run before it reaches the weights.
     * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, and have
@@ -252,8 +251,12 @@ class UncertuneTrainer(SFTTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of a step, its token count over all ranks and, where needed, its masks."""
         self.references.ready(self.model_wrapped)
+        self.args.logging_nan_inf_filter = False  # waits for the device; a loss that is not finite ends the run anyway
         batches, _ = super().get_batch_samples(self._without_repeats(epoch_iterator), num_batches, device)
-        tokens = sum(int(response_mask(batch["labels"]).sum()) for batch in batches)
+        found = layouts(batches)
+        for batch, layout in zip(batches, found, strict=True):
+            batch[LAYOUT] = layout
+        tokens = sum(layout.index.numel() for layout in found)
         tokens = int(sum_over_ranks({"tokens": tokens})["tokens"])
         if self.state.global_step == 0:
             self.selector.running.threshold.value = None
@@ -266,9 +269,9 @@ class UncertuneTrainer(SFTTrainer):
             by_selected=self.args.normalize_by == "selected",
             from_below=self.args.selection_order == "lowest",
         )
-        record.add(inputs=sum(_input_tokens(batch) for batch in batches))
+        record.add(inputs=sum(layout.inputs for layout in found))
         batches = self.selector.select_for_step(batches, record)
-        return batches, torch.tensor(max(tokens, 1), device=device)
+        return batches, torch.full((), max(tokens, 1), device=device)
 
     def _without_repeats(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Training batches without the response tokens of repeated rows."""
@@ -315,7 +318,7 @@ class UncertuneTrainer(SFTTrainer):
         extra_T = None if SELECTED in batch else self.selector.extra_scores(model, tokens)
         step_loss = StepLoss(self, record, batch, tokens, rows, extra_T)
         kept = {"kept": batch[KEPT].take()} if KEPT in batch else {}
-        loss = model(**tokens.inputs, **kept, head_fn=step_loss.of_hidden, response_mask=tokens.mask)["loss"]
+        loss = model(**tokens.inputs, **kept, **tokens.response, head_fn=step_loss.of_hidden)["loss"]
         result = step_loss.result
         assert result is not None
         if result.stats is not None:
@@ -323,11 +326,7 @@ class UncertuneTrainer(SFTTrainer):
             if result.selected_T is not None:
                 record.add_nll(result.stats.loss, result.selected_T)
         rank = self.accelerator.process_index
-        record.add_loss(result.loss_T, result.selected_T, lambda: document_hashes(batch), rank)
-        if record.complete:
-            if not record.exact:
-                record.add(**self.selector.running.finish(record.step))
-            self._log_step(record.finish())
+        record.add_loss(result.loss_T, result.selected_T, lambda: tokens.hashes, rank)
         return loss + (result.loss - loss).detach()  # FSDP2 has rounded what left its forward to half precision
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -338,7 +337,14 @@ class UncertuneTrainer(SFTTrainer):
         """One forward and backward pass; none for a micro-batch whose documents are not run."""
         if skipped(inputs):
             return torch.zeros((), device=self.args.device)
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        record = self._step
+        assert record is not None
+        if record.complete:  # after the backward, since the record's values are waited for
+            if not record.exact:
+                record.add(**self.selector.running.finish(record.step))
+            self._log_step(record.finish())
+        return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Raises NotFiniteError before the optimizer changes the weights; the scaler of fp16 skips such a step."""
@@ -350,13 +356,11 @@ class UncertuneTrainer(SFTTrainer):
 
     def _tokens(self, batch: dict[str, Any]) -> Tokens:
         """The response tokens of a micro-batch, and the model's inputs."""
-        mask = response_mask(batch["labels"])
         inputs = {k: v for k, v in batch.items() if k not in _NOT_THE_MODELS}
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        side = {name: batch[name][:, 1:][mask] for name in SIDE_COLUMNS if name in batch}
-        return Tokens(inputs, mask, batch["labels"][:, 1:][mask], side, documents(batch))
+        return Tokens.of(batch, inputs)
 
     # ---- evaluation
 
@@ -377,7 +381,7 @@ class UncertuneTrainer(SFTTrainer):
         rows, extra_T = self.references.rows(model, tokens), self.selector.extra_scores(model, tokens)
         loss = EvaluationLoss(self, self._evaluation, tokens, rows, extra_T)
         with torch.no_grad():
-            loss_T = model(**tokens.inputs, head_fn=loss.of_hidden, response_mask=tokens.mask)["loss"]
+            loss_T = model(**tokens.inputs, **tokens.response, head_fn=loss.of_hidden)["loss"]
         return loss_T.sum() / max(tokens.labels.numel(), 1)
 
     # ---- records
@@ -393,7 +397,3 @@ class UncertuneTrainer(SFTTrainer):
 
 def _name_of(reference: Any) -> str:
     return reference if isinstance(reference, str) else type(reference).__name__
-
-
-def _input_tokens(batch: dict[str, Any]) -> int:
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()

@@ -40,10 +40,10 @@ def targets_of(
     return targets.scaled(tokens.side["token_weight"]) if "token_weight" in tokens.side else targets
 
 
-def anchor_measures(targets: Targets, swept: Swept) -> dict[str, float]:
-    """Sums over the tokens: the anchor's part of the loss, and KL(anchor ‖ model) in nats."""
+def anchor_measures(targets: Targets, swept: Swept) -> dict[str, Tensor]:
+    """Sums over the tokens, on the device: the anchor's part of the loss, and KL(anchor ‖ model) in nats."""
     weight_T = targets.factored[-1].weight
     return {
-        "anchor_loss": float((weight_T * swept.cross_entropy[-1]).sum()),
-        "anchor_kl": float(swept.divergence[-1].sum()),
+        "anchor_loss": (weight_T * swept.cross_entropy[-1]).sum(),
+        "anchor_kl": swept.divergence[-1].sum(),
     }
