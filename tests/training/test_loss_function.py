@@ -108,3 +108,10 @@ def test_missing_hidden_states_are_one_line():
     ids = torch.arange(3, 9)[None]
     with pytest.raises(UserError, match="output_hidden_states = True"):
         loss_function(model)(model(ids), ids)
+
+
+def test_hidden_states_of_other_tokens_are_refused():
+    model = tiny_model("llama")
+    outputs = {"hidden_states": (torch.zeros(1, 8, 32),)}  # as with virtual tokens before the text
+    with pytest.raises(UserError, match=r"hidden states are of \(1, 8\) tokens, the labels \(1, 6\)"):
+        loss_function(model)(outputs, torch.arange(3, 9)[None])

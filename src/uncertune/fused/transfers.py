@@ -27,7 +27,7 @@ def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on ``device``, for which the host does not wait."""
+    """A CPU tensor on ``device``; the host does not wait for the copy."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "mps")  # which copies from memory that may be freed by then

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from uncertune.errors import UserError
 from uncertune.fused import TokenStats, linear_weighted_nll, linear_weighted_nll_with_stats
+from uncertune.fused.transfers import to_cpu, values
 from uncertune.objectives import OBJECTIVES, Head
 from uncertune.selection import METRICS, scores_of
 from uncertune.training import side_columns
@@ -51,9 +52,10 @@ class Evaluation:
         self, scores: Tensor | None, documents: Documents, selected_T: Tensor, unselected_T: Tensor
     ) -> None:
         """Keep a batch until the mask over all of them is known."""
-        self._scores.append(None if scores is None else scores.detach().cpu())
+        kept = to_cpu([one.detach() for one in (selected_T, unselected_T, scores) if one is not None])
+        self._scores.append(None if scores is None else kept[2])
         self._documents.append(documents)
-        self._values.append((selected_T.detach().cpu(), unselected_T.detach().cpu()))
+        self._values.append((kept[0], kept[1]))
 
     def finish(self) -> dict[str, float]:
         """Means over the tokens of all ranks, all of which call this together."""
@@ -62,7 +64,7 @@ class Evaluation:
         if sum_over_ranks({"n": len(self._values)})["n"]:
             chosen = choose(self.rule, 0, self._scores, self._documents)
             for mask, (selected_T, unselected_T) in zip(chosen.masks, self._values, strict=True):
-                own["objective"] += float(torch.where(mask.cpu(), selected_T, unselected_T).sum())
+                own["objective"] += float(torch.where(mask, selected_T, unselected_T).sum())
         sums = sum_over_ranks(own)
         tokens = max(sums["tokens"], 1)
         out = {
@@ -87,12 +89,8 @@ class EvaluationLoss:
         args, tokens = self.trainer.args, self.tokens
         plain = OBJECTIVES["mle"](tokens.labels)
         loss_T, stats = linear_weighted_nll_with_stats(hidden, head, plain, tokens.labels, rounded=True)
-        self.evaluation.add(
-            tokens=tokens.labels.numel(),
-            loss=float(loss_T.sum()),
-            entropy=float(stats.entropy.sum()),
-            correct=float(stats.correct.sum()),
-        )
+        loss, entropy, correct = values([loss_T.sum(), stats.entropy.sum(), stats.correct.sum()])
+        self.evaluation.add(tokens=tokens.labels.numel(), loss=loss, entropy=entropy, correct=correct)
         if has_own_objective(args, tokens.side):
             self._add_objective(hidden, head, stats)
         return {"loss": loss_T}
@@ -101,17 +99,17 @@ class EvaluationLoss:
         args, tokens = self.trainer.args, self.tokens
         teacher, anchor = self.trainer.references.bound(self.rows, head)
 
-        def values(selected: Tensor | None) -> Tensor:
+        def under(selected: Tensor | None) -> Tensor:
             return linear_weighted_nll(hidden, head, targets_of(args, tokens, selected, teacher, anchor, stats))
 
         self.evaluation.add(has_objective=1)
         if not args.uses_selection:
-            self.evaluation.add(objective=float(values(None).sum()))
+            self.evaluation.add(objective=float(under(None).sum()))
             return
         metric = METRICS[args.selection_metric]
         scores = None if metric.drawn else scores_of(args.selection_metric, stats, self.extra_T)
         everything = torch.ones_like(tokens.labels, dtype=torch.bool)
-        self.evaluation.add_selectable(scores, tokens.documents, values(everything), values(~everything))
+        self.evaluation.add_selectable(scores, tokens.documents, under(everything), under(~everything))
 
 
 def has_own_objective(args: UncertuneConfig, columns: Any) -> bool:

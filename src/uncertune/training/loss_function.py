@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from uncertune.errors import UserError
-from uncertune.fused import linear_weighted_nll, score_tokens
+from uncertune.fused import score_tokens, weighted_sweep
 from uncertune.models import output_head, verify_head
 from uncertune.models.head import gathered
 from uncertune.objectives import IGNORED, OBJECTIVES, token_weighting
@@ -62,8 +63,15 @@ def loss_function(
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         hidden_BLD = _last_hidden(outputs)
-        mask = labels[:, 1:] != IGNORED
-        hidden_TD, label_T = hidden_BLD[:, :-1][mask.to(hidden_BLD.device)], labels[:, 1:][mask]
+        if hidden_BLD.shape[:2] != labels.shape:
+            raise UserError(
+                f"the hidden states are of {tuple(hidden_BLD.shape[:2])} tokens, the labels {tuple(labels.shape)}: "
+                "prompt-learning adapters and models that change the length are not supported"
+            )
+        predicts = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+        index = predicts.flatten().nonzero()[:, 0]  # once for both, since the host waits for the number of tokens
+        hidden_TD = hidden_BLD.flatten(0, 1).index_select(0, index.to(hidden_BLD.device))
+        label_T = labels.flatten().index_select(0, index + 1)
         head = output_head(model)
         count = label_T.numel() if num_items_in_batch is None else num_items_in_batch
         with gathered(head.weight, head.bias):
@@ -75,7 +83,8 @@ def loss_function(
                 given["selected"] = select(scores_of(selection_metric, scored.stats, None), selection_fraction)
             targets = OBJECTIVES[objective](label_T, **given)
             factor = 1 / max(float(count), 1.0)
-            return linear_weighted_nll(hidden_TD, head, targets, scored=scored, factor=factor).sum() * factor
+            swept = weighted_sweep(hidden_TD, head, targets, scored=scored, factor=factor, everywhere=not selects)
+            return swept.loss.sum() * factor
 
     return loss
 
