@@ -25,6 +25,9 @@ SETTINGS = {
     "masked in the forward": ({**MASKED, "selection_scope": "microbatch"}, STEP + MICRO_BATCHES + GROUPS),
     "masked with a scoring pass": ({**MASKED, "selection_memory_gb": 0.0}, STEP + SCORES + GROUPS),
     "masked documents": ({**MASKED, "selection_level": "document"}, STEP + SCORES + GROUPS + UPLOADED),
+    "masked by a running threshold": ({**MASKED, "selection_scope": "running"}, STEP + MICRO_BATCHES + GROUPS),
+    "masked at random": ({**MASKED, "selection_metric": "random"}, STEP + GROUPS),
+    "packed": ({**MASKED, "packing": True, "padding_free": True, "max_length": 30}, STEP + SCORES + GROUPS),
     "distilled": (BOTH, STEP + SCORES + GROUPS),
     "distilled, cached": ({**BOTH, "teacher_cache": "hidden"}, STEP + SCORES + GROUPS),
     "anchored": ({"objective": "mle", "anchor": "base", "anchor_weight": 0.1}, STEP),
@@ -43,7 +46,7 @@ def waits(folder, steps, fields):
     with device:
         run(
             folder,
-            data=rows(8),
+            data=rows(26 if "packing" in fields else 8),
             teacher=tiny_model("llama", VOCABULARY, torch.float64, seed=5)
             if "distill" in fields["objective"]
             else None,
