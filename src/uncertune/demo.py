@@ -15,7 +15,15 @@ from uncertune.data.rows import Labelling, Row, labelling_of, tokenise
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
 from uncertune.evaluation.measures import generate, kl_from_base, token_loss
-from uncertune.models import active_adapter, attach_head, load_adapter, load_model, load_tokenizer, resolve_model
+from uncertune.models import (
+    active_adapter,
+    attach_head,
+    fast_dtype,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
 from uncertune.report import (
     AnswerRow,
     Answers,
@@ -108,7 +116,7 @@ def _job(arm: str, model: str, output: Path, demo: Demo) -> Job:
         use_cpu=_no_accelerator(),
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
-        model_init_kwargs={"dtype": _fast_dtype()},  # of the base; the adapter is float32
+        model_init_kwargs={"dtype": fast_dtype()},  # of the base; the adapter is float32
         eval_strategy="steps",
         eval_steps=0.5,
         eval_on_start=True,
@@ -134,14 +142,6 @@ def _no_accelerator() -> bool:
     import torch
 
     return not torch.accelerator.is_available()
-
-
-def _fast_dtype() -> str:
-    """bfloat16 takes half the time of float32 where the processor multiplies it, and ten times as long elsewhere."""
-    import torch
-
-    fast = torch.accelerator.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return "bfloat16" if fast else "float32"
 
 
 # ---- measures

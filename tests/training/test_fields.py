@@ -13,7 +13,7 @@ from uncertune.errors import UserError
 from uncertune.objectives import OBJECTIVES, TOKEN_WEIGHTINGS
 from uncertune.selection import LEVELS, METRICS, ORDERS, SCOPES
 from uncertune.settings import convert
-from uncertune.training import fields
+from uncertune.training import arguments, fields
 from uncertune.training.arguments import GROUPS, arguments_of
 from uncertune.training.trl_fields import UNKNOWN
 
@@ -140,3 +140,20 @@ def test_a_setting_without_effect_is_refused_where_no_flag_decides(tmp_path, cap
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "token_weighting='dft' has no effect with objective='distill'" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fast", "given", "bf16"),
+    [
+        ("float32", {}, False),
+        ("float32", {"bf16": True}, True),
+        ("float32", {"dtype": "bfloat16"}, True),
+        ("bfloat16", {}, True),
+    ],
+)
+def test_a_processor_without_bfloat16_trains_in_float32_unless_told(tmp_path, monkeypatch, capsys, fast, given, bf16):
+    monkeypatch.setattr(arguments, "fast_dtype", lambda: fast)
+    arguments._say.cache_clear()
+    found = arguments.arguments_of({"output_dir": str(tmp_path), "dataset_name": "alpaca", "use_cpu": True, **given})
+    assert found.training.bf16 is bf16
+    assert ("bf16: false, as bfloat16 takes" in capsys.readouterr().err) is not bf16

@@ -86,7 +86,7 @@ def call(given: InitOptions) -> None:
         raise UserError(f"file {given.file!r}: the folder {str(path.parent)!r} does not exist")
     path.write_text(text_of(given), encoding="utf-8")
     fields.checked(read_mapping(path))
-    print(f"file: {path}\nnext: uncertune train --config {path}")
+    print(f"file: {path}\nnext: uncertune check {path}, then uncertune train --config {path}")
 
 
 COMMAND = Command(

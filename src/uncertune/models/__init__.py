@@ -19,7 +19,7 @@ from uncertune.models.head import (
     whole,
 )
 from uncertune.models.identity import added_parameters, fingerprint
-from uncertune.models.loading import checked_in_trl, load_adapter, load_model, load_tokenizer
+from uncertune.models.loading import checked_in_trl, fast_dtype, load_adapter, load_model, load_tokenizer
 from uncertune.models.names import cache_folder, resolve_model, shared_name
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "cache_folder",
     "causal_lm",
     "checked_in_trl",
+    "fast_dtype",
     "fingerprint",
     "has_weights",
     "head_shape",

@@ -33,6 +33,13 @@ REPORTED: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_s
 """Options of ``from_pretrained`` for its report of mismatches, which ``check_complete`` reads."""
 
 
+def fast_dtype() -> str:
+    """The faster of bfloat16 and float32 here: bfloat16 takes half the time of float32 on an accelerator and on a
+    processor that multiplies it, and some ten times as long on other processors."""
+    fast = torch.accelerator.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return "bfloat16" if fast else "float32"
+
+
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model given by hub id, folder or short name. Raises UserError."""
     from transformers import AutoTokenizer

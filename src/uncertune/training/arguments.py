@@ -16,6 +16,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from uncertune.data.sources import masks_prompts
 from uncertune.errors import UserError
+from uncertune.models import fast_dtype
 from uncertune.runs.files import plain
 from uncertune.runs.notes import note
 from uncertune.settings import TRUST, shown
@@ -79,9 +80,14 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
         defaults |= {"save_strategy": "steps", "save_steps": 0.1}
         if "save_total_limit" not in values:
             defaults["save_total_limit"] = 2
-    if "use_cpu" not in values and not torch.accelerator.is_available():
-        _say_cpu()
+    found = torch.accelerator.is_available()
+    if "use_cpu" not in values and not found:
+        _say("no accelerator found: training on the CPU (use_cpu=True)")
         defaults["use_cpu"] = True
+    on_cpu = values.get("use_cpu", not found)
+    if on_cpu and not values.keys() & {"bf16", "fp16", "dtype"} and fast_dtype() == "float32":
+        _say("bf16: false, as bfloat16 takes many times as long as float32 on this processor; set it to keep it")
+        defaults["bf16"] = False
     data, training, model, mixture = _built(defaults, values, over)
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise UserError(f"num_train_epochs must be above 0, got {training.num_train_epochs}; or set max_steps")
@@ -91,9 +97,9 @@ def arguments_of(settings: Mapping[str, Any], over: Mapping[str, Any] | None = N
 
 
 @functools.cache
-def _say_cpu() -> None:
+def _say(line: str) -> None:
     """Once in a process, which may train many runs."""
-    note("no accelerator found: training on the CPU (use_cpu=True)")
+    note(line)
 
 
 def _built(defaults: dict[str, Any], values: dict[str, Any], over: Mapping[str, Any]) -> list[Any]:
