@@ -83,7 +83,8 @@ def test_the_last_number_of_an_answer_counts(tmp_path):
     said = {"4 and 3 is 7.": "so 1,207 in all", "How many?": "none", "And now?": "first 5, then -2.50"}
     lines = [{"messages": [{"role": "user", "content": q}], "answer": a} for q, a in said.items()]
     (tmp_path / "base.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = answers.score(tmp_path, {"4 and 3 is 7.": 1207.0, "How many?": 3.0, "And now?": -2.5})
+    (row,), marks = answers.score(tmp_path, {"4 and 3 is 7.": 1207.0, "How many?": 3.0, "And now?": -2.5})
+    assert marks == {"base": [True, False, True]}
     assert row["exact_match"] == pytest.approx(2 / 3, abs=1e-4)
     assert row["low"] == pytest.approx(0.0943, abs=1e-4)  # Clopper-Pearson of 2 of 3
 
@@ -106,12 +107,29 @@ def test_answers_to_ifeval_are_scored_by_lm_eval(tmp_path):
             for prompt, answer in zip(rules, said, strict=True)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = answers.follow(folder, str(tmp_path))
+    found, marks = answers.follow(folder, str(tmp_path))
+    assert marks == {"base": [False, True], "mle": [True, False]}
     assert [(row["contestant"], row["strict"], row["loose"]) for row in found] == [
         ("base", 0.5, 0.5),
         ("mle", 0.5, 0.5),
     ]
     assert found[0]["low"] == pytest.approx(0.0126, abs=1e-4)  # Clopper-Pearson of 1 of 2
+
+
+def test_differences_of_runs_are_paired_by_problem_and_by_seed():
+    right = {"base": "1100000000", "gsm8k-mle-s0": "1110000000", "gsm8k-mle-s1": "1111000000"}
+    right |= {
+        "gsm8k-mle-anchor_base-s0": "1111100000",
+        "gsm8k-mle-anchor_base-s1": "1111100000",
+        "gsm8k-dft-s7": "1" * 10,
+    }
+    marks = {name: [letter == "1" for letter in letters] for name, letters in right.items()}
+    mle, anchor = answers.differences(marks)
+    assert (mle["arm"], mle["less"], mle["points"], mle["by_seed"]) == ("mle", "base", 15.0, "+10.0 +20.0")
+    assert (anchor["arm"], anchor["less"], anchor["points"]) == ("mle-anchor_base", "mle", 15.0)
+    assert anchor["by_seed"] == "+20.0 +10.0"
+    assert (anchor["low_of_seeds"], anchor["high_of_seeds"]) == (-48.5, 78.5)  # 15 ± 12.706 · 5
+    assert (anchor["low"], anchor["high"]) == (-9.1, 39.1)  # Student's interval of 0, 0, 0, 0.5, 1, 0, 0, 0, 0, 0
 
 
 def test_files_travel_in_pieces(tmp_path):

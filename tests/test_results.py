@@ -98,6 +98,32 @@ def test_the_page_quotes_the_epochs(name):
         assert row in text
 
 
+def student(folder):
+    """A row a data set: mean losses untrained, of MLE at its best epoch and at the end, and of MLE with an anchor."""
+    sweep = read_sweep(folder)
+    best = at_best(sweep)
+    for name in sweep.sets:
+        arms = [one.values(arm, name, "loss") for one, arm in ((best, "mle"), (sweep, "mle"), (sweep, "mle-anchor_base"))]
+        cells = [sweep.base(name, "loss"), *(sum(one.values()) / len(one) for one in arms)]
+        yield f"| {sweep.content['data']} | {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
+
+
+@pytest.mark.parametrize("name", ["gpu-student-gsm8k", "gpu-student-alpaca"])
+def test_the_page_quotes_the_student(name):
+    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    for row in student(RESULTS / name):
+        assert row in text
+    (row,) = (row for row in over_epochs(RESULTS / "gpu-student-alpaca") if "anchor" in row)
+    for quoted in row.split(" | ")[1:3]:
+        assert quoted in text
+
+
+def test_the_page_quotes_one_pass_of_the_student():
+    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    for cells in gains(RESULTS / "gpu-student-pass").values():
+        assert "| " + " | ".join(cells) + " |" in text
+
+
 @pytest.mark.parametrize("q", ["0.1", "0.25", "0.5", "0.75"])
 def test_the_page_quotes_every_q(q):
     found = gains(RESULTS / "gsm8k-q")
@@ -151,6 +177,16 @@ def test_the_page_quotes_what_the_judge_is_worth():
     found = json.loads((RESULTS / "judge" / "comparison.json").read_text())["head_to_head"]["gpt4"]
     said = share(Estimate(**found["adjusted"])).replace("+", "")
     assert said in (RESULTS / "README.md").read_text()
+
+
+def test_the_page_quotes_what_a_small_judge_is_worth():
+    found = json.loads((RESULTS / "judge-1.5b" / "comparison.json").read_text())["head_to_head"]["gpt4"]
+    text = (RESULTS.parent / "docs" / "how-to" / "judge.md").read_text()
+    decided = found["decided"]
+    quoted = [found["order_averaged"], decided["share"], decided["adjusted"]]
+    for one in (share(Estimate(**estimate)).replace("+", "") for estimate in quoted):
+        assert one in text
+    assert f"{decided['won']} of {found['pairs']}" in text
 
 
 def test_the_page_quotes_the_demo():

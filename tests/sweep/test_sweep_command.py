@@ -237,6 +237,17 @@ def test_a_failed_run_is_listed_and_tried_again(write, tmp_path, capsys):
     assert all(one["status"] == "done" for one in json.loads((out / "sweep.json").read_text())["runs"])
 
 
+def test_a_run_whose_teacher_failed_says_so(write, tmp_path, capsys, monkeypatch):
+    def fail(job):
+        raise RuntimeError("the gradient is nan")
+
+    monkeypatch.setattr("uncertune.sweep.runs.run_training", fail)
+    assert run(write({"seeds": [0], "arms": {"objective": "masked_mle_distill"}}), tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "mle-s0: RuntimeError: the gradient is nan" in said
+    assert "masked_mle_distill-loss-0.25-s0: it needs mle-s0, which has failed" in said
+
+
 def test_a_failed_run_leaves_memory_to_the_next(write, tmp_path, monkeypatch):
     known, alive = [], []
 

@@ -220,3 +220,38 @@ def test_uneven_batches_are_refused():
     accelerator = SimpleNamespace(parallelism_config=None, num_processes=2, even_batches=False)
     with pytest.raises(UserError, match=r"even_batches=False .* leave it true"):
         devices.check(accelerator, tiny_model("llama"), average_tokens=True)
+
+
+def test_training_on_a_gpu_is_without_cudnn_attention(tmp_path, monkeypatch):
+    seen, device_of = [], devices.without_cudnn_attention
+    monkeypatch.setattr(devices, "without_cudnn_attention", lambda _: device_of(torch.device("cuda")))
+
+    def prepare(trainer):
+        trainer.model.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+
+    run(tmp_path, data=rows(4), objective="mle", prepare=prepare)
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_cudnn_attention_comes_back_after_an_error_and_stays_on_a_cpu():
+    with pytest.raises(ZeroDivisionError), devices.without_cudnn_attention(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise ZeroDivisionError
+    with devices.without_cudnn_attention(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [64, 192, 320, 704])
+def test_the_gradient_of_masked_attention_is_finite(length):
+    size = 1, 1, length, 64
+    query, key, value = (torch.randn(size, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    query[..., 0], key[..., 0] = 1.0, -960.0  # every score is about -120
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()
+    with devices.without_cudnn_attention(query.device):
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+    assert all(bool(tensor.grad.isfinite().all()) for tensor in (query, key, value))

@@ -75,11 +75,12 @@ def _prepare(args: argparse.Namespace, work: Path) -> list[str]:
     if not (work / SITE).is_dir() and (complaint := files.install(work / "wheels", work / SITE)):
         notes.append(complaint)
     sys.path.insert(0, str(work / SITE))  # where the needs of a stage are looked for
-    if (work / files.MODEL).is_file():
+    if carried := [work / name for name in (files.MODEL, files.STUDENT) if (work / name).is_file()]:
         sys.path.insert(0, str(ROOT / "src"))
         from uncertune.models import resolve_model
 
-        resolve_model(str(work / files.MODEL))  # its dense copy, once for all processes
+        for path in carried:
+            resolve_model(str(path))  # its dense copy, once for all processes
     if args.small:
         sys.path.insert(0, str(ROOT / "tests"))
         from helpers.tiny import save_tiny

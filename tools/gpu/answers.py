@@ -14,11 +14,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from uncertune.data.sources import load
 from uncertune.evaluation.harness import load_task
 from uncertune.statistics.decided import exact_interval
+from uncertune.statistics.intervals import over_seeds
+from uncertune.statistics.paired import compare
 
-CSV, IFEVAL = "scores.csv", "ifeval"
+CSV, DIFFERENCES, IFEVAL = "scores.csv", "differences.csv", "ifeval"
+UNSCORED = ("alpaca_eval",)
+"""Answers that a judge compares (``uncertune compare``)."""
+BASE, MLE = "base", "mle"
+RUN = re.compile(r"(?P<data>[^-]+)-(?P<arm>.+)-s(?P<seed>\d+)")
+Rows = list[dict[str, object]]
+Marks = dict[str, list[bool]]
+"""Whether each answer of a model is right."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -28,32 +39,71 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def score(folder: Path, expected: dict[str, float | None]) -> list[dict[str, object]]:
-    """One row a file of answers; ``expected`` maps a problem to its answer."""
-    rows: list[dict[str, object]] = []
-    for name, lines in _answers(folder):
-        right = sum(last_number(one["answer"]) == expected[_question(one)] for one in lines)
-        low, high = exact_interval(right, len(lines))
-        about = {"contestant": name, "answers": len(lines), "exact_match": round(right / max(1, len(lines)), 4)}
-        rows.append(about | {"low": round(low, 4), "high": round(high, 4)})
-    return rows
+def score(folder: Path, expected: dict[str, float | None]) -> tuple[Rows, Marks]:
+    """A row a file of answers, and whether each answer is right; ``expected`` maps a problem to its answer."""
+    marks = {
+        name: [last_number(one["answer"]) == expected[_question(one)] for one in lines]
+        for name, lines in _answers(folder)
+    }
+    return [_row(name, "exact_match", right) for name, right in marks.items()], marks
 
 
-def follow(folder: Path, data_dir: str | None = None) -> list[dict[str, object]]:
-    """One row a file of answers to IFEval's prompts: the share of prompts all of whose instructions are followed, by
-    lm-eval's strict and loose reading, with the strict one's exact 95 % interval. Raises UserError without lm-eval."""
+def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
+    """A row a file of answers to IFEval's prompts, and whether all instructions of each prompt are followed: by
+    lm-eval's strict reading, and in the row by its loose one too. Raises UserError without lm-eval."""
     (task,) = load_task("ifeval", data_dir).loaded["tasks"].values()
     asked = {one["prompt"]: one for one in task.test_docs()}
-    rows: list[dict[str, object]] = []
+    rows, marks = [], {}
     for name, lines in _answers(folder):
         found = [task.process_results(asked[_question(one)], [one["answer"]]) for one in lines]
-        strict, loose = (sum(one[f"prompt_level_{how}_acc"] for one in found) for how in ("strict", "loose"))
-        low, high = exact_interval(int(strict), len(lines))
-        shares = {"strict": strict / len(lines), "low": low, "high": high, "loose": loose / len(lines)}
+        marks[name] = [bool(one["prompt_level_strict_acc"]) for one in found]
+        loose = sum(one["prompt_level_loose_acc"] for one in found) / max(1, len(found))
+        rows.append(_row(name, "strict", marks[name]) | {"loose": round(loose, 4)})
+    return rows, marks
+
+
+def _row(name: str, of: str, marks: list[bool]) -> dict[str, object]:
+    low, high = exact_interval(sum(marks), len(marks))
+    share = round(sum(marks) / max(1, len(marks)), 4)
+    return {"contestant": name, "answers": len(marks), of: share, "low": round(low, 4), "high": round(high, 4)}
+
+
+def differences(marks: Marks) -> Rows:
+    """What training changed (``MLE - base``), and each arm less MLE, in points.
+
+    Runs are named ``DATA-ARM-sSEED``. The first interval is over the problems, each with its mean over the seeds; the
+    second over the seeds alone.
+    """
+    seeds: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for name, right in marks.items():
+        if found := RUN.fullmatch(name):
+            seeds.setdefault((found["data"], found["arm"]), {})[found["seed"]] = right
+    rows = []
+    for (data, arm), runs in seeds.items():
+        if arm == MLE:
+            others = dict.fromkeys(runs, marks[BASE]) if BASE in marks else {}
+        else:
+            others = seeds.get((data, MLE), {})
+        both = sorted(runs.keys() & others.keys())
+        both = [seed for seed in both if len(runs[seed]) == len(others[seed])]
+        if not both:
+            continue
+        ours, theirs = (np.mean([one[seed] for seed in both], axis=0) for one in (runs, others))
+        found = compare(ours, theirs, np.ones(len(ours)))
+        by_seed = [float(np.mean(runs[seed]) - np.mean(others[seed])) for seed in both]
+        over = over_seeds(by_seed)
         rows.append(
-            {"contestant": name, "answers": len(lines)} | {key: round(share, 4) for key, share in shares.items()}
+            {"trained_on": data, "arm": arm, "less": BASE if arm == MLE else MLE, "seeds": len(both)}
+            | {"answers": len(ours), "points": _points(found.difference.value)}
+            | {"low": _points(found.difference.low), "high": _points(found.difference.high)}
+            | {"low_of_seeds": _points(over.low), "high_of_seeds": _points(over.high)}
+            | {"by_seed": " ".join(f"{one:+.1f}" for one in np.multiply(by_seed, 100))}
         )
     return rows
+
+
+def _points(share: float) -> float:
+    return round(100 * share, 1)
 
 
 def _answers(folder: Path) -> Iterator[tuple[str, list[dict]]]:
@@ -69,13 +119,20 @@ def _question(line: dict) -> str:
 
 
 def write(folder: Path, data_dir: str | None = None) -> None:
-    """Score the answers of a folder, which has the name of the data, as ``FOLDER/scores.csv``."""
+    """Score the answers of a folder, which has the name of the data, as ``FOLDER/scores.csv``, and the differences of
+    runs with names of a sweep as ``FOLDER/differences.csv``."""
     if folder.name == IFEVAL:
-        rows = follow(folder, data_dir)
+        rows, marks = follow(folder, data_dir)
     else:
         problems = [one["messages"] for one in load(folder.name, split="test", data_dir=data_dir)]
-        rows = score(folder, {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems})
-    with (folder / CSV).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
+        rows, marks = score(folder, {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems})
+    _save(rows or [{"contestant": "none"}], folder / CSV)
+    if apart := differences(marks):
+        _save(apart, folder / DIFFERENCES)
+
+
+def _save(rows: Rows, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

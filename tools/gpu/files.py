@@ -1,6 +1,6 @@
-"""The files that travel to a machine without a network: the small model, data and wheels, in pieces.
+"""The files that travel to a machine without a network: models, data and wheels, in pieces.
 
-    python -m tools.gpu.files --model smollm2.gguf --data DATA --wheels WHEELS --output_dir gpu
+    python -m tools.gpu.files --model smollm2.gguf --student qwen.gguf --data DATA --wheels WHEELS --output_dir gpu
 
 writes ``gpu/1``, ``gpu/2``, …, each of at most ``--mib`` MiB, and ``gpu/1/manifest.json`` with the size and SHA-256 of
 every file. On the other machine ``python -m tools.gpu`` checks them, joins what was cut and installs the wheels.
@@ -19,8 +19,17 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 MODEL = "smollm2-135m.gguf"
+STUDENT = "qwen2.5-coder-0.5b-instruct.gguf"
 TOKENIZER = "tokenizer"
-DATA = ("gsm8k_train", "gsm8k_test", "alpaca_52k", "ifeval", "ifeval_gpt4_responses", "wikitext2_raw_test")
+DATA = (
+    "gsm8k_train",
+    "gsm8k_test",
+    "alpaca_52k",
+    "alpaca_eval",
+    "ifeval",
+    "ifeval_gpt4_responses",
+    "wikitext2_raw_test",
+)
 MIB = 2**20
 
 
@@ -96,6 +105,7 @@ def install(wheels: Path, target: Path) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.files", description=__doc__)
     parser.add_argument("--model", type=Path, help=f"the GGUF file of the small model, which travels as {MODEL}")
+    parser.add_argument("--student", type=Path, help=f"the GGUF file of a larger model, which travels as {STUDENT}")
     parser.add_argument("--tokenizer", type=Path, help="folder of the small model's tokenizer, for random models")
     parser.add_argument("--data", type=Path, help="folder of data files, as UNCERTUNE_DATA names it")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that the other machine lacks")
@@ -109,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sources += [(path, f"data/{path.name}") for name in DATA for path in sorted(args.data.glob(f"{name}.*"))]
     if args.wheels:
         sources += [(path, f"wheels/{path.name}") for path in sorted(args.wheels.glob("*.whl"))]
-    sources += [(args.model, MODEL)] if args.model else []  # last: all else is in the first folder
+    models = [(args.model, MODEL), (args.student, STUDENT)]  # last: all else is in the first folder
+    sources += [(path, name) for path, name in models if path]
     pieces = pack(sources, args.output_dir, args.mib * MIB)
     for number in sorted({piece.path.split("/")[0] for piece in pieces}, key=int):
         size = sum(piece.size for piece in pieces if piece.path.startswith(f"{number}/"))

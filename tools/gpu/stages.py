@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.gpu.files import MODEL, TOKENIZER
+import yaml
+
+from tools.gpu.files import MODEL, STUDENT, TOKENIZER
 
 PYTHON = sys.executable
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,12 @@ class Place:
         return str(carried) if carried.is_file() else "smollm2-135m"
 
     @property
+    def student(self) -> str:
+        """The model that can do the tasks: the one that was carried, else the small model."""
+        carried = self.work / STUDENT
+        return str(carried) if carried.is_file() and not self.small else self.model
+
+    @property
     def tokenizer(self) -> str:
         carried = self.work / TOKENIZER
         return str(carried) if carried.is_dir() else self.model
@@ -75,7 +83,7 @@ def _kernels(place: Place) -> list[list[str]]:
     pytest = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"]
     if place.device == "cpu":
         return [[*pytest, "-m", "not gpu", "tests/fused/test_gpu.py"]]
-    return [[*pytest, "-m", "gpu", "tests/fused/test_gpu.py"]]
+    return [[*pytest, "-m", "gpu", "tests/fused/test_gpu.py", "tests/training/test_devices.py"]]
 
 
 def _head(place: Place) -> list[list[str]]:
@@ -105,11 +113,13 @@ def _steps(place: Place) -> list[list[str]]:
         small = ["--model", place.random("smollm2"), "--arms", "sft,masked_mle"]
         return [[*command, *small, *cut, "--output_dir", str(place.out)]]
     arms = "sft,mle,masked_mle,masked_mle_distill,masked_mle_distill+hidden"
-    sizes = ["--arms", arms, "--batch_size", "32", "--accumulation", "4,1", "--rounds", "1", "--steps", "3"]
-    return [
-        [*command, *sizes, *cut, "--model", place.random(shape), "--output_dir", str(place.out / shape)]
-        for shape in (("smollm2",) if place.dry else ("llama-3.2-1b", "smollm2"))
-    ]
+    sizes = ["--arms", arms, "--batch_size", "32", "--rounds", "2", "--steps", "3"]
+    by_worth = [("smollm2", "4")] if place.dry else [("llama-3.2-1b", "4"), ("smollm2", "4"), ("llama-3.2-1b", "1")]
+    commands = []
+    for shape, parts in by_worth:
+        model = ["--model", place.random(shape), "--accumulation", parts]
+        commands.append([*command, *model, *sizes, *cut, "--output_dir", str(place.out / f"{shape}-{parts}")])
+    return commands
 
 
 def _dropout(place: Place) -> list[list[str]]:
@@ -123,16 +133,16 @@ def _launch(place: Place) -> list[list[str]]:
     return [[PYTHON, "-m", "tools.gpu.launch", *words, *(["--small"] if place.device == "cpu" else [])]]
 
 
-def _sweep(place: Place, config: Path, seed: str, *more: str) -> list[str]:
+def _sweep(place: Place, config: Path, seed: str, *more: str, model: str | None = None) -> list[str]:
     """One seed of a sweep."""
-    command = [PYTHON, "-m", "uncertune.cli", "sweep", "--model_name_or_path", place.model, "--jobs", "1"]
+    command = [PYTHON, "-m", "uncertune.cli", "sweep", "--model_name_or_path", model or place.model, "--jobs", "1"]
     cut = place.cut("--max_train_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "2")
     cut += place.cut("--documents", "2")
     if place.device == "cpu":
         cut += ["--bf16", "false", "--use_cpu", "true", "--dtype", "float32", "--measure_dtype", "float32"]
     if place.small:
         cut += ["--dataset_name", "word_problems", "--held_out", "2", "--out", str(place.work / "other.jsonl")]
-    out = place.out / f"{config.stem.replace('_smollm2_', '-')}-s{seed}"
+    out = place.out / f"{config.stem.replace('_smollm2_', '-').replace('_', '-')}-s{seed}"
     return [*command, "--config", str(config), "--seeds", seed, *more, *cut, "--output_dir", str(out)]
 
 
@@ -150,24 +160,81 @@ def _evidence(place: Place) -> list[list[str]]:
     return [*(epochs[:1] if place.dry else epochs), one_pass]
 
 
+def _arms(place: Place) -> list[list[str]]:
+    """The arms of small data over many epochs that ten minutes have no room for beside the others, and MLE again."""
+    commands = []
+    for data in ("gsm8k", "alpaca"):
+        config = yaml.safe_load((MANY_EPOCHS / f"epochs_smollm2_{data}.yaml").read_text(encoding="utf-8"))
+        config["sweep"]["arms"] = config["sweep"]["arms"][FIRST_ARMS:]
+        rest = place.work / "arms" / f"epochs_smollm2_{data}.yaml"
+        rest.parent.mkdir(parents=True, exist_ok=True)
+        rest.write_text(yaml.safe_dump(config), encoding="utf-8")
+        commands += [_sweep(place, rest, seed, "--batch_size", "32") for seed in "012"]
+    return commands[:1] if place.small or place.dry else commands
+
+
 def _answers(place: Place) -> list[list[str]]:
     """Greedy answers of the base and of every run on the whole of GSM8K; ``tools.gpu.tables`` scores them."""
     runs = sorted(path.parent for path in place.out.parent.glob("evidence/gsm8k-s*/runs/*/adapter_config.json"))
-    command = [PYTHON, "-m", "uncertune.cli", "generate"]
-    words = ["--max_new_tokens", *(place.cut("4") or ["320"]), "--batch_size", "256"]
-    words += ["--dtype", "bfloat16"] if place.device == "cuda" else []
     limits = {"word_problems": "2"} if place.small else {"gsm8k": "500", "ifeval": "200"}
     models = {"base": place.model, **{run.name: str(run) for run in runs}}
-    out = []
-    for (data, limit), (name, model) in itertools.product(limits.items(), models.items()):
-        asked = ["--prompts", data, "--limit", *(place.cut("2") or [limit])]
-        out.append([*command, model, "--labels", name, *words, *asked, "--output_dir", str(place.out / data / name)])
-    return out
+    return [
+        _generate(place, data, limit, {name: model})
+        for (data, limit), (name, model) in itertools.product(limits.items(), models.items())
+    ]
+
+
+def _generate(place: Place, data: str, limit: str, models: Mapping[str, str]) -> list[str]:
+    """Greedy answers of models with one base to the first prompts, in a folder with the first model's name."""
+    command = [PYTHON, "-m", "uncertune.cli", "generate", *models.values(), "--labels", ",".join(models)]
+    words = ["--max_new_tokens", *(place.cut("4") or ["320"]), "--batch_size", "256"]
+    words += ["--dtype", "bfloat16"] if place.device == "cuda" else []
+    asked = ["--prompts", data, "--limit", *(place.cut("2") or [limit])]
+    return [*command, *words, *asked, "--output_dir", str(place.out / data / next(iter(models)))]
+
+
+def _student(place: Place, kinds: tuple[str, ...] = ("gsm8k", "alpaca")) -> list[list[str]]:
+    """A model that can do the tasks: small data over many epochs, a process a seed."""
+    short = place.small or place.dry
+    configs = [(REAL_SIZE / f"student_{kind}.yaml", seed) for seed in "012" for kind in kinds]
+    return [_sweep(place, config, seed, model=place.student) for config, seed in configs[: 1 if short else None]]
+
+
+def _student_pass(place: Place) -> list[list[str]]:
+    """The same model, one pass over more rows."""
+    return _student(place, ("pass",))
+
+
+def _student_answers(place: Place) -> list[list[str]]:
+    """Answers of the student and of everything trained from it to problems of GSM8K; a process a sweep."""
+    data, limit = ("word_problems", "2") if place.small else ("gsm8k", "256")
+    return [_generate(place, data, limit, group) for group in _trained_students(place).values()]
+
+
+def _student_following(place: Place) -> list[list[str]]:
+    """The same of IFEval's prompts; to those of AlpacaEval, for a judge, what seed 0 trained on Alpaca answers."""
+    data = "word_problems" if place.small else "ifeval"
+    groups = _trained_students(place)
+    commands = [_generate(place, data, "200", group) for group in groups.values()]
+    judged = {**groups["base"], **groups.get("alpaca-s0", {})}
+    return commands if place.small else [*commands, _generate(place, "alpaca_eval", "200", judged)]
+
+
+def _trained_students(place: Place) -> dict[str, dict[str, str]]:
+    """The folder of the untrained student, and of the runs of each of its sweeps, by name, MLE first."""
+    groups = {"base": {"base": place.student}}
+    for path in sorted(place.out.parent.glob("student/*/runs/*/adapter_config.json"), reverse=True):
+        sweep, run = path.parents[2].name.removeprefix("student-"), path.parent
+        groups.setdefault(sweep, {})[f"{sweep.rpartition('-s')[0]}-{run.name}"] = str(run)
+    return groups
 
 
 def _more(place: Place) -> list[list[str]]:
     return [] if place.small else [_sweep(place, REAL_SIZE / "alpaca.yaml", "0")]
 
+
+FIRST_ARMS = 5
+"""Entries of ``sweep.arms`` in the recipes over many epochs that stage ``evidence`` has had the time for."""
 
 SHARED = {
     "OMP_NUM_THREADS": "2",
@@ -206,6 +273,53 @@ STAGES = (
         10_000,
         ("trl", "datasets"),
         _answers,
+        together=True,
+        environment=SHARED,
+    ),
+    Stage(
+        "arms",
+        "SmolLM2-135M: small data over many epochs, the other arms",
+        10_000,
+        ("trl", "datasets"),
+        _arms,
+        together=True,
+        environment=SHARED,
+    ),
+    Stage(
+        "student",
+        "Qwen2.5-Coder-0.5B-Instruct: small data over many epochs",
+        10_000,
+        ("trl", "datasets"),
+        _student,
+        together=True,
+        spares=240,
+        environment=SHARED,
+    ),
+    Stage(
+        "student-answers",
+        "Qwen2.5-Coder-0.5B-Instruct, untrained and trained: greedy answers to problems of GSM8K",
+        10_000,
+        ("trl", "datasets"),
+        _student_answers,
+        together=True,
+        spares=110,
+        environment=SHARED,
+    ),
+    Stage(
+        "student-following",
+        "the same: greedy answers to prompts of IFEval and AlpacaEval",
+        10_000,
+        ("trl", "datasets"),
+        _student_following,
+        together=True,
+        environment=SHARED,
+    ),
+    Stage(
+        "student-pass",
+        "Qwen2.5-Coder-0.5B-Instruct: one pass over more rows",
+        10_000,
+        ("trl", "datasets"),
+        _student_pass,
         together=True,
         environment=SHARED,
     ),

@@ -22,6 +22,11 @@ from uncertune.sweep import table
 from uncertune.sweep.page import write_sweep
 
 SUMMARY = "summary.json"
+PLAIN = (answers.CSV, answers.DIFFERENCES)
+SWEEPS = ("evidence", "arms", "student", "student-pass")
+"""Stages whose results are sweeps."""
+ANSWERS = ("answers", "student-answers", "student-following")
+"""Stages whose results are answers, a folder a data set."""
 
 
 def page(folder: Path) -> str:
@@ -44,16 +49,16 @@ def page(folder: Path) -> str:
 def _stage(folder: Path, stage: dict) -> list[str]:
     lines = ["", f"## {stage['about'][:1].upper()}{stage['about'][1:]}"]
     found = [path for path in sorted(folder.rglob("*.csv")) if path.name != table.CSV]
-    if all(path.name == answers.CSV for path in found):  # the table of a benchmark has its command
+    if all(path.name in PLAIN for path in found):  # the table of a benchmark has its command
         lines += ["", *(f"    {command}" for command in stage["commands"])]
     for path in found:
-        lines += ["", _plain(path) if path.name == answers.CSV else tables.markdown(path)]
+        lines += ["", _plain(path) if path.name in PLAIN else tables.markdown(path)]
     if (launch := folder / "launch.json").is_file():
         lines += ["", "| Run | Losses of the steps | Largest difference |", "|:--|:--|--:|"]
         for name, one in json.loads(launch.read_text()).items():
             losses = ", ".join(f"{loss:.4f}" for loss in one["losses"]) or "failed"
             lines.append(f"| {name} | {losses} | {one['difference']:.1e} |")
-    if stage["stage"] == "evidence":
+    if stage["stage"] in SWEEPS:
         found = sorted(path.parent.name for path in folder.parent.parent.glob("gpu-*/sweep.json"))
         lines += ["", "Measured at each epoch: " + ", ".join(f"`results/{name}`" for name in found) + "."]
     return lines
@@ -63,7 +68,8 @@ def _plain(path: Path) -> str:
     """A CSV as a table, the folder it lies in above it."""
     rows = [line.split(",") for line in path.read_text().splitlines()]
     rows.insert(1, [":--", *["--:"] * (len(rows[0]) - 1)])
-    return "\n".join([f"{path.parent.name}:", "", *("| " + " | ".join(row) + " |" for row in rows)])
+    name = path.parent.name + (", differences in points" if path.name == answers.DIFFERENCES else "")
+    return "\n".join([f"{name}:", "", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         unpack(args.results, folder)
-        for place in (one for one in folder.glob("answers/*") if one.is_dir()):
-            answers.write(place, args.data_dir)
+        for path in folder.glob("*/*"):
+            if path.is_dir() and path.parent.name in ANSWERS and path.name not in answers.UNSCORED:
+                answers.write(path, args.data_dir)
         for name, content in sweeps(folder).items():
             print(keep(content, args.keep / f"gpu-{name}"))
         keep_tables(folder, args.keep / "gpu")
@@ -98,15 +105,24 @@ def unpack(results: Sequence[Path], folder: Path) -> None:
 
 
 def sweeps(folder: Path) -> dict[str, dict[str, Any]]:
-    """The sweeps of a folder, those of one name and several seeds (``NAME-s0``, ``NAME-s1``, …) as one."""
+    """The sweeps of a folder by name, the seeds (``NAME-s0``, ``NAME-s1``, …) and arms of several stages as one.
+
+    Of a run that several stages have, MLE in every one, the first stage's counts.
+    """
     out: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob(table.JSON)):
+    for path in sorted(folder.rglob(table.JSON), key=lambda path: (_order(path.relative_to(folder)), path)):
         content, name = json.loads(path.read_text()), path.parent.name.rpartition("-s")[0]
-        if name in out:
-            out[name]["runs"] += content["runs"]
-        else:
+        if name not in out:
             out[name] = content
+            continue
+        for what, key in (("arms", ("name",)), ("runs", ("arm", "seed"))):
+            known = {tuple(one[part] for part in key) for one in out[name][what]}
+            out[name][what] += [one for one in content[what] if tuple(one[part] for part in key) not in known]
     return out
+
+
+def _order(path: Path) -> int:
+    return SWEEPS.index(path.parts[0]) if path.parts[0] in SWEEPS else len(SWEEPS)
 
 
 def keep_tables(folder: Path, out: Path) -> None:

@@ -143,7 +143,8 @@ def curve_tables(sweep: Sweep) -> Iterator[Table]:
     for row in table.rows:
         kept = {run["seed"]: run for run in best.content["runs"] if run["arm"] == row["arm"] and run.get("step")}
         rows.append({**row, "epoch": ", ".join(_number(kept[seed]) for seed in sorted(kept)) or None})
-    rows.insert(0, {"arm": MLE, "epoch": ", ".join(_number(run) for run in best.content["runs"] if run["arm"] == MLE)})
+    baseline = [run for run in best.content["runs"] if run["arm"] == MLE and run["status"] == "done"]
+    rows.insert(0, {"arm": MLE, "epoch": ", ".join(map(_number, baseline))})
     columns = (Column("epoch", "Epoch kept, by seed", None, 0), *table.columns)
     caption = (
         f"Each run at its lowest {sweep.main.get(sweep.inside, 'loss')} on {sweep.inside}, MLE too: what early "

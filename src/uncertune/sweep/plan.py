@@ -134,6 +134,13 @@ class Plan:
         seeds = self.options.seeds
         return [Run(arm, seed) for seed in seeds for arm in self.arms if arm.name != MLE]
 
+    def needed(self, run: Run) -> list[Run]:
+        """The runs of this sweep that a run needs: its teacher, and the reference of rho."""
+        if run.arm is None:
+            return []
+        mle = [Run(Arm({"objective": MLE}), run.seed)] if self._taught(run.arm) and self.own_teacher else []
+        return mle + ([Run(None, run.seed)] if run.arm.extra == "reference_loss" and self.own_rho else [])
+
     def run_folder(self, run: Run) -> Path:
         return self.folder / RUNS / run.label
 
@@ -143,7 +150,7 @@ class Plan:
         arm = run.arm or Arm({"objective": MLE})
         out |= {one: value for one, value in arm.values.items() if one == "objective" or value != _DEFAULTS[one]}
         scored = arm.extra == "reference_loss"
-        if arm.distils or (scored and self.given.get("rho_reference") == "teacher"):
+        if self._taught(arm):
             out["teacher"] = self._teacher(run.seed)
         if scored:
             own = str(self.run_folder(Run(None, run.seed)))
@@ -158,6 +165,10 @@ class Plan:
         if run.arm is not None:
             out |= checkpointing(self.options.measure_every, out)
         return {**out, "seed": run.seed, "output_dir": str(self.run_folder(run))}
+
+    def _taught(self, arm: Arm) -> bool:
+        """Whether an arm has a teacher."""
+        return arm.distils or (arm.extra == "reference_loss" and self.given.get("rho_reference") == "teacher")
 
     def _teacher(self, seed: int) -> str:
         if not self.own_teacher:

@@ -91,6 +91,9 @@ def train_one(plan: Plan, run: Run) -> tuple[str, int] | None:
     note(f"== {run.label}")
     start, error = time.monotonic(), None
     try:
+        for other in plan.needed(run):
+            if not is_done(plan, other):
+                raise UserError(f"it needs {other.label}, which has failed")
         job = job_of(arguments_of(_settings(plan, run)))
         write_run_page(run_training(job))
     except InterruptedRun as stopped:

@@ -1,8 +1,10 @@
-"""Several devices with accelerate: refused settings, placement of reference models, exchange between ranks."""
+"""Several devices with accelerate: refused settings, placement of reference models, exchange between ranks; and the
+attention kernels of a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +13,24 @@ from torch import Tensor, nn
 
 from uncertune.errors import UserError
 from uncertune.models import causal_lm
+
+
+@contextlib.contextmanager
+def without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """On a GPU, keep ``scaled_dot_product_attention`` from cuDNN; it then takes its flash or memory-efficient kernels.
+
+    cuDNN's backward gives NaN where a mask is given, the padded length is 64 more than a multiple of 128, and a query's
+    scores are all far below zero, as in Qwen2.5 (pytorch issue 196678; the default of torch 2.11 on an H100).
+    """
+    cudnn = torch.backends.cuda
+    if device.type != "cuda" or not cudnn.cudnn_sdp_enabled():
+        yield
+        return
+    cudnn.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        cudnn.enable_cudnn_sdp(True)
 
 
 def check(accelerator: Any, model: nn.Module, *, average_tokens: bool) -> None:

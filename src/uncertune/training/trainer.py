@@ -70,6 +70,7 @@ class UncertuneTrainer(SFTTrainer):
     * ``compute_loss``: the loss is computed inside the forward of the wrapped model, from its hidden states.
     * ``training_step``: documents that are not selected are not run; the last one of a step completes its record.
     * ``evaluation_loop``: means over tokens, instead of means of batches.
+    * ``train``: on a GPU without cuDNN's attention, whose gradients can be NaN.
     * ``_get_grad_norm``: a non-finite gradient ends the run before it reaches the weights.
     * ``_save``, ``_save_checkpoint``, ``_load_optimizer_and_scheduler``: checkpoints are complete or absent, and have
       the student's adapter alone and the running threshold.
@@ -206,6 +207,11 @@ class UncertuneTrainer(SFTTrainer):
             args.save_total_limit = limit
         if args.should_save:
             rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer``, with attention kernels whose gradients are finite."""
+        with devices.without_cudnn_attention(self.args.device):
+            return super().train(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint. Raises UserError if its files were changed."""
