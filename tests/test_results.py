@@ -103,7 +103,9 @@ def student(folder):
     sweep = read_sweep(folder)
     best = at_best(sweep)
     for name in sweep.sets:
-        arms = [one.values(arm, name, "loss") for one, arm in ((best, "mle"), (sweep, "mle"), (sweep, "mle-anchor_base"))]
+        arms = [
+            one.values(arm, name, "loss") for one, arm in ((best, "mle"), (sweep, "mle"), (sweep, "mle-anchor_base"))
+        ]
         cells = [sweep.base(name, "loss"), *(sum(one.values()) / len(one) for one in arms)]
         yield f"| {sweep.content['data']} | {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
 

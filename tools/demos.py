@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from uncertune.demo import ARMS, BASE
+from uncertune.demo import ARMS, BASE, MLE
 from uncertune.sweep.table import JSON
 
 Record = dict[str, Any]
@@ -22,12 +22,13 @@ def sweep_of(folders: list[Path]) -> Record:
     """What ``sweep.json`` holds. Raises ValueError for demos that are unfinished or differ in more than their seed."""
     demos = [json.loads((folder / "measures.json").read_text(encoding="utf-8")) for folder in folders]
     for folder, demo in zip(folders, demos, strict=True):
-        if not set(demo["measures"]) >= {BASE, *ARMS}:
+        if not set(demo["measures"]) >= {BASE, MLE}:
             raise ValueError(f"{folder} holds a demo that is not finished: run it again")
     settings = [{name: value for name, value in demo["settings"].items() if name != "seed"} for demo in demos]
     if any(one != settings[0] for one in settings):
         raise ValueError(f"the demos differ in more than their seed: {settings}")
-    arms = {name: _arm(name, settings[0]["selection_fraction"]) for name in ARMS}
+    everywhere = [name for name in ARMS if all(name in demo["measures"] for demo in demos)]
+    arms = {name: _arm(name, settings[0]["selection_fraction"]) for name in everywhere}
     return {
         "model": settings[0]["model"],
         "data": "word_problems",
@@ -49,8 +50,11 @@ def sweep_of(folders: list[Path]) -> Record:
 
 
 def _arm(objective: str, fraction: float) -> Record:
-    if objective == "mle":
-        return {"name": objective, "objective": objective, "metric": None, "level": None, "q": None}
+    plain: Record = {"metric": None, "level": None, "q": None}
+    if objective == "anchor":
+        return {"name": "mle-anchor_base", "objective": MLE, **plain, "anchor": "base"}
+    if objective == MLE:
+        return {"name": objective, "objective": objective, **plain}
     name = f"{objective}-loss-{fraction:g}"
     return {"name": name, "objective": objective, "metric": "loss", "level": "token", "q": fraction}
 

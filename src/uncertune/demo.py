@@ -1,4 +1,4 @@
-"""``uncertune demo``: one model, fine-tuned three ways from the same start on the same data, compared on one page."""
+"""``uncertune demo``: one model, fine-tuned several ways from the same start on the same data, compared on one page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from uncertune.data.general import GENERAL_PROMPTS, GENERAL_TEXT
 from uncertune.data.rows import Labelling, Row, labelling_of, tokenise
 from uncertune.data.sources import load
 from uncertune.data.synthetic import check_answer
-from uncertune.evaluation.measures import generate, kl_from_base, token_loss
+from uncertune.errors import UserError
+from uncertune.evaluation.measures import generate, kl_from_base, token_accuracy, token_loss
 from uncertune.models import (
     active_adapter,
     attach_head,
@@ -42,18 +43,31 @@ from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.notes import note
 from uncertune.runs.records import METRICS, PROBE, read_metrics
+from uncertune.settings import shown
 from uncertune.training.config import UncertuneConfig
 from uncertune.training.page import token_section, write_run_page
 from uncertune.training.pipeline import Job, run
 
-ARMS = {"mle": "MLE", "masked_mle": "masked MLE", "masked_mle_distill": "masked MLE + distillation"}
-BASE = "base"
+MLE, BASE = "mle", "base"
+ARMS = {
+    MLE: "MLE",
+    "masked_mle": "masked MLE",
+    "masked_mle_distill": "masked MLE + distillation",
+    "anchor": "MLE + anchor",
+}
+MEANING = {
+    MLE: "plain cross-entropy on every token",
+    "masked_mle": "cross-entropy only on the tokens it finds hardest",
+    "masked_mle_distill": "cross-entropy on the tokens it finds hardest, distillation of the MLE model on the others",
+    "anchor": "cross-entropy on every token, and KL from the untrained model",
+}
 MEASURES = "measures.json"
 SHOWN_ANSWERS = 10
 NAMES = {BASE: "base model", **ARMS}
 COLUMNS = (
     Column("exact_match", "exact match", "higher", 1, percent=True),
     Column("loss", "solution loss", "lower", 3),
+    Column("kept", "own answers kept", "higher", 1, percent=True),
     Column("kl", "KL from base", "lower", 4),
     Column("text_loss", "text loss", "lower", 3),
 )
@@ -61,9 +75,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Demo:
-    """The sizes of a demo; ``command`` is quoted on its page."""
+    """The arms and sizes of a demo; ``command`` is quoted on its page. Raises UserError for unknown or missing arms."""
 
     output_dir: str
+    arms: tuple[str, ...] = (MLE, "masked_mle_distill", "anchor")
     model: str = "smollm2-135m"
     train_problems: int = 200
     batch_size: int = 8
@@ -75,13 +90,26 @@ class Demo:
     seed: int = 0
     command: str = ""
 
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown:
+            raise UserError(f"arms: {shown(unknown[0])} is unknown: choose from {', '.join(ARMS)}")
+        if MLE not in self.arms:
+            raise UserError(f"arms lacks {MLE!r}, which the others are compared with: add it")
+        object.__setattr__(self, "arms", tuple(arm for arm in ARMS if arm in self.arms))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the base and the arms in tables."""
+        return {BASE: NAMES[BASE], **{arm: NAMES[arm] for arm in self.arms}}
+
 
 def run_demo(demo: Demo, *, overwrite: bool = False) -> dict[str, Any]:
     """Train the arms, measure them and the base, print the table, write the page; return the measures by arm."""
     transformers_logging.set_verbosity_error()
     output = Path(demo.output_dir)
     model = resolve_model(demo.model)
-    for arm in ARMS:
+    for arm in demo.arms:
         note(f"== training {NAMES[arm]} ({demo.train_problems} problems, batches of {demo.batch_size})")
         write_run_page(run(_job(arm, model, output, demo), overwrite=overwrite))
     if overwrite:
@@ -102,9 +130,10 @@ def _job(arm: str, model: str, output: Path, demo: Demo) -> Job:
     """The paper's settings (§4.1) where the demo's size allows: LoRA of rank 32 on all linear modules, α = 64."""
     config = UncertuneConfig(
         output_dir=str(output / arm),
-        objective=arm,
-        teacher=str(output / "mle") if arm == "masked_mle_distill" else None,
-        selection_fraction=demo.selection_fraction if arm != "mle" else 0.25,
+        objective=MLE if arm == "anchor" else arm,
+        anchor="base" if arm == "anchor" else "none",
+        teacher=str(output / MLE) if arm == "masked_mle_distill" else None,
+        selection_fraction=demo.selection_fraction if arm.startswith("masked") else 0.25,
         assistant_only_loss=True,
         num_train_epochs=1,
         per_device_train_batch_size=demo.batch_size,
@@ -150,14 +179,15 @@ def _no_accelerator() -> bool:
 def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
     """The measures of the base and of every arm; those already in ``measures.json`` are kept."""
     path = output / MEASURES
-    settings = {k: v for k, v in asdict(demo).items() if k not in ("output_dir", "command")}
+    settings = {k: v for k, v in asdict(demo).items() if k not in ("output_dir", "command", "arms")}
+    settings["measures"] = [column.key for column in COLUMNS]
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     measures: dict[str, Any] = known.get("measures", {}) if known.get("settings") == settings else {}
-    if set(measures) >= set(NAMES):
+    if set(measures) >= set(demo.names):
         return measures
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, dtype="float32")
-    for arm in ARMS:
+    for arm in demo.arms:
         model = load_adapter(model, output / arm, name=arm)
     if not _no_accelerator():
         import torch
@@ -172,20 +202,27 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
         prompts = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[: demo.general_prompts]]
         with active_adapter(model, None):
             own = generate(model, tokenizer, prompts, max_new_tokens=48, batch_size=32, label="(base, general prompts)")
-            measures[BASE] = {"kl": 0.0, "general": own}
+            kept = token_accuracy(model, _general(tokenizer, own), pad=tokenizer.pad_token_id)
+            measures[BASE] = {"kl": 0.0, "kept": kept, "general": own}
             measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
         _keep(path, settings, measures)
-    asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS]
-    answered = zip(asked, measures[BASE]["general"], strict=False)
-    general = _answers_to(tokenizer, [[*turns, {"role": "assistant", "content": said}] for turns, said in answered])
-    for arm in ARMS:
+    general = _general(tokenizer, measures[BASE]["general"])
+    for arm in demo.arms:
         if arm not in measures:
             note(f"== measuring {NAMES[arm]}")
             measures[arm] = {"kl": kl_from_base(model, arm, general, pad=tokenizer.pad_token_id)}
             with active_adapter(model, arm):
+                measures[arm]["kept"] = token_accuracy(model, general, pad=tokenizer.pad_token_id)
                 measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)
             _keep(path, settings, measures)
     return measures
+
+
+def _general(tokenizer: Any, answers: list[str]) -> list[Row]:
+    """The base's own answers to the first general prompts, as rows."""
+    asked = [{"role": "user", "content": prompt} for prompt in GENERAL_PROMPTS]
+    answered = zip(asked, answers, strict=False)
+    return _answers_to(tokenizer, [[turn, {"role": "assistant", "content": said}] for turn, said in answered])
 
 
 def _answers_to(tokenizer: Any, conversations: list[Any]) -> list[Row]:
@@ -221,11 +258,12 @@ def _keep(path: Path, settings: dict[str, Any], measures: dict[str, Any]) -> Non
 
 
 def _table(measures: dict[str, Any], demo: Demo) -> Table:
-    rows = [{"model": NAMES[arm], **{c.key: measures[arm][c.key] for c in COLUMNS}} for arm in NAMES]
+    rows = [{"model": name, **{c.key: measures[arm][c.key] for c in COLUMNS}} for arm, name in demo.names.items()]
     caption = (
         f"In distribution: exact match of greedy answers, and the loss on the worked solutions, on "
-        f"{demo.test_problems} held-out problems. Out of distribution: KL(base ‖ model) on the base model's own "
-        f"answers to {demo.general_prompts} general prompts, and the loss on {len(GENERAL_TEXT)} paragraphs of "
+        f"{demo.test_problems} held-out problems. Out of distribution: the share of tokens that the model would still "
+        f"choose in the base model's own answers to {demo.general_prompts} general prompts, KL(base ‖ model) on the "
+        "same answers, and the loss on {len(GENERAL_TEXT)} paragraphs of "
         "general prose. Losses and KL in nats per token. Differences are to MLE. One seed and a small sample: enough "
         "to see the trade-off, not to rank methods."
     )
@@ -235,7 +273,7 @@ def _table(measures: dict[str, Any], demo: Demo) -> Table:
         COLUMNS,
         tuple(rows),
         "model",
-        NAMES["mle"],
+        NAMES[MLE],
     )
 
 
@@ -247,26 +285,27 @@ def _page(table: Table, measures: dict[str, Any], output: Path, demo: Demo) -> P
         ("batch", f"{demo.batch_size} problems a step"),
         ("adapter", "LoRA, rank 32, alpha 64, all linear modules"),
         ("learning rate", f"{demo.learning_rate:g}, cosine"),
+        ("arms", "; ".join(f"{NAMES[arm]}: {MEANING[arm]}" for arm in demo.arms)),
         ("selected", f"the {demo.selection_fraction:.0%} of response tokens with the highest loss in each step"),
         ("teacher", "the MLE run above, a second adapter on the same base"),
         ("seed", str(demo.seed)),
         ("versions", packages),
         ("command", demo.command),
     )
-    sections: list[Section] = [table, *_curves(output)]
-    probe = output / "masked_mle_distill" / PROBE
-    sections.append(token_section(probe, NAMES["masked_mle_distill"], fraction=demo.selection_fraction))
+    sections: list[Section] = [table, *_curves(output, demo)]
+    if masked := [arm for arm in demo.arms if arm.startswith("masked")]:
+        sections.append(token_section(output / masked[-1] / PROBE, NAMES[masked[-1]], fraction=demo.selection_fraction))
     sections.append(_answers(measures, demo))
     sections.append(Facts("How it was made", facts))
+    ways = "; ".join(f"{MEANING[arm]} ({NAMES[arm]})" for arm in demo.arms)
     lead = (
-        "One small language model, fine-tuned three ways from the same start on the same data: plain cross-entropy on "
-        "every token (MLE); only on the tokens it finds hardest (masked MLE); and on those, while it distils the MLE "
-        "model on all the others (masked MLE + distillation). What did each gain, and what did each lose?"
+        f"One small language model, fine-tuned from the same start on the same data in {len(demo.arms)} ways: {ways}. "
+        "What did each gain, and what did each lose?"
     )
-    return Page("Three ways to fine-tune a language model", lead, tuple(sections))
+    return Page("Ways to fine-tune a language model", lead, tuple(sections))
 
 
-def _curves(output: Path) -> list[Section]:
+def _curves(output: Path, demo: Demo) -> list[Section]:
     plots = (
         ("eval_loss", "Loss on held-out problems", "Plain cross-entropy, whatever the objective."),
         ("eval_entropy", "Entropy on held-out problems", "How sure of its predictions each model is."),
@@ -274,7 +313,7 @@ def _curves(output: Path) -> list[Section]:
     sections: list[Section] = []
     for key, title, caption in plots:
         series = []
-        for arm in ARMS:
+        for arm in demo.arms:
             rows = [row for row in read_metrics(output / arm / METRICS, "eval") if key in row]
             series.append(Series(NAMES[arm], tuple(r["step"] for r in rows), tuple(r[key] for r in rows)))
         sections.append(Curves(title, caption, "optimizer step", "nats per response token", tuple(series)))
@@ -286,7 +325,7 @@ def _answers(measures: dict[str, Any], demo: Demo) -> Answers:
     problems = list(load("word_problems", split="test", max_samples=demo.test_problems, seed=demo.seed))
 
     def verdicts(number: int) -> set[bool]:
-        return {measures[arm]["correct"][number] for arm in NAMES}
+        return {measures[arm]["correct"][number] for arm in demo.names}
 
     rows = []
     for number in sorted(range(len(problems)), key=lambda number: len(verdicts(number)) == 1)[:SHOWN_ANSWERS]:
@@ -295,12 +334,12 @@ def _answers(measures: dict[str, Any], demo: Demo) -> Answers:
             AnswerRow(
                 question,
                 solution,
-                {NAMES[arm]: measures[arm]["answers"][number] for arm in NAMES},
-                {NAMES[arm]: measures[arm]["correct"][number] for arm in NAMES},
+                {name: measures[arm]["answers"][number] for arm, name in demo.names.items()},
+                {name: measures[arm]["correct"][number] for arm, name in demo.names.items()},
             )
         )
     caption = (
         f"Greedy answers to {len(rows)} of the {len(problems)} held-out problems, those on which the models differ "
         "first. An answer is right if the number after its last #### is."
     )
-    return Answers("Answers side by side", caption, tuple(NAMES.values()), tuple(rows))
+    return Answers("Answers side by side", caption, tuple(demo.names.values()), tuple(rows))

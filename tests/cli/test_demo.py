@@ -9,8 +9,9 @@ from helpers.tiny import save_tiny
 from tools import demos
 from uncertune.cli import main
 
-ARMS = ("mle", "masked_mle", "masked_mle_distill")
+ARMS = ("mle", "masked_mle", "masked_mle_distill", "anchor")
 SMALL = {
+    "arms": ",".join(ARMS),
     "train_problems": 8,
     "batch_size": 4,
     "test_problems": 3,
@@ -50,7 +51,9 @@ def test_the_measures(demo):
     measures = json.loads((demo / "demo" / "measures.json").read_text(encoding="utf-8"))["measures"]
     assert set(measures) == {"base", *ARMS}
     assert measures["base"]["kl"] == 0
+    assert measures["anchor"]["kl"] < measures["mle"]["kl"]
     for arm in ARMS:
+        assert 0 <= measures[arm]["kept"] <= 1
         assert measures[arm]["kl"] > 0
         assert 0 <= measures[arm]["exact_match"] <= 1
         assert measures[arm]["loss"] < measures["base"]["loss"]
@@ -85,7 +88,7 @@ def test_arms_start_alike_and_see_the_same_data(demo):
             next(row["eval_loss"] for row in rows if row["kind"] == "eval"),
             [row["num_tokens"] for row in rows if row["kind"] == "step"],
         )
-    assert first["mle"] == first["masked_mle"] == first["masked_mle_distill"]
+    assert all(one == first["mle"] for one in first.values())
 
 
 def test_a_second_call_only_prints(demo, capsys):
@@ -103,6 +106,8 @@ def test_a_second_call_only_prints(demo, capsys):
         ({"learning_rate": "fast"}, "learning_rate"),
         ({"train_problems": 0}, "train_problems must be at least 1"),
         ({"selection_fraction": 2}, "selection_fraction"),
+        ({"arms": "mle,dft"}, "arms: 'dft' is unknown: choose from mle, masked_mle, masked_mle_distill, anchor"),
+        ({"arms": "anchor"}, "arms lacks 'mle', which the others are compared with: add it"),
         ({"model": "./nowhere"}, "nowhere"),
         ({"seed": 1}, "holds another run"),
         ({"sed": 1}, "did you mean 'seed'?"),
@@ -119,10 +124,16 @@ def test_mistakes_are_one_line(demo, capsys, more, message):
 def test_the_real_model_learns_and_the_method_forgets_less(tmp_path):
     """A short run of SmolLM2-135M: every arm learns the format; distillation stays nearer to the base than its mask."""
     arguments = options(
-        tmp_path, model="smollm2-135m", train_problems=80, batch_size=8, max_new_tokens=60, learning_rate=1e-4
+        tmp_path,
+        model="smollm2-135m",
+        arms="mle,masked_mle,masked_mle_distill",
+        train_problems=80,
+        batch_size=8,
+        max_new_tokens=60,
+        learning_rate=1e-4,
     )
     assert main(arguments) == 0
     measures = json.loads((tmp_path / "demo" / "measures.json").read_text(encoding="utf-8"))["measures"]
-    for arm in ARMS:
+    for arm in ("mle", "masked_mle", "masked_mle_distill"):
         assert measures[arm]["loss"] < 0.8 * measures["base"]["loss"]
     assert measures["masked_mle_distill"]["loss"] < measures["masked_mle"]["loss"]

@@ -236,9 +236,14 @@ def test_training_on_a_gpu_is_without_cudnn_attention(tmp_path, monkeypatch):
 
 
 def test_cudnn_attention_comes_back_after_an_error_and_stays_on_a_cpu():
-    with pytest.raises(ZeroDivisionError), devices.without_cudnn_attention(torch.device("cuda")):
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
-        raise ZeroDivisionError
+    def fail():
+        with devices.without_cudnn_attention(torch.device("cuda")):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     with devices.without_cudnn_attention(torch.device("cpu")):
         assert torch.backends.cuda.cudnn_sdp_enabled()
 

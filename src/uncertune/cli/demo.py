@@ -13,6 +13,9 @@ class DemoOptions:
     """Options of ``uncertune demo``."""
 
     output_dir: str = option("demo", "folder of the runs, the table and the page", unit="DIR")
+    arms: tuple[str, ...] = option(
+        ("mle", "masked_mle_distill", "anchor"), "ways to train: mle, masked_mle, masked_mle_distill, anchor"
+    )
     model: str = option("smollm2-135m", "hub id, folder, .gguf file, or smollm2-135m", unit="MODEL")
     train_problems: int = option(200, "word problems to train on", least=1)
     batch_size: int = option(8, "problems in an optimizer step", least=1)
@@ -30,7 +33,8 @@ class DemoOptions:
 def command_line(given: DemoOptions) -> str:
     """The command line: the folder, and the options that differ from the defaults."""
     known = {one.name: one.default for one in fields(given) if one.name not in ("output_dir", "overwrite")}
-    chosen = [f"--{name} {getattr(given, name)}" for name, default in known.items() if getattr(given, name) != default]
+    values = {name: getattr(given, name) for name, default in known.items() if getattr(given, name) != default}
+    chosen = [f"--{name} {','.join(value) if name == 'arms' else value}" for name, value in values.items()]
     return " ".join(["uncertune demo", *chosen, f"--output_dir {given.output_dir}"])
 
 
@@ -44,11 +48,11 @@ def call(given: DemoOptions) -> None:
 
 COMMAND = Command(
     "demo",
-    "fine-tune SmolLM2-135M in three ways on word problems, and show what each learned and forgot",
+    "fine-tune SmolLM2-135M in several ways on word problems, and show what each learned and forgot",
     DemoOptions,
     call,
-    "Fine-tune a small language model in three ways on arithmetic word problems, from the same start and on the same "
-    "data: MLE, masked MLE, and masked MLE + distillation. Then measure what each learned (held-out problems) and what "
-    "each forgot (the base model's other abilities), print a table and write report.html. Run the same command again "
-    "to resume.",
+    "Fine-tune a small language model in several ways on arithmetic word problems, from the same start and on the same "
+    "data: MLE, masked MLE + distillation, and MLE + anchor. Then measure what each learned (held-out problems) and "
+    "what each forgot (the base model's other abilities), print a table and write report.html. Run the same command "
+    "again to resume.",
 )

@@ -41,11 +41,21 @@ def batches(rows: Sequence[Row], size: int, pad: int, device: torch.device) -> I
 
 def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
     """Mean cross-entropy of the response tokens."""
+    return _mean(model, rows, pad, batch_size, "loss")
+
+
+def token_accuracy(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
+    """Share of the response tokens that are the model's most probable prediction."""
+    return _mean(model, rows, pad, batch_size, "correct")
+
+
+def _mean(model: nn.Module, rows: Sequence[Row], pad: int, batch_size: int, name: str) -> float:
+    """The mean of one of the token statistics over the response tokens."""
     total, count = 0.0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
         taken = frozen_rows(model, inputs, mask)
-        loss = linear_token_stats(taken.hidden, taken.head, labels).loss
-        total, count = total + float(loss.sum()), count + loss.numel()
+        value_T = getattr(linear_token_stats(taken.hidden, taken.head, labels), name)
+        total, count = total + float(value_T.sum()), count + value_T.numel()
     return total / max(count, 1)
 
 
