@@ -7,6 +7,7 @@ Means are over response tokens, in nats.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,27 +42,29 @@ def batches(rows: Sequence[Row], size: int, pad: int, device: torch.device) -> I
 
 def token_loss(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
     """Mean cross-entropy of the response tokens."""
-    return _mean(model, rows, pad, batch_size, "loss")
-
-
-def token_accuracy(model: nn.Module, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
-    """Share of the response tokens that are the model's most probable prediction."""
-    return _mean(model, rows, pad, batch_size, "correct")
-
-
-def _mean(model: nn.Module, rows: Sequence[Row], pad: int, batch_size: int, name: str) -> float:
-    """The mean of one of the token statistics over the response tokens."""
     total, count = 0.0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
         taken = frozen_rows(model, inputs, mask)
-        value_T = getattr(linear_token_stats(taken.hidden, taken.head, labels), name)
-        total, count = total + float(value_T.sum()), count + value_T.numel()
+        loss = linear_token_stats(taken.hidden, taken.head, labels).loss
+        total, count = total + float(loss.sum()), count + loss.numel()
     return total / max(count, 1)
 
 
-def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> float:
-    """Mean KL(base ‖ base with adapter ``name``) over the response tokens, exact over the whole vocabulary."""
-    total, count = 0.0, 0
+@dataclass(frozen=True)
+class Drift:
+    """How far an adapter has moved from its base.
+
+    ``kl`` is the mean KL(base ‖ base with adapter) in nats, exact over the whole vocabulary; ``kept`` the share of the
+    tokens that the base predicts right (its most probable one) that the adapter predicts right too.
+    """
+
+    kl: float
+    kept: float
+
+
+def drift_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_size: int = 8) -> Drift:
+    """The drift of the adapter ``name`` over the response tokens of the rows."""
+    total, count, kept, known = 0.0, 0, 0, 0
     for inputs, mask, labels in _answers(model, rows, pad, batch_size):
         with active_adapter(model, None):
             base = frozen_rows(model, inputs, mask)
@@ -70,9 +73,11 @@ def kl_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, batch_
         targets = OBJECTIVES["distill"](labels, teacher=base)
         with torch.no_grad():
             cross = linear_weighted_nll(tuned.hidden, tuned.head, targets)
-        divergence = (cross - linear_token_stats(base.hidden, base.head, labels).entropy).clamp(min=0)  # rounding
+        before, after = (linear_token_stats(one.hidden, one.head, labels) for one in (base, tuned))
+        divergence = (cross - before.entropy).clamp(min=0)  # rounding
         total, count = total + float(divergence.sum()), count + divergence.numel()
-    return total / max(count, 1)
+        kept, known = kept + int((before.correct & after.correct).sum()), known + int(before.correct.sum())
+    return Drift(total / max(count, 1), kept / max(known, 1))
 
 
 @torch.no_grad()
