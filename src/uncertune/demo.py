@@ -260,9 +260,9 @@ def _table(measures: dict[str, Any], demo: Demo) -> Table:
     caption = (
         f"In distribution: exact match of greedy answers, and the loss on the worked solutions, on "
         f"{demo.test_problems} held-out problems. Out of distribution, on the base model's own answers to "
-        f"{demo.general_prompts} general prompts, the share of their tokens that the model would still choose and "
-        f"KL(base ‖ model); and the loss on {len(GENERAL_TEXT)} paragraphs of general prose. Losses and KL in nats per token. Differences are to MLE. One seed and a small sample: enough "
-        "to see the trade-off, not to rank methods."
+        f"{demo.general_prompts} general prompts: the share of their tokens that the model would still choose, and "
+        f"KL(base ‖ model); and the loss on {len(GENERAL_TEXT)} paragraphs of general prose. Losses and KL in nats per "
+        "token. Differences are to MLE. One seed and a small sample: enough to see the trade-off, not to rank methods."
     )
     return Table(
         "What each learned and what each forgot",
