@@ -111,7 +111,7 @@ def test_a_sweep_and_the_demo_fit_a_terminal(run, tmp_path):
     assert "masked_mle_distill-loss-0.25-s0 is done: 2 of 2 runs done" in kept
     for heading in (r"Arm  .*Seeds", r"Model  .*text loss ↓"):
         assert [line for line in kept if re.match(heading, line)], heading
-    for name in ("the base model", "MLE", "masked MLE", "masked MLE + distillation"):
+    for name in ("the base model", "MLE", "masked MLE + distillation", "MLE + anchor"):
         assert f"== measuring {name}" in kept
 
 

@@ -35,7 +35,6 @@ from uncertune.training.batch import (
     mask_repeats,
 )
 from uncertune.training.config import UncertuneConfig
-from uncertune.training.devices import sum_over_ranks
 from uncertune.training.document_dropping import skipped
 from uncertune.training.evaluation import Evaluation, EvaluationLoss, check_best_metric
 from uncertune.training.kept_forward import KEPT
@@ -132,11 +131,8 @@ class UncertuneTrainer(SFTTrainer):
         self.selector = Selector(self)  # before a reference adds dropout layers
         self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)  # before a teacher adds adapters
         self.references = References(self, teachers)
-        base = getattr(self.model.config, "_name_or_path", "") or None
-        self.card_settings: dict[str, Any] = {
-            "model_name_or_path": base,
-            "teacher": ", ".join(map(_name_of, teachers)) or None,
-        }
+        base, taught = getattr(self.model.config, "_name_or_path", ""), ", ".join(map(_name_of, teachers))
+        self.card_settings: dict[str, Any] = {"model_name_or_path": base or None, "teacher": taught or None}
         self._step: StepRecord | None = None
         self._evaluation = Evaluation(self.selector.rule)
         self.progress = Progress(self)
@@ -187,8 +183,7 @@ class UncertuneTrainer(SFTTrainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """TRL's checkpoint; it is complete once its last file is renamed into place, and only then are older ones
-        deleted."""
+        """TRL's checkpoint; complete once its last file is renamed into place, and only then are older ones deleted."""
         args, step = self.args, self.state.global_step
         limit, args.save_total_limit = args.save_total_limit, None
         try:
@@ -263,7 +258,7 @@ class UncertuneTrainer(SFTTrainer):
         for batch, layout in zip(batches, found, strict=True):
             batch[LAYOUT] = layout
         tokens = sum(layout.index.numel() for layout in found)
-        tokens = int(sum_over_ranks({"tokens": tokens})["tokens"])
+        tokens = int(devices.sum_over_ranks({"tokens": tokens})["tokens"])
         if self.state.global_step == 0:
             self.selector.running.threshold.value = None
         exactly = self.args.selection_scope != "running" or self.selector.running.threshold.value is None
