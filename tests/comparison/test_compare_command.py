@@ -13,6 +13,7 @@ from helpers.tiny import save_tiny
 from uncertune.cli import main
 from uncertune.evaluation import generate as answers
 from uncertune.judging.local import LocalJudge
+from uncertune.judging.pairs import is_answer_file
 
 pytest.importorskip("lm_eval")
 
@@ -184,3 +185,10 @@ def test_what_leaves_nothing_to_do_is_refused(words, says, models, tmp_path, cap
     words = [word.format(base=models[0], a=models[1]) for word in words]
     assert main(["compare", *words, "--output_dir", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_gguf_file_is_a_model_and_not_answers(tmp_path):
+    weights, answers = tmp_path / "model.GGUF", tmp_path / "a.jsonl"
+    weights.write_bytes(b"GGUF")
+    answers.write_text("")
+    assert [is_answer_file(str(path)) for path in (weights, answers, tmp_path)] == [False, True, False]

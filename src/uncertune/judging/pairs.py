@@ -30,8 +30,10 @@ class Pair:
 
 
 def is_answer_file(name: str) -> bool:
-    """Whether a name on the command line is a file of answers instead of a model."""
+    """Whether a name on the command line is a file of answers instead of a model (a folder, a hub id, a .gguf file)."""
     path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return False
     return path.is_file() or (extension(path) is not None and not path.is_dir())
 
 
