@@ -113,7 +113,7 @@ def _steps(place: Place) -> list[list[str]]:
         small = ["--model", place.random("smollm2"), "--arms", "sft,masked_mle"]
         return [[*command, *small, *cut, "--output_dir", str(place.out)]]
     arms = "sft,mle,masked_mle,masked_mle_distill,masked_mle_distill+hidden"
-    sizes = ["--arms", arms, "--batch_size", "32", "--rounds", "2", "--steps", "3"]
+    sizes = ["--arms", arms, "--batch_size", "32", "--rounds", "1", "--steps", "4"]
     by_worth = [("smollm2", "4")] if place.dry else [("llama-3.2-1b", "4"), ("smollm2", "4"), ("llama-3.2-1b", "1")]
     commands = []
     for shape, parts in by_worth:
