@@ -1,5 +1,6 @@
 """The tables in ``results`` are those of the runs beside them, and each folder names the command that made it."""
 
+import csv
 import json
 import re
 import shutil
@@ -118,6 +119,24 @@ def test_the_page_quotes_the_student(name):
     (row,) = (row for row in over_epochs(RESULTS / "gpu-student-alpaca") if "anchor" in row)
     for quoted in row.split(" | ")[1:3]:
         assert quoted in text
+
+
+def test_the_pages_quote_the_answers_of_the_student():
+    page = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    found = json.loads((RESULTS / "student-answers" / "comparison.json").read_text())["measures"]
+    flexible = {one["model"]: one for one in found if one["measure"] == "exact_match,flexible-extract"}
+    for one in flexible.values():
+        cells = [share(Estimate(**one["value"])).replace("+", "")]
+        if one["model"] != "mle":
+            cells.append(accuracy(Estimate(**one["against_baseline"]["difference"])).replace("-", "−"))
+        assert " | ".join(cells) in page
+    for text in (RESULTS.parent / name for name in ("README.md", "docs/how-to/choose.md")):
+        for model in ("base", "mle", "anchor"):
+            assert f"{100 * flexible[model]['value']['value']:.1f} %" in text.read_text()
+    for folder in (RESULTS / "gpu" / "student-answers").glob("gsm8k"):
+        for row in csv.DictReader((folder / "scores.csv").read_text().splitlines()):
+            low, value, high = (100 * float(row[name]) for name in ("low", "exact_match", "high"))
+            assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in " ".join(page.split())
 
 
 def test_the_page_quotes_one_pass_of_the_student():
