@@ -139,6 +139,15 @@ def test_the_pages_quote_the_answers_of_the_student():
             assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in " ".join(page.split())
 
 
+def test_the_page_quotes_the_judged_answers_of_the_student():
+    page = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    found = json.loads((RESULTS / "student-judged" / "comparison.json").read_text())["head_to_head"]["anchor"][
+        "decided"
+    ]
+    assert f"{found['won']} of {found['won'] + found['lost']} decided prompts" in page
+    assert share(Estimate(**found["share"])).replace("+", "") in page
+
+
 def test_the_page_quotes_one_pass_of_the_student():
     text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
     for cells in gains(RESULTS / "gpu-student-pass").values():
