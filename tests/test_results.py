@@ -15,6 +15,7 @@ from uncertune.sweep.measures import difference, mean, read_sweep
 from uncertune.sweep.page import write_sweep
 
 RESULTS = Path(__file__).parent.parent / "results"
+PAGE = RESULTS.parent / "docs" / "results" / "fine_tuning.md"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.json"))
 COMMANDS = dict(
     re.findall(r"^\| `([\w-]+)` \| `uncertune sweep --config (\S+)", (RESULTS / "README.md").read_text(), re.M)
@@ -94,7 +95,7 @@ def over_epochs(folder):
 
 @pytest.mark.parametrize("name", ["gpu-epochs-gsm8k", "gpu-epochs-alpaca"])
 def test_the_page_quotes_the_epochs(name):
-    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    text = PAGE.read_text()
     for row in over_epochs(RESULTS / name):
         assert row in text
 
@@ -113,7 +114,7 @@ def student(folder):
 
 @pytest.mark.parametrize("name", ["gpu-student-gsm8k", "gpu-student-alpaca"])
 def test_the_page_quotes_the_student(name):
-    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    text = PAGE.read_text()
     for row in student(RESULTS / name):
         assert row in text
     (row,) = (row for row in over_epochs(RESULTS / "gpu-student-alpaca") if "anchor" in row)
@@ -122,7 +123,7 @@ def test_the_page_quotes_the_student(name):
 
 
 def test_the_pages_quote_the_answers_of_the_student():
-    page = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    page = PAGE.read_text()
     found = json.loads((RESULTS / "student-answers" / "comparison.json").read_text())["measures"]
     flexible = {one["model"]: one for one in found if one["measure"] == "exact_match,flexible-extract"}
     for one in flexible.values():
@@ -140,16 +141,15 @@ def test_the_pages_quote_the_answers_of_the_student():
 
 
 def test_the_page_quotes_the_judged_answers_of_the_student():
-    page = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
-    found = json.loads((RESULTS / "student-judged" / "comparison.json").read_text())["head_to_head"]["anchor"][
-        "decided"
-    ]
+    page = PAGE.read_text()
+    judged = json.loads((RESULTS / "student-judged" / "comparison.json").read_text())
+    found = judged["head_to_head"]["anchor"]["decided"]
     assert f"{found['won']} of {found['won'] + found['lost']} decided prompts" in page
     assert share(Estimate(**found["share"])).replace("+", "") in page
 
 
 def test_the_page_quotes_one_pass_of_the_student():
-    text = (RESULTS.parent / "docs" / "results" / "fine_tuning.md").read_text()
+    text = PAGE.read_text()
     for cells in gains(RESULTS / "gpu-student-pass").values():
         assert "| " + " | ".join(cells) + " |" in text
 
@@ -220,8 +220,7 @@ def test_the_page_quotes_what_a_small_judge_is_worth():
 
 
 def test_the_page_quotes_the_demo():
-    page = RESULTS.parent / "docs" / "results" / "fine_tuning.md"
-    assert (RESULTS / "demo" / "table.md").read_text().strip() in page.read_text()
+    assert (RESULTS / "demo" / "table.md").read_text().strip() in PAGE.read_text()
 
 
 def test_the_readme_quotes_the_sweep():

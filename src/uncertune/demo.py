@@ -205,7 +205,9 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
             measures[BASE] = {"kl": 0.0, "kept": 1.0, "general": own}
             measures[BASE] |= _in_and_out(model, BASE, tokenizer, problems, tests, texts, demo)
         _keep(path, settings, measures)
-    general = _general(tokenizer, measures[BASE]["general"])
+    asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS]
+    answered = zip(asked, measures[BASE]["general"], strict=False)
+    general = _answers_to(tokenizer, [[*turns, {"role": "assistant", "content": said}] for turns, said in answered])
     for arm in demo.arms:
         if arm not in measures:
             note(f"== measuring {NAMES[arm]}")
@@ -214,13 +216,6 @@ def _measure(model_path: str, output: Path, demo: Demo) -> dict[str, Any]:
                 measures[arm] |= _in_and_out(model, arm, tokenizer, problems, tests, texts, demo)
             _keep(path, settings, measures)
     return measures
-
-
-def _general(tokenizer: Any, answers: list[str]) -> list[Row]:
-    """The base's own answers to the first general prompts, as rows."""
-    asked = [{"role": "user", "content": prompt} for prompt in GENERAL_PROMPTS]
-    answered = zip(asked, answers, strict=False)
-    return _answers_to(tokenizer, [[turn, {"role": "assistant", "content": said}] for turn, said in answered])
 
 
 def _answers_to(tokenizer: Any, conversations: list[Any]) -> list[Row]:

@@ -84,8 +84,7 @@ def differences(marks: Marks) -> Rows:
             others = dict.fromkeys(runs, marks[BASE]) if BASE in marks else {}
         else:
             others = seeds.get((data, MLE), {})
-        both = sorted(runs.keys() & others.keys())
-        both = [seed for seed in both if len(runs[seed]) == len(others[seed])]
+        both = [seed for seed in sorted(runs.keys() & others.keys()) if len(runs[seed]) == len(others[seed])]
         if not both:
             continue
         ours, theirs = (np.mean([one[seed] for seed in both], axis=0) for one in (runs, others))
@@ -126,13 +125,13 @@ def write(folder: Path, data_dir: str | None = None) -> None:
     else:
         problems = [one["messages"] for one in load(folder.name, split="test", data_dir=data_dir)]
         rows, marks = score(folder, {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems})
-    _save(rows or [{"contestant": "none"}], folder / CSV)
+    _save(rows, folder / CSV)
     if apart := differences(marks):
         _save(apart, folder / DIFFERENCES)
 
 
 def _save(rows: Rows, path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
         writer.writeheader()
         writer.writerows(rows)

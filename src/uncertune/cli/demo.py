@@ -34,7 +34,7 @@ def command_line(given: DemoOptions) -> str:
     """The command line: the folder, and the options that differ from the defaults."""
     known = {one.name: one.default for one in fields(given) if one.name not in ("output_dir", "overwrite")}
     values = {name: getattr(given, name) for name, default in known.items() if getattr(given, name) != default}
-    chosen = [f"--{name} {','.join(value) if name == 'arms' else value}" for name, value in values.items()]
+    chosen = [f"--{name} {','.join(value) if isinstance(value, tuple) else value}" for name, value in values.items()]
     return " ".join(["uncertune demo", *chosen, f"--output_dir {given.output_dir}"])
 
 

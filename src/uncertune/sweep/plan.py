@@ -84,6 +84,10 @@ class Arm:
         return {"objective": self.objective, **short, **others}
 
 
+_PLAIN = Arm({"objective": MLE})
+"""Plain fine-tuning: the baseline and the teacher."""
+
+
 @dataclass(frozen=True)
 class Run:
     """An arm with a seed; or (``arm`` is None) the reference of ``rho`` of that seed."""
@@ -138,7 +142,7 @@ class Plan:
         """The runs of this sweep that a run needs: its teacher, and the reference of rho."""
         if run.arm is None:
             return []
-        mle = [Run(Arm({"objective": MLE}), run.seed)] if self._taught(run.arm) and self.own_teacher else []
+        mle = [Run(_PLAIN, run.seed)] if self._taught(run.arm) and self.own_teacher else []
         return mle + ([Run(None, run.seed)] if run.arm.extra == "reference_loss" and self.own_rho else [])
 
     def run_folder(self, run: Run) -> Path:
@@ -147,7 +151,7 @@ class Plan:
     def settings(self, run: Run) -> dict[str, Any]:
         """The fields of one run, as ``uncertune train`` takes them."""
         out = {name: value for name, value in self.given.items() if name not in _SET_BY_US}
-        arm = run.arm or Arm({"objective": MLE})
+        arm = run.arm or _PLAIN
         out |= {one: value for one, value in arm.values.items() if one == "objective" or value != _DEFAULTS[one]}
         scored = arm.extra == "reference_loss"
         if self._taught(arm):
@@ -173,7 +177,7 @@ class Plan:
     def _teacher(self, seed: int) -> str:
         if not self.own_teacher:
             return str(self.given["teacher"])
-        return str(self.run_folder(Run(Arm({"objective": MLE}), seed)))
+        return str(self.run_folder(Run(_PLAIN, seed)))
 
 
 _SET_BY_US = (*ARM_FIELDS, *CACHE_FIELDS, "teacher", "rho_reference", "seed", "output_dir", "overwrite")
@@ -191,7 +195,7 @@ def plan(
     overrides = overrides or {}
     wanted = grids(arms)
     _check(wanted, settings, overrides)
-    given = [Arm({"objective": MLE}), *_combinations(wanted, settings)]
+    given = [_PLAIN, *_combinations(wanted, settings)]
     every = list({one.name: one for one in given}.values())
     first = Plan(Path(output_dir).expanduser(), tuple(every), dict(settings), Options(**options), None)  # type: ignore[arg-type]
     common = arguments_of(first.settings(Run(every[0], 0)), overrides)
