@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contestants import CROSS_ENTROPY, DISTILLATION, FAMILY, MASKED
-from tools.gpu import answers, files, tables
+from tools.gpu import answers, files, mixture, tables
 from tools.gpu.stages import STAGES, Place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +130,32 @@ def test_differences_of_runs_are_paired_by_problem_and_by_seed():
     assert anchor["by_seed"] == "+20.0 +10.0"
     assert (anchor["low_of_seeds"], anchor["high_of_seeds"]) == (-48.5, 78.5)  # 15 ± 12.706 · 5
     assert (anchor["low"], anchor["high"]) == (-9.1, 39.1)  # Student's interval of 0, 0, 0, 0.5, 1, 0, 0, 0, 0, 0
+
+
+def test_own_answers_are_mixed_into_the_rows_of_a_seed(tmp_path, monkeypatch):
+    rows = [{"instruction": f"Say {number}.", "output": str(number)} for number in range(400)]
+    with gzip.open(tmp_path / "alpaca_52k.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    lines = [
+        {"messages": [{"role": "user", "content": f"How many? {n}"}], "answer": "Many.", "ended": n % 5 > 0}
+        for n in range(100)
+    ]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mixture.main([str(own), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "work" / "data")])
+    files_of_seeds = [tmp_path / "work" / "data" / mixture.name(seed) for seed in mixture.SEEDS]
+    written = [[json.loads(line)["messages"] for line in path.read_text().splitlines()] for path in files_of_seeds]
+    assert {len(one) for one in written} == {256 + 64 + 64}
+    assert written[0] != written[1]
+    for one in written:
+        assert [turns[-1]["content"] for turns in one[-64:]] == [str(number) for number in range(336, 400)]
+        asked = [turns[0]["content"] for turns in one[256:320]]
+        assert len(set(asked)) == 64
+        assert all(int(words.split()[-1]) % 5 for words in asked), "an answer that was cut is no training row"
+    (student,) = (stage for stage in STAGES if stage.name == "student")
+    commands = student.commands(Place(tmp_path / "out", tmp_path / "work", small=False))
+    named = [words[words.index("--dataset_name") + 1] for words in commands if "--dataset_name" in words]
+    assert named == [str(path) for path in files_of_seeds]
 
 
 def test_files_travel_in_pieces(tmp_path):

@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", type=Path, help=f"the GGUF file of a larger model, which travels as {STUDENT}")
     parser.add_argument("--tokenizer", type=Path, help="folder of the small model's tokenizer, for random models")
     parser.add_argument("--data", type=Path, help="folder of data files, as UNCERTUNE_DATA names it")
+    parser.add_argument("--mixed", type=Path, help="folder of what tools.gpu.mixture wrote")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that the other machine lacks")
     parser.add_argument("--mib", type=int, default=56, help="largest folder")
     parser.add_argument("--output_dir", type=Path, default=Path("gpu"))
@@ -117,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sources += [(path, f"{TOKENIZER}/{path.name}") for path in sorted(args.tokenizer.iterdir())]
     if args.data:
         sources += [(path, f"data/{path.name}") for name in DATA for path in sorted(args.data.glob(f"{name}.*"))]
+    if args.mixed:
+        sources += [(path, f"data/{path.name}") for path in sorted(args.mixed.glob("*.jsonl"))]
     if args.wheels:
         sources += [(path, f"wheels/{path.name}") for path in sorted(args.wheels.glob("*.whl"))]
     models = [(args.model, MODEL), (args.student, STUDENT)]  # last: all else is in the first folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from tools.gpu import mixture
 from tools.gpu.files import MODEL, STUDENT, TOKENIZER
 
 PYTHON = sys.executable
@@ -187,17 +188,27 @@ def _answers(place: Place) -> list[list[str]]:
 def _generate(place: Place, data: str, limit: str, models: Mapping[str, str]) -> list[str]:
     """Greedy answers of models with one base to the first prompts, in a folder with the first model's name."""
     command = [PYTHON, "-m", "uncertune.cli", "generate", *models.values(), "--labels", ",".join(models)]
-    words = ["--max_new_tokens", *(place.cut("4") or ["320"]), "--batch_size", "256"]
+    words = ["--max_new_tokens", *(place.cut("4") or [NEW_TOKENS[data]]), "--batch_size", "256"]
     words += ["--dtype", "bfloat16"] if place.device == "cuda" else []
     asked = ["--prompts", data, "--limit", *(place.cut("2") or [limit])]
     return [*command, *words, *asked, "--output_dir", str(place.out / data / next(iter(models)))]
+
+
+NEW_TOKENS = {"gsm8k": "512", "ifeval": "1024", "alpaca_eval": "512"}
+"""Longest answers: most of the untrained model's end by themselves."""
 
 
 def _student(place: Place, kinds: tuple[str, ...] = ("gsm8k", "alpaca")) -> list[list[str]]:
     """A model that can do the tasks: small data over many epochs, a process a seed."""
     short = place.small or place.dry
     configs = [(REAL_SIZE / f"student_{kind}.yaml", seed) for seed in "012" for kind in kinds]
-    return [_sweep(place, config, seed, model=place.student) for config, seed in configs[: 1 if short else None]]
+    commands = [_sweep(place, config, seed, model=place.student) for config, seed in configs[: 1 if short else None]]
+    for seed in mixture.SEEDS:
+        rows = place.work / "data" / mixture.name(seed)
+        if "alpaca" in kinds and rows.is_file() and not short:
+            more = ["--dataset_name", str(rows)]
+            commands.append(_sweep(place, REAL_SIZE / "student_mixed.yaml", str(seed), *more, model=place.student))
+    return commands
 
 
 def _student_pass(place: Place) -> list[list[str]]:
@@ -216,7 +227,7 @@ def _student_following(place: Place) -> list[list[str]]:
     data = "word_problems" if place.small else "ifeval"
     groups = _trained_students(place)
     commands = [_generate(place, data, "200", group) for group in groups.values()]
-    judged = {**groups["base"], **groups.get("alpaca-s0", {})}
+    judged = {**groups["base"], **groups.get("alpaca-s0", {}), **groups.get("mixed-s0", {})}
     return commands if place.small else [*commands, _generate(place, "alpaca_eval", "200", judged)]
 
 
@@ -292,7 +303,7 @@ STAGES = (
         ("trl", "datasets"),
         _student,
         together=True,
-        spares=240,
+        spares=330,
         environment=SHARED,
     ),
     Stage(
@@ -302,7 +313,7 @@ STAGES = (
         ("trl", "datasets"),
         _student_answers,
         together=True,
-        spares=110,
+        spares=190,
         environment=SHARED,
     ),
     Stage(

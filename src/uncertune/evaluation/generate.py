@@ -25,6 +25,7 @@ from uncertune.errors import UserError
 from uncertune.evaluation.checks import check_sampling
 from uncertune.evaluation.models import LoadedModels, ModelSpec, load_models
 from uncertune.evaluation.tokenizers import end_of_turn
+from uncertune.models.decoding import GREEDY, decode, end_tokens
 from uncertune.runs.environment import environment
 from uncertune.runs.files import write_atomically
 from uncertune.runs.folder import lock_folder, output_folder
@@ -320,45 +321,33 @@ def _batches(asked: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
         yield order[start : start + size]
 
 
-@torch.no_grad()
 def answer_batch(model: Any, tokenizer: Any, batch: Sequence[Prompt], how: _How) -> list[Answer]:
     """Answers of the model in its current state, greedy or sampled; random numbers depend on the seed and the batch."""
-    device = next(model.parameters()).device
-    length = max(len(one.input_ids) for one in batch)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (length - len(one.input_ids)) + one.input_ids for one in batch], device=device)
-    lengths = torch.tensor([[len(one.input_ids)] for one in batch], device=device)
-    mask = (torch.arange(length, device=device) >= length - lengths).long()
-    stops = stop_tokens(model, tokenizer)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    device, sampling = next(model.parameters()).device, GREEDY
     if how.temperature:
         sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
     seed = int.from_bytes(hashlib.sha256(f"{how.seed} {batch[0].id}".encode()).digest()[:7], "big")
+    stops = stop_tokens(model, tokenizer)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+        found = decode(
+            model,
+            [one.input_ids for one in batch],
             max_new_tokens=how.max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=sorted(stops),
-            **sampling,
+            ends=stops,
+            pad=tokenizer.pad_token_id,
+            sampling=sampling,
         )
-    return [_answer(row, stops, tokenizer) for row in out[:, length:].tolist()]
+    return [_answer(row, stops, tokenizer) for row in found]
 
 
 def _answer(row: list[int], stops: set[int], tokenizer: Any) -> Answer:
-    end = next((place for place, token in enumerate(row) if token in stops), None)
-    said = row if end is None else row[:end]
-    return Answer(tokenizer.decode(said, skip_special_tokens=True).strip(), len(said), end is not None)
+    ended = row[-1] in stops
+    said = row[:-1] if ended else row
+    return Answer(tokenizer.decode(said, skip_special_tokens=True).strip(), len(said), ended)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the model's, the tokenizer's, and the chat template's end-of-turn token."""
-    config = getattr(model, "generation_config", None)
-    own = getattr(config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    end = tokenizer(end_of_turn(tokenizer) or "", add_special_tokens=False)["input_ids"]
-    if len(end) == 1:
-        found.add(end[0])
-    return {token for token in found if token is not None}
+    found, end = end_tokens(model, tokenizer), tokenizer(end_of_turn(tokenizer) or "", add_special_tokens=False)
+    return found | (set(end["input_ids"]) if len(end["input_ids"]) == 1 else set())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from uncertune.data.rows import Row
 from uncertune.fused import linear_token_stats, linear_weighted_nll
 from uncertune.models import active_adapter
+from uncertune.models.decoding import decode, end_tokens
 from uncertune.objectives import OBJECTIVES
 from uncertune.runs.notes import progress
 from uncertune.teachers.adapter import evaluating, frozen_rows
@@ -80,7 +81,6 @@ def drift_from_base(model: Any, name: str, rows: Sequence[Row], *, pad: int, bat
     return Drift(total / max(count, 1), kept / max(known, 1))
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -94,27 +94,14 @@ def generate(
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     answers = [""] * len(ids)
-    device = next(model.parameters()).device
+    ends = end_tokens(model, tokenizer)
     bar = progress(len(ids), f"answers {label}".strip(), "answers", leave=False)
     with evaluating(model):
         for start in range(0, len(ids), batch_size):
             chosen = order[start : start + batch_size]
-            length = max(len(ids[i]) for i in chosen)
-            pad = tokenizer.pad_token_id
-            batch = torch.tensor([[pad] * (length - len(ids[i])) + ids[i] for i in chosen], device=device)
-            lengths = torch.tensor([[len(ids[i])] for i in chosen], device=device)
-            mask = (torch.arange(length, device=device) >= length - lengths).long()
-            out = model.generate(
-                input_ids=batch,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-            )
-            for i, row in zip(chosen, out[:, length:], strict=True):
+            batch = [ids[i] for i in chosen]
+            found = decode(model, batch, max_new_tokens=max_new_tokens, ends=ends, pad=tokenizer.pad_token_id)
+            for i, row in zip(chosen, found, strict=True):
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
             bar.update(len(chosen))
     bar.close()

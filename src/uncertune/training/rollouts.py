@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uncertune.fused import linear_token_stats
 from uncertune.models import attach_head
+from uncertune.models.decoding import decode, end_tokens
 from uncertune.objectives import IGNORED
 from uncertune.runs.notes import progress
 from uncertune.teachers.adapter import evaluating, frozen_rows
@@ -31,7 +32,6 @@ class Answer:
     finished: bool
 
 
-@torch.no_grad()
 def sample_answers(
     model: Any,
     tokenizer: Any,
@@ -46,20 +46,11 @@ def sample_answers(
 
     The same seed, model, prompts and ``batch_size`` give the same answers. The global random state is unchanged.
     """
+    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     from transformers import GenerationConfig
 
-    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-    drawing = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends),
-    )
+    ends = end_tokens(model, tokenizer)
+    whole = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)  # in place of the model's own
     device = next(model.parameters()).device
     numbers = sorted((n for n in range(len(ids)) for _ in range(samples)), key=lambda n: -len(ids[n]))
     answers: list[Answer] = []
@@ -69,18 +60,19 @@ def sample_answers(
         torch.manual_seed(seed)
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]
-            batch, mask = _padded([ids[n] for n in chosen], tokenizer.pad_token_id, device, left=True)
-            out = model.generate(input_ids=batch, attention_mask=mask, generation_config=drawing)
-            for n, row in zip(chosen, out[:, batch.shape[1] :].tolist(), strict=True):
-                answers.append(_answer(n, ids[n], row, ends, tokenizer))
+            found = decode(
+                model,
+                [ids[n] for n in chosen],
+                max_new_tokens=max_new_tokens,
+                ends=ends,
+                pad=tokenizer.pad_token_id,
+                sampling={"generation_config": whole},
+            )
+            for n, row in zip(chosen, found, strict=True):
+                text = tokenizer.decode(row, skip_special_tokens=True).strip()
+                answers.append(Answer(n, ids[n], row, text, row[-1] in ends))
             bar.update(len(chosen))
     return sorted(answers, key=lambda answer: answer.prompt)
-
-
-def _answer(number: int, prompt_ids: list[int], row: list[int], ends: set[int], tokenizer: Any) -> Answer:
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    ids = row if end is None else row[: end + 1]
-    return Answer(number, prompt_ids, ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), end is not None)
 
 
 @torch.no_grad()
@@ -135,13 +127,8 @@ def _by_length(rows: Sequence[dict[str, list[int]]], size: int) -> Iterator[list
         yield order[start : start + size]
 
 
-def _padded(rows: Sequence[list[int]], fill: int, device: Any, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows padded to one length, and their attention mask, (B, L) each."""
+def _padded(rows: Sequence[list[int]], fill: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right to one length, and their attention mask, (B, L) each."""
     length = max(len(row) for row in rows)
-
-    def laid(row: list[int], fill: int) -> list[int]:
-        padding = [fill] * (length - len(row))
-        return padding + row if left else row + padding
-
-    ids = torch.tensor([laid(row, fill) for row in rows], device=device)
-    return ids, torch.tensor([laid([1] * len(row), 0) for row in rows], device=device)
+    ids = torch.tensor([row + [fill] * (length - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)

@@ -1,0 +1,58 @@
+r"""Alpaca with a model's own answers to problems of GSM8K mixed in: the data of ``evidence/student_mixed.yaml``.
+
+    uncertune generate qwen.gguf --labels own --prompts gsm8k --dataset_split train \
+        --limit 120 --max_new_tokens 400 --output_dir own
+    python -m tools.gpu.mixture own/own.jsonl --output_dir mixed
+
+writes ``mixed/alpaca_with_own-s0.jsonl`` to ``-s2``. Each has the 256 rows that ``evidence/student_alpaca.yaml`` draws
+with that seed, 64 answers that ended by themselves, right or wrong, and last the rows that sweeps of Alpaca hold out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROWS, OWN, HELD_OUT = 256, 64, 64
+SEEDS = (0, 1, 2)
+
+
+def name(seed: int) -> str:
+    return f"alpaca_with_own-s{seed}.jsonl"
+
+
+def own_rows(path: Path) -> list[dict[str, object]]:
+    """A training row of each answer of ``uncertune generate`` that ended by itself."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    said = [(line["messages"], {"role": "assistant", "content": line["answer"]}) for line in lines if line["ended"]]
+    return [{"messages": [*asked, answer]} for asked, answer in said]
+
+
+def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[str, object]]:
+    """The rows of one seed, those that are held out last. Raises ValueError for too few own answers."""
+    from uncertune.data.sources import load
+
+    rows, answers = load("alpaca", data_dir=data_dir), own_rows(own)
+    last, draw = len(rows) - HELD_OUT, random.Random(seed)
+    yield from rows.select(sorted(draw.sample(range(last), ROWS)))
+    yield from draw.sample(answers, OWN)
+    yield from rows.select(range(last, len(rows)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu.mixture", description=__doc__.split("\n")[0])
+    parser.add_argument("own", type=Path, help="what uncertune generate wrote")
+    parser.add_argument("--data_dir", help="folder of Alpaca; without it from $UNCERTUNE_DATA, or the hub")
+    parser.add_argument("--output_dir", type=Path, default=Path("mixed"))
+    args = parser.parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for seed in SEEDS:
+        rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixed(args.own, seed, args.data_dir)]
+        (args.output_dir / name(seed)).write_text("".join(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
