@@ -123,8 +123,11 @@ def test_differences_of_runs_are_paired_by_problem_and_by_seed():
         "gsm8k-mle-anchor_base-s1": "1111100000",
         "gsm8k-dft-s7": "1" * 10,
     }
+    right |= {"alpaca-mle-s0": "1000000000", "mixed-mle-s0": "1100000000"}
     marks = {name: [letter == "1" for letter in letters] for name, letters in right.items()}
-    mle, anchor = answers.differences(marks)
+    mle, anchor, *others = answers.differences(marks)
+    differences = [(one["trained_on"], one["less"], one["points"]) for one in others]
+    assert differences == [("alpaca", "base", -10.0), ("mixed", "base", 0.0), ("mixed", "alpaca-mle", 10.0)]
     assert (mle["arm"], mle["less"], mle["points"], mle["by_seed"]) == ("mle", "base", 15.0, "+10.0 +20.0")
     assert (anchor["arm"], anchor["less"], anchor["points"]) == ("mle-anchor_base", "mle", 15.0)
     assert anchor["by_seed"] == "+20.0 +10.0"

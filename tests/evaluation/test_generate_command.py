@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny import save_tiny
 from uncertune.cli import main
-from uncertune.data.sources import load_prompts
+from uncertune.data.sources import load, load_prompts
 from uncertune.evaluation import generate as answers
 from uncertune.evaluation.measures import generate as greedy
 
@@ -153,3 +153,23 @@ def test_columns_that_are_not_there_are_one_line(words, said, model, tmp_path, c
     out = ["--output_dir", str(tmp_path / "out"), "--dataset_columns", '{"instruction": "ask"}']
     assert main([words[0], model, *words[1:], *out]) == 2
     assert said.replace("DATA", str(data)) in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_answers_are_training_rows(model, tmp_path, capsys):
+    assert main(["generate", model, *COMMAND, "--output_dir", str(tmp_path)]) == 0
+    lines = read(tmp_path / "m.jsonl")
+    lines[0] |= {"answer": "Nine.", "ended": True}
+    lines[1] |= {"answer": "Ten and", "ended": False}
+    other = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(one) + "\n" for one in [other, *lines]))
+    capsys.readouterr()
+    rows = [one["messages"] for one in load(str(mixed))]
+    assert rows[0] == other["messages"]
+    assert rows[1] == [*lines[0]["messages"], {"role": "assistant", "content": "Nine."}]
+    cut = sum(not one["ended"] for one in lines)
+    blank = sum(one["ended"] and not one["answer"] for one in lines)
+    assert len(rows) == 8 - cut - blank
+    said = capsys.readouterr().err
+    assert f"{cut} of 8 generated answers that were cut at max_new_tokens" in said
+    assert "column" not in said

@@ -26,6 +26,8 @@ CSV, DIFFERENCES, IFEVAL = "scores.csv", "differences.csv", "ifeval"
 UNSCORED = ("alpaca_eval",)
 """Answers that a judge compares (``uncertune compare``)."""
 BASE, MLE = "base", "mle"
+MIXED = {"mixed": "alpaca"}
+"""Data that other rows were mixed into, and the same data without them."""
 RUN = re.compile(r"(?P<data>[^-]+)-(?P<arm>.+)-s(?P<seed>\d+)")
 Rows = list[dict[str, object]]
 Marks = dict[str, list[bool]]
@@ -69,36 +71,43 @@ def _row(name: str, of: str, marks: list[bool]) -> dict[str, object]:
 
 
 def differences(marks: Marks) -> Rows:
-    """What training changed (``MLE - base``), and each arm less MLE, in points.
+    """What training changed (``MLE - base``), each arm less MLE, and what mixing rows into the data changed.
 
     Runs are named ``DATA-ARM-sSEED``. The first interval is over the problems, each with its mean over the seeds; the
     second over the seeds alone.
     """
-    seeds: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    runs: dict[tuple[str, str], dict[str, list[bool]]] = {}
     for name, right in marks.items():
         if found := RUN.fullmatch(name):
-            seeds.setdefault((found["data"], found["arm"]), {})[found["seed"]] = right
+            runs.setdefault((found["data"], found["arm"]), {})[found["seed"]] = right
     rows = []
-    for (data, arm), runs in seeds.items():
-        if arm == MLE:
-            others = dict.fromkeys(runs, marks[BASE]) if BASE in marks else {}
-        else:
-            others = seeds.get((data, MLE), {})
-        both = [seed for seed in sorted(runs.keys() & others.keys()) if len(runs[seed]) == len(others[seed])]
-        if not both:
-            continue
-        ours, theirs = (np.mean([one[seed] for seed in both], axis=0) for one in (runs, others))
-        found = compare(ours, theirs, np.ones(len(ours)))
-        by_seed = [float(np.mean(runs[seed]) - np.mean(others[seed])) for seed in both]
-        over = over_seeds(by_seed)
-        rows.append(
-            {"trained_on": data, "arm": arm, "less": BASE if arm == MLE else MLE, "seeds": len(both)}
-            | {"answers": len(ours), "points": _points(found.difference.value)}
-            | {"low": _points(found.difference.low), "high": _points(found.difference.high)}
-            | {"low_of_seeds": _points(over.low), "high_of_seeds": _points(over.high)}
-            | {"by_seed": " ".join(f"{one:+.1f}" for one in np.multiply(by_seed, 100))}
-        )
+    for (data, arm), ours in runs.items():
+        others = {MLE: runs.get((data, MLE), {})} if arm != MLE else {}
+        if arm == MLE and BASE in marks:
+            others[BASE] = dict.fromkeys(ours, marks[BASE])
+        if arm == MLE and data in MIXED:
+            others[f"{MIXED[data]}-{MLE}"] = runs.get((MIXED[data], MLE), {})
+        rows += [row for less, theirs in others.items() if (row := _difference(data, arm, less, ours, theirs))]
     return rows
+
+
+def _difference(
+    data: str, arm: str, less: str, ours: dict[str, list[bool]], theirs: dict[str, list[bool]]
+) -> dict[str, object] | None:
+    """The difference over the seeds that both have; None where there is none."""
+    both = [seed for seed in sorted(ours.keys() & theirs.keys()) if len(ours[seed]) == len(theirs[seed])]
+    if not both:
+        return None
+    mine, other = (np.mean([one[seed] for seed in both], axis=0) for one in (ours, theirs))
+    found = compare(mine, other, np.ones(len(mine))).difference
+    by_seed = [float(np.mean(ours[seed]) - np.mean(theirs[seed])) for seed in both]
+    over = over_seeds(by_seed)
+    return (
+        {"trained_on": data, "arm": arm, "less": less, "seeds": len(both), "answers": len(mine)}
+        | {"points": _points(found.value), "low": _points(found.low), "high": _points(found.high)}
+        | {"low_of_seeds": _points(over.low), "high_of_seeds": _points(over.high)}
+        | {"by_seed": " ".join(f"{one:+.1f}" for one in np.multiply(by_seed, 100))}
+    )
 
 
 def _points(share: float) -> float:

@@ -24,21 +24,14 @@ def name(seed: int) -> str:
     return f"alpaca_with_own-s{seed}.jsonl"
 
 
-def own_rows(path: Path) -> list[dict[str, object]]:
-    """A training row of each answer of ``uncertune generate`` that ended by itself."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    said = [(line["messages"], {"role": "assistant", "content": line["answer"]}) for line in lines if line["ended"]]
-    return [{"messages": [*asked, answer]} for asked, answer in said]
-
-
 def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[str, object]]:
     """The rows of one seed, those that are held out last. Raises ValueError for too few own answers."""
     from uncertune.data.sources import load
 
-    rows, answers = load("alpaca", data_dir=data_dir), own_rows(own)
+    rows, answers = load("alpaca", data_dir=data_dir), load(str(own))
     last, draw = len(rows) - HELD_OUT, random.Random(seed)
     yield from rows.select(sorted(draw.sample(range(last), ROWS)))
-    yield from draw.sample(answers, OWN)
+    yield from answers.select(draw.sample(range(len(answers)), OWN))
     yield from rows.select(range(last, len(rows)))
 
 

@@ -27,6 +27,7 @@ _CONVERSATIONS = ("messages", "conversations")
 
 SILENT_ROWS = "rows in which the assistant says nothing"
 BLANK_TURNS = "blank assistant turns with what they answer"
+CUT_ANSWERS = "generated answers that were cut at max_new_tokens"
 HEADINGS = "rows that are headings or blank"
 
 
@@ -90,9 +91,16 @@ def convert(
         if name not in used and name not in kept and not (value is None or value == "" or value == []):
             left[f"column {name!r}"] += 1
     if content is None:
-        left[HEADINGS if format == "wikitext" else SILENT_ROWS] += 1
+        left[_why(row, format, used)] += 1
         return None
     return {**content, **{name: row[name] for name in kept}}
+
+
+def _why(row: Record, format: str, used: set[str]) -> str:
+    """Why a row has nothing to learn from."""
+    if format == "wikitext":
+        return HEADINGS
+    return CUT_ANSWERS if "ended" in used and not row["ended"] else SILENT_ROWS
 
 
 def kind(row: Record) -> str:
@@ -119,6 +127,8 @@ def _as_it_is(
     name = next((name for name in _CONVERSATIONS if name in row), None)
     if name is not None and (text_field is None or text_field not in row):
         turns = beside(read_turns(row[name], name, index), row, index)
+        if turns[-1]["role"] != ASSISTANT and set(row) >= _ANSWERED:
+            return _answered(turns, row, index, left), {name, *_BESIDE, *_GENERATED}
         if all(turn["role"] != ASSISTANT for turn in turns):
             raise UserError(f"row {index}: no assistant turn, so there is nothing to learn from it")
         used = {name, *_BESIDE}
@@ -133,6 +143,17 @@ def _as_it_is(
         raise UserError(f"row {index}: '{field}' is {kind_of(row[field])}, not text")
     text = _text(row, field, index)
     return ({field: text} if text.strip() else None), {field}
+
+
+def _answered(asked: Messages, row: Record, index: int, left: Counter[str]) -> dict[str, Any] | None:
+    """The conversation that a line of ``uncertune generate`` and its answer make; None if the answer was cut."""
+    turns = [*asked, {"role": ASSISTANT, "content": _text(row, "answer", index)}]
+    return _conversation(turns, row, index, left) if row["ended"] else None
+
+
+_ANSWERED = {"answer", "ended"}
+_GENERATED = ("id", "answer", "model", "tokens", "ended")
+"""Columns of ``uncertune generate`` beside the conversation."""
 
 
 def _prompt_completion(row: Record, index: int, left: Counter[str]) -> tuple[dict[str, Any] | None, set[str]]:

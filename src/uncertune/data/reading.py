@@ -37,7 +37,7 @@ def readable(
         return source if limit is None else source.select(range(min(limit, len(source))))
     rows = list(converted_rows(source, reading))
     if not rows:
-        raise UserError(f"{where}: no row is left: the assistant says nothing in any of them")
+        raise UserError(f"{where}: no row is left: the assistant says nothing in any of them, or was cut")
     if isinstance(source, Dataset) and _holds(source, rows):
         return source.select_columns(list(dict.fromkeys(name for row in rows for name in row)))
     return in_memory(rows, where)
@@ -104,7 +104,8 @@ def converted_rows(source: Iterable[formats.Record], reading: Reading) -> Iterat
 
 def _tell(left: Counter[str], seen: int, reading: Reading) -> None:
     """Print what was left out of ``seen`` rows."""
-    rows = [f"{left[what]} of {seen} {what}" for what in (formats.SILENT_ROWS, formats.HEADINGS) if left[what]]
+    reasons = (formats.SILENT_ROWS, formats.CUT_ANSWERS, formats.HEADINGS)
+    rows = [f"{left[what]} of {seen} {what}" for what in reasons if left[what]]
     turns = [f"{left[formats.BLANK_TURNS]} {formats.BLANK_TURNS}"] if left[formats.BLANK_TURNS] else []
     columns = [f"{what} ({count} rows)" for what, count in sorted(left.items()) if what.startswith("column ")]
     if parts := [*rows, *turns, *(columns if reading.named else [])]:
