@@ -89,31 +89,49 @@ def test_the_last_number_of_an_answer_counts(tmp_path):
     assert row["low"] == pytest.approx(0.0943, abs=1e-4)  # Clopper-Pearson of 2 of 3
 
 
-def test_answers_to_ifeval_are_scored_by_lm_eval(tmp_path):
+@pytest.fixture
+def ifeval(tmp_path):
+    """A function that scores answers to prompts by ``answers.follow``: a rule and its arguments a prompt."""
     pytest.importorskip("lm_eval")
-    rules = {"Say it without commas.": ["punctuation:no_comma"], "No commas, in capitals.": ["punctuation:no_comma"]}
-    rules["No commas, in capitals."] = ["punctuation:no_comma", "change_case:english_capital"]
-    rows = [
-        {"key": number, "prompt": prompt, "instruction_id_list": ids, "kwargs": [{} for _ in ids]}
-        for number, (prompt, ids) in enumerate(rules.items())
-    ]
-    with gzip.open(tmp_path / "ifeval.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    folder = tmp_path / "came" / "answers" / "ifeval"
-    folder.mkdir(parents=True)
-    for name, said in {"base": ["One, two.", "THIS IS IT."], "mle": ["One and two.", "This is it."]}.items():
-        lines = [
-            {"messages": [{"role": "user", "content": prompt}], "answer": answer}
-            for prompt, answer in zip(rules, said, strict=True)
+
+    def follow(rules, said):
+        rows = [
+            {"key": number, "prompt": prompt, "instruction_id_list": list(ids), "kwargs": [*ids.values()]}
+            for number, (prompt, ids) in enumerate(rules.items())
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found, marks = answers.follow(folder, str(tmp_path))
+        with gzip.open(tmp_path / "ifeval.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        folder = tmp_path / "came" / "answers" / "ifeval"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, texts in said.items():
+            lines = [
+                {"messages": [{"role": "user", "content": prompt}], "answer": text}
+                for prompt, text in zip(rules, texts, strict=True)
+            ]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return answers.follow(folder, str(tmp_path))
+
+    return follow
+
+
+def test_answers_to_ifeval_are_scored_by_lm_eval(ifeval):
+    commas: dict[str, dict[str, object]] = {"punctuation:no_comma": {}}
+    rules = {"Say it without commas.": commas}
+    rules["No commas, in capitals."] = {**commas, "change_case:english_capital": {}}
+    found, marks = ifeval(rules, {"base": ["One, two.", "THIS IS IT."], "mle": ["One and two.", "This is it."]})
     assert marks == {"base": [False, True], "mle": [True, False]}
     assert [(row["contestant"], row["strict"], row["loose"]) for row in found] == [
         ("base", 0.5, 0.5),
         ("mle", 0.5, 0.5),
     ]
     assert found[0]["low"] == pytest.approx(0.0126, abs=1e-4)  # Clopper-Pearson of 1 of 2
+
+
+def test_a_rule_that_lm_eval_draws_is_the_same_each_time(ifeval):
+    hashes = {"keywords:letter_frequency": {"letter": "#", "let_frequency": 4, "let_relation": "at least"}}
+    answer = "aaaa cccc eeee gggg iiii kkkk mmmm oooo qqqq ssss uuuu wwww yyyy"
+    marks = [ifeval({"Use # four times.": hashes}, {"base": [answer]})[1]["base"] for _ in range(12)]
+    assert len({tuple(one) for one in marks}) == 1
 
 
 def test_differences_of_runs_are_paired_by_problem_and_by_seed():

@@ -5,6 +5,8 @@
     python -m tools.gpu --dry --output_dir /tmp/gpu                # a GPU's settings on the CPU, cut to two steps
     python -m tools.gpu --dry --device cuda --output_dir /tmp/gpu  # the same on a GPU, before the long run
 
+Stages that run many processes at once share the GPU better under CUDA MPS: ``nvidia-cuda-mps-control -d`` first.
+
 A stage that fails, or whose packages are missing, is listed and the next one runs. ``summary.md`` and ``summary.json``
 say what came of each, ``STAGE/`` holds its results and its output; ``results.zip`` is all of it in one file. Turn that
 into tables with ``python -m tools.gpu.tables``. The exit status is 0 where every stage that could run succeeded.
@@ -115,6 +117,8 @@ def _run(stage: Stage, outcome: Outcome, place: Place, seconds: float) -> None:
         if outcome.outcome == "out of time":
             break
     outcome.seconds = round(time.monotonic() - begin, 1)
+    if outcome.outcome == "done" and any("pytest" in words for words in commands):
+        outcome.why = (place.out / "output.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
 
 
 def _log_name(number: int, member: int, together: bool) -> str:

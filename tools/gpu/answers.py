@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,10 @@ def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
     asked = {one["prompt"]: one for one in task.test_docs()}
     rows, marks = [], {}
     for name, lines in _answers(folder):
-        found = [task.process_results(asked[_question(one)], [one["answer"]]) for one in lines]
+        found = []
+        for one in lines:
+            random.seed(0)  # lm-eval asks for a random letter in place of one that is none, such as "#"
+            found.append(task.process_results(asked[_question(one)], [one["answer"]]))
         marks[name] = [bool(one["prompt_level_strict_acc"]) for one in found]
         loose = sum(one["prompt_level_loose_acc"] for one in found) / max(1, len(found))
         rows.append(_row(name, "strict", marks[name]) | {"loose": round(loose, 4)})
@@ -103,8 +107,8 @@ def _difference(
     by_seed = [float(np.mean(ours[seed]) - np.mean(theirs[seed])) for seed in both]
     over = over_seeds(by_seed)
     return (
-        {"trained_on": data, "arm": arm, "less": less, "seeds": len(both), "answers": len(mine)}
-        | {"points": _points(found.value), "low": _points(found.low), "high": _points(found.high)}
+        {"trained_on": data, "arm": arm, "seeds": len(both), "answers": len(mine), "right": _points(float(mine.mean()))}
+        | {"less": less, "points": _points(found.value), "low": _points(found.low), "high": _points(found.high)}
         | {"low_of_seeds": _points(over.low), "high_of_seeds": _points(over.high)}
         | {"by_seed": " ".join(f"{one:+.1f}" for one in np.multiply(by_seed, 100))}
     )

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.data:
         sources += [(path, f"data/{path.name}") for name in DATA for path in sorted(args.data.glob(f"{name}.*"))]
     if args.mixed:
-        sources += [(path, f"data/{path.name}") for path in sorted(args.mixed.glob("*.jsonl"))]
+        sources += [(path, f"data/{path.relative_to(args.mixed)}") for path in sorted(args.mixed.rglob("*.jsonl"))]
     if args.wheels:
         sources += [(path, f"wheels/{path.name}") for path in sorted(args.wheels.glob("*.whl"))]
     models = [(args.model, MODEL), (args.student, STUDENT)]  # last: all else is in the first folder

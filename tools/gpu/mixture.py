@@ -4,7 +4,7 @@ r"""Alpaca with a model's own answers to problems of GSM8K mixed in: the data of
         --limit 120 --max_new_tokens 400 --output_dir own
     python -m tools.gpu.mixture own/own.jsonl --output_dir mixed
 
-writes ``mixed/alpaca_with_own-s0.jsonl`` to ``-s2``. Each has the 256 rows that ``evidence/student_alpaca.yaml`` draws
+writes ``mixed/s0/alpaca_with_own.jsonl`` to ``s2``. Each has the 256 rows that ``evidence/student_alpaca.yaml`` draws
 with that seed, 64 answers that ended by themselves, right or wrong, and last the rows that sweeps of Alpaca hold out.
 """
 
@@ -21,7 +21,8 @@ SEEDS = (0, 1, 2)
 
 
 def name(seed: int) -> str:
-    return f"alpaca_with_own-s{seed}.jsonl"
+    """The file of a seed, the same but for its folder, so that the sweeps of all seeds are of one data set."""
+    return f"s{seed}/alpaca_with_own.jsonl"
 
 
 def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[str, object]]:
@@ -41,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="folder of Alpaca; without it from $UNCERTUNE_DATA, or the hub")
     parser.add_argument("--output_dir", type=Path, default=Path("mixed"))
     args = parser.parse_args(argv)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
         rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixed(args.own, seed, args.data_dir)]
-        (args.output_dir / name(seed)).write_text("".join(rows), encoding="utf-8")
+        path = args.output_dir / name(seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

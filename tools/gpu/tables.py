@@ -32,15 +32,15 @@ ANSWERS = ("answers", "student-answers", "student-following")
 def page(folder: Path) -> str:
     """The page (Markdown) of ``results/gpu``, with the names of the sweeps beside it."""
     summary = json.loads((folder / SUMMARY).read_text())
-    machine = ", ".join(f"{name} {value}" for name, value in summary["machine"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in summary["machine"].items() if name != "device")
     lines = ["# On a GPU", "", f"Made by `python -m tools.gpu{' --small' if summary['small'] else ''}` and", ""]
     lines += ["    python -m tools.gpu.tables gpu-results/results.zip", "", f"{machine}.", ""]
     if summary["small"]:
         lines += ["**No GPU was used: tiny sizes on a CPU, to try the commands. The numbers mean nothing.**", ""]
-    lines += ["| Stage | Outcome | Seconds | |", "|:--|:--|--:|:--|"]
-    lines += [
-        f"| {one['about']} | {one['outcome']} | {one['seconds']:.0f} | {one['why']} |" for one in summary["stages"]
-    ]
+    lines += ["| Stage | Device | Outcome | Seconds | |", "|:--|:--|:--|--:|:--|"]
+    for one in summary["stages"]:
+        cells = [one["about"], one["device"], one["outcome"], f"{one['seconds']:.0f}", one["why"]]
+        lines.append(f"| {' | '.join(cells)} |")
     for stage in summary["stages"]:
         lines += _stage(folder / stage["stage"], stage)
     return "\n".join([*lines, ""])
@@ -100,7 +100,7 @@ def unpack(results: Sequence[Path], folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
         summary = json.loads((folder / SUMMARY).read_text())
-        stages += summary["stages"]
+        stages += [stage | {"device": summary["machine"]["device"]} for stage in summary["stages"]]
     (folder / SUMMARY).write_text(json.dumps(summary | {"stages": stages}))
 
 
