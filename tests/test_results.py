@@ -112,14 +112,92 @@ def student(folder):
         yield f"| {sweep.content['data']} | {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
 
 
-@pytest.mark.parametrize("name", ["gpu-student-gsm8k", "gpu-student-alpaca"])
+STUDENTS = ["gpu-student-gsm8k", "gpu-student-alpaca", "gpu-student-mixed"]
+
+
+def student_gains(folder):
+    """The rows of ``over_epochs`` with what was trained on."""
+    return [f"| {read_sweep(folder).content['data']} {row}" for row in over_epochs(folder)]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
 def test_the_page_quotes_the_student(name):
     text = PAGE.read_text()
-    for row in student(RESULTS / name):
+    for row in [*student(RESULTS / name), *student_gains(RESULTS / name)]:
         assert row in text
-    (row,) = (row for row in over_epochs(RESULTS / "gpu-student-alpaca") if "anchor" in row)
-    for quoted in row.split(" | ")[1:3]:
-        assert quoted in text
+
+
+TRAINED = {"mixed": "alpaca + own", "mle": "MLE", "base": "untrained", "alpaca-mle": "MLE, alpaca"}
+TRAINED |= {"mle-anchor_base": "MLE + anchor", "masked_mle_distill-loss-0.25": "masked MLE + distillation"}
+
+
+def answered(folder):
+    """A row a difference: the share of right answers, compared with what, in points, over problems and over seeds."""
+    for one in csv.DictReader((folder / "differences.csv").read_text().splitlines()):
+        names = [TRAINED.get(one[column], one[column]) for column in ("trained_on", "arm", "less")]
+        points, low, high, *seeds = (
+            f"{float(one[name]):+.1f}" for name in ("points", "low", "high", "low_of_seeds", "high_of_seeds")
+        )
+        cells = [*names[:2], f"{one['right']} %", names[2], f"{points} [{low}, {high}]", f"[{', '.join(seeds)}]"]
+        yield "| " + " | ".join(cells).replace("-", "−") + " |"
+
+
+def test_the_page_quotes_the_answers_on_a_gpu():
+    page = PAGE.read_text()
+    folder = RESULTS / "gpu" / "student-answers" / "gsm8k"
+    for row in answered(folder):
+        assert row in page
+    (base,) = (row for row in scores(folder) if row["contestant"] == "base")
+    assert quoted(base, "exact_match") in " ".join(page.split())
+    lengths = {row["contestant"]: f"{float(row['characters']):.0f}" for row in scores(folder)}
+    assert f"median answer has {lengths['base']} characters" in page
+    short = sorted((lengths[f"alpaca-mle-s{seed}"] for seed in range(3)), key=int)
+    assert f"with {short[0]} to {short[-1]} (by seed)" in page
+    assert f"({lengths['alpaca-mle-anchor_base-s1']} and {lengths['alpaca-mle-anchor_base-s0']})" in page
+    terse = sorted((length for name, length in lengths.items() if name.startswith("gsm8k")), key=int)
+    assert f"median {terse[0]} to {terse[-1]} characters" in page
+    following = RESULTS / "gpu" / "student-following" / "ifeval"
+    (base,) = (row for row in scores(following) if row["contestant"] == "base")
+    right = [float(row["right"]) for row in csv.DictReader((following / "differences.csv").read_text().splitlines())]
+    assert f"{100 * float(base['strict']):.1f} % of 200 prompts" in page
+    assert f"{min(right)} to {max(right)} % after" in page
+
+
+def test_readme_and_guide_quote_what_the_student_forgets():
+    readme, guide, paper = (
+        (RESULTS.parent / name).read_text() for name in ("README.md", "docs/how-to/choose.md", "docs/paper.md")
+    )
+    folder = RESULTS / "gpu" / "student-answers" / "gsm8k"
+    (base,) = (row for row in scores(folder) if row["contestant"] == "base")
+    rows = list(csv.DictReader((folder / "differences.csv").read_text().splitlines()))
+    right = {(row["trained_on"], row["arm"]): f"{row['right']} %" for row in rows}
+    kept = [right["alpaca", "mle"], right["alpaca", "mle-anchor_base"], right["mixed", "mle"]]
+    for share_of_right in [f"{100 * float(base['exact_match']):.1f} %", *kept]:
+        assert share_of_right in " ".join(readme.split())
+        assert share_of_right in " ".join(guide.split())
+    for arm in ("mle", "masked_mle_distill-loss-0.25"):
+        assert right["gsm8k", arm] in " ".join(guide.split())
+    for row in answered(folder):
+        if "masked MLE + distillation" in row:
+            assert row.split(" | ")[-2] in paper, "the difference and its interval over the problems"
+    (losses,) = (row.split(" | ")[2:] for row in student(RESULTS / "gpu-student-alpaca") if "gsm8k@test" in row)
+    untrained, _, mle, anchor = (cell.strip(" |") for cell in losses)
+    assert f"raises its loss on GSM8K from {untrained} to {mle}, with the anchor it falls to {anchor}" in " ".join(
+        readme.split()
+    )
+    for name in ("gpu-student-alpaca", "gpu-student-mixed"):
+        (gained,) = (row for row in over_epochs(RESULTS / name) if "anchor" in row)
+        inside, outside = (cell.split(" %")[0].lstrip("+") for cell in gained.split(" | ")[1:3])
+        assert f"{inside} % in distribution and {outside} % out of it" in " ".join(guide.split())
+
+
+def scores(folder):
+    return csv.DictReader((folder / "scores.csv").read_text().splitlines())
+
+
+def quoted(row, of):
+    low, value, high = (100 * float(row[name]) for name in ("low", of, "high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def test_the_pages_quote_the_answers_of_the_student():
@@ -131,13 +209,6 @@ def test_the_pages_quote_the_answers_of_the_student():
         if one["model"] != "mle":
             cells.append(accuracy(Estimate(**one["against_baseline"]["difference"])).replace("-", "−"))
         assert " | ".join(cells) in page
-    for text in (RESULTS.parent / name for name in ("README.md", "docs/how-to/choose.md")):
-        for model in ("base", "mle", "anchor"):
-            assert f"{100 * flexible[model]['value']['value']:.1f} %" in text.read_text()
-    for folder in (RESULTS / "gpu" / "student-answers").glob("gsm8k"):
-        for row in csv.DictReader((folder / "scores.csv").read_text().splitlines()):
-            low, value, high = (100 * float(row[name]) for name in ("low", "exact_match", "high"))
-            assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in " ".join(page.split())
 
 
 def test_the_page_quotes_the_judged_answers_of_the_student():

@@ -19,11 +19,13 @@ import numpy as np
 
 from uncertune.data.sources import load
 from uncertune.evaluation.harness import load_task
+from uncertune.report.drawing import draw_sections
+from uncertune.report.page import Bar, Bars
 from uncertune.statistics.decided import exact_interval
 from uncertune.statistics.intervals import over_seeds
 from uncertune.statistics.paired import compare
 
-CSV, DIFFERENCES, IFEVAL = "scores.csv", "differences.csv", "ifeval"
+CSV, DIFFERENCES, FIGURE, IFEVAL = "scores.csv", "differences.csv", "right", "ifeval"
 UNSCORED = ("alpaca_eval",)
 """Answers that a judge compares (``uncertune compare``)."""
 BASE, MLE = "base", "mle"
@@ -48,7 +50,8 @@ def score(folder: Path, expected: dict[str, float | None]) -> tuple[Rows, Marks]
         name: [last_number(one["answer"]) == expected[_question(one)] for one in lines]
         for name, lines in _answers(folder)
     }
-    return [_row(name, "exact_match", right) for name, right in marks.items()], marks
+    rows = [_row(name, "exact_match", marks[name], lines) for name, lines in _answers(folder)]
+    return rows, marks
 
 
 def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
@@ -64,14 +67,17 @@ def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
             found.append(task.process_results(asked[_question(one)], [one["answer"]]))
         marks[name] = [bool(one["prompt_level_strict_acc"]) for one in found]
         loose = sum(one["prompt_level_loose_acc"] for one in found) / max(1, len(found))
-        rows.append(_row(name, "strict", marks[name]) | {"loose": round(loose, 4)})
+        rows.append(_row(name, "strict", marks[name], lines) | {"loose": round(loose, 4)})
     return rows, marks
 
 
-def _row(name: str, of: str, marks: list[bool]) -> dict[str, object]:
+def _row(name: str, of: str, marks: list[bool], lines: list[dict]) -> dict[str, object]:
+    """The share of right answers, with an exact interval, and the median length of an answer in characters."""
     low, high = exact_interval(sum(marks), len(marks))
     share = round(sum(marks) / max(1, len(marks)), 4)
-    return {"contestant": name, "answers": len(marks), of: share, "low": round(low, 4), "high": round(high, 4)}
+    length = float(np.median([len(one["answer"]) for one in lines])) if lines else 0.0
+    shown = {of: share, "low": round(low, 4), "high": round(high, 4)}
+    return {"contestant": name, "answers": len(marks), **shown, "characters": length}
 
 
 def differences(marks: Marks) -> Rows:
@@ -85,7 +91,7 @@ def differences(marks: Marks) -> Rows:
         if found := RUN.fullmatch(name):
             runs.setdefault((found["data"], found["arm"]), {})[found["seed"]] = right
     rows = []
-    for (data, arm), ours in runs.items():
+    for (data, arm), ours in sorted(runs.items(), key=lambda run: (run[0][0], run[0][1] != MLE, run[0][1])):
         others = {MLE: runs.get((data, MLE), {})} if arm != MLE else {}
         if arm == MLE and BASE in marks:
             others[BASE] = dict.fromkeys(ours, marks[BASE])
@@ -114,6 +120,26 @@ def _difference(
     )
 
 
+def figure(marks: Marks, title: str) -> Bars:
+    """Shares of right answers: of the untrained model, and of every arm over its seeds."""
+    arms: dict[str, dict[str, list[list[bool]]]] = {}
+    for name, right in marks.items():
+        if found := RUN.fullmatch(name):
+            arms.setdefault(found["data"], {}).setdefault(found["arm"], []).append(right)
+    groups = [("", (_bar("untrained", [marks[BASE]]),))] if BASE in marks else []
+    for data, runs in arms.items():
+        by_arm = sorted(runs, key=lambda arm: (arm != MLE, arm))
+        heading = f"{MIXED[data]} + own answers" if data in MIXED else data
+        groups.append((f"trained on {heading}", tuple(_bar(arm, runs[arm]) for arm in by_arm)))
+    caption = "Means over seeds, with 95 % intervals over the problems."
+    return Bars(title, caption, "right answers, %", tuple(groups), percent=False)
+
+
+def _bar(name: str, runs: list[list[bool]]) -> Bar:
+    """The mean over problems of the share of seeds that are right."""
+    return Bar(name, over_seeds(100 * np.mean(runs, axis=0)))
+
+
 def _points(share: float) -> float:
     return round(100 * share, 1)
 
@@ -132,7 +158,7 @@ def _question(line: dict) -> str:
 
 def write(folder: Path, data_dir: str | None = None) -> None:
     """Score the answers of a folder, which has the name of the data, as ``FOLDER/scores.csv``, and the differences of
-    runs with names of a sweep as ``FOLDER/differences.csv``."""
+    runs with names of a sweep as ``FOLDER/differences.csv``, with a figure."""
     if folder.name == IFEVAL:
         rows, marks = follow(folder, data_dir)
     else:
@@ -141,6 +167,7 @@ def write(folder: Path, data_dir: str | None = None) -> None:
     _save(rows, folder / CSV)
     if apart := differences(marks):
         _save(apart, folder / DIFFERENCES)
+        draw_sections(folder / FIGURE, [figure(marks, f"Right answers, {folder.name}")])
 
 
 def _save(rows: Rows, path: Path) -> None:

@@ -126,9 +126,10 @@ def _order(path: Path) -> int:
 
 
 def keep_tables(folder: Path, out: Path) -> None:
-    """Copy the summary and the tables of all stages, but those of sweeps."""
+    """Copy the summary, the tables of all stages but those of sweeps, and the figures of answers."""
     shutil.rmtree(out, ignore_errors=True)
-    for path in [folder / SUMMARY, *folder.glob("*/launch.json"), *folder.rglob("*.csv")]:
+    figures = folder.rglob(f"{answers.FIGURE}.png")
+    for path in [folder / SUMMARY, *folder.glob("*/launch.json"), *folder.rglob("*.csv"), *figures]:
         if path.name != table.CSV:
             target = out / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
