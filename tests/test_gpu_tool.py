@@ -143,8 +143,10 @@ def test_differences_of_runs_are_paired_by_problem_and_by_seed():
     }
     right |= {"alpaca-mle-s0": "1000000000", "mixed-mle-s0": "1100000000"}
     marks = {name: [letter == "1" for letter in letters] for name, letters in right.items()}
-    mle, anchor, *others = answers.differences(marks)
-    differences = [(one["trained_on"], one["less"], one["points"]) for one in others]
+    rows = answers.differences(marks)
+    assert [row["trained_on"] for row in rows] == ["alpaca", "gsm8k", "gsm8k", "mixed", "mixed"]
+    mle, anchor = rows[1:3]
+    differences = [(one["trained_on"], one["less"], one["points"]) for one in rows if one["trained_on"] != "gsm8k"]
     assert differences == [("alpaca", "base", -10.0), ("mixed", "base", 0.0), ("mixed", "alpaca-mle", 10.0)]
     assert (mle["arm"], mle["less"], mle["points"], mle["by_seed"]) == ("mle", "base", 15.0, "+10.0 +20.0")
     assert (anchor["arm"], anchor["less"], anchor["points"]) == ("mle-anchor_base", "mle", 15.0)

@@ -47,9 +47,11 @@ class Place:
 
     @property
     def student(self) -> str:
-        """The model that can do the tasks: the one that was carried, else the small model."""
+        """The model that can do the tasks: the one that was carried, else the hub's; the small one in a short run."""
         carried = self.work / STUDENT
-        return str(carried) if carried.is_file() and not self.small else self.model
+        if carried.is_file() and not self.small:
+            return str(carried)
+        return self.model if self.small or self.dry else "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
     @property
     def tokenizer(self) -> str:
@@ -152,26 +154,26 @@ def _evidence(place: Place) -> list[list[str]]:
     whole = REAL_SIZE / "gsm8k.yaml"
     if place.small:
         return [_sweep(place, whole, seed) for seed in "01"]
-    epochs = [
-        _sweep(place, MANY_EPOCHS / f"epochs_smollm2_{data}.yaml", seed, "--batch_size", "32")
-        for seed in "012"
-        for data in ("gsm8k", "alpaca")
-    ]
     one_pass = _sweep(place, whole, "0", "--num_train_epochs", "1")  # three do not fit ten minutes
-    return [*(epochs[:1] if place.dry else epochs), one_pass]
+    return [*_epochs(place, MANY_EPOCHS), one_pass]
 
 
 def _arms(place: Place) -> list[list[str]]:
     """The arms of small data over many epochs that ten minutes have no room for beside the others, and MLE again."""
-    commands = []
-    for data in ("gsm8k", "alpaca"):
-        config = yaml.safe_load((MANY_EPOCHS / f"epochs_smollm2_{data}.yaml").read_text(encoding="utf-8"))
+    rest = place.work / "arms"
+    rest.mkdir(parents=True, exist_ok=True)
+    for path in MANY_EPOCHS.glob("epochs_smollm2_*.yaml"):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["sweep"]["arms"] = config["sweep"]["arms"][FIRST_ARMS:]
-        rest = place.work / "arms" / f"epochs_smollm2_{data}.yaml"
-        rest.parent.mkdir(parents=True, exist_ok=True)
-        rest.write_text(yaml.safe_dump(config), encoding="utf-8")
-        commands += [_sweep(place, rest, seed, "--batch_size", "32") for seed in "012"]
-    return commands[:1] if place.small or place.dry else commands
+        (rest / path.name).write_text(yaml.safe_dump(config), encoding="utf-8")
+    return _epochs(place, rest)
+
+
+def _epochs(place: Place, configs: Path) -> list[list[str]]:
+    """Small data over many epochs, a process a seed; the first one only in a short run."""
+    runs = [(configs / f"epochs_smollm2_{data}.yaml", seed) for seed in "012" for data in ("gsm8k", "alpaca")]
+    short = place.small or place.dry
+    return [_sweep(place, config, seed, "--batch_size", "32") for config, seed in runs[: 1 if short else None]]
 
 
 def _answers(place: Place) -> list[list[str]]:
