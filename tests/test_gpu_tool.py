@@ -160,11 +160,18 @@ def test_own_answers_are_mixed_into_the_rows_of_a_seed(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "alpaca_52k.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     lines = [
-        {"messages": [{"role": "user", "content": f"How many? {n}"}], "answer": "Many.", "ended": n % 5 > 0}
+        {
+            "messages": [{"role": "user", "content": f"How many? {n}"}],
+            "answer": f"{n}." if n < 7 else "9",
+            "ended": n % 5 > 0,
+        }
         for n in range(100)
     ]
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    problems = [{"question": f"How many? {n}", "answer": f"So #### {n}"} for n in range(100)]
+    with gzip.open(tmp_path / "gsm8k_train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in problems)
     mixture.main([str(own), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "work" / "data")])
     files_of_seeds = [tmp_path / "work" / "data" / mixture.name(seed) for seed in mixture.SEEDS]
     written = [[json.loads(line)["messages"] for line in path.read_text().splitlines()] for path in files_of_seeds]
@@ -175,6 +182,8 @@ def test_own_answers_are_mixed_into_the_rows_of_a_seed(tmp_path, monkeypatch):
         asked = [turns[0]["content"] for turns in one[256:320]]
         assert len(set(asked)) == 64
         assert all(int(words.split()[-1]) % 5 for words in asked), "an answer that was cut is no training row"
+    (right,) = csv.DictReader((tmp_path / "work" / "data" / "own" / "scores.csv").read_text().splitlines())
+    assert (right["answers"], right["exact_match"]) == ("100", "0.08")  # 0 to 6, and 9
     (student,) = (stage for stage in STAGES if stage.name == "student")
     commands = student.commands(Place(tmp_path / "out", tmp_path / "work", small=False))
     named = [words[words.index("--dataset_name") + 1] for words in commands if "--dataset_name" in words]

@@ -163,6 +163,19 @@ def test_the_page_quotes_the_answers_on_a_gpu():
     assert f"{min(right)} to {max(right)} % after" in page
 
 
+def test_the_page_quotes_what_own_answers_cost():
+    page = " ".join(PAGE.read_text().split())
+    (own,) = csv.DictReader((RESULTS / "gpu-student-mixed" / "own.csv").read_text().splitlines())
+    right = round(int(own["answers"]) * float(own["exact_match"]))
+    assert f"of the {own['answers']} answers that they were drawn from, {right} are right" in page
+    (best, end), (best_mixed, end_mixed) = (
+        next(row.split(" | ")[3:5] for row in student(RESULTS / name) if "held out" in row)
+        for name in ("gpu-student-alpaca", "gpu-student-mixed")
+    )
+    said = f"{best_mixed} at the best epoch against {best} without them, and {end_mixed} at the end against {end}"
+    assert said in page
+
+
 def test_readme_and_guide_quote_what_the_student_forgets():
     readme, guide, paper = (
         (RESULTS.parent / name).read_text() for name in ("README.md", "docs/how-to/choose.md", "docs/paper.md")

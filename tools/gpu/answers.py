@@ -44,6 +44,12 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def solutions(data: str, split: str, data_dir: str | None = None) -> dict[str, float | None]:
+    """The answer to each problem of a data set."""
+    problems = [one["messages"] for one in load(data, split=split, data_dir=data_dir)]
+    return {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems}
+
+
 def score(folder: Path, expected: dict[str, float | None]) -> tuple[Rows, Marks]:
     """A row a file of answers, and whether each answer is right; ``expected`` maps a problem to its answer."""
     marks = {
@@ -162,15 +168,15 @@ def write(folder: Path, data_dir: str | None = None) -> None:
     if folder.name == IFEVAL:
         rows, marks = follow(folder, data_dir)
     else:
-        problems = [one["messages"] for one in load(folder.name, split="test", data_dir=data_dir)]
-        rows, marks = score(folder, {turns[-2]["content"]: last_number(turns[-1]["content"]) for turns in problems})
-    _save(rows, folder / CSV)
+        rows, marks = score(folder, solutions(folder.name, "test", data_dir))
+    save(rows, folder / CSV)
     if apart := differences(marks):
-        _save(apart, folder / DIFFERENCES)
+        save(apart, folder / DIFFERENCES)
         draw_sections(folder / FIGURE, [figure(marks, f"Right answers, {folder.name}")])
 
 
-def _save(rows: Rows, path: Path) -> None:
+def save(rows: Rows, path: Path) -> None:
+    """A table as CSV; of no rows the name of its first column."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
         writer.writeheader()

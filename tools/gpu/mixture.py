@@ -6,6 +6,7 @@ r"""Alpaca with a model's own answers to problems of GSM8K mixed in: the data of
 
 writes ``mixed/s0/alpaca_with_own.jsonl`` to ``s2``. Each has the 256 rows that ``evidence/student_alpaca.yaml`` draws
 with that seed, 64 answers that ended by themselves, right or wrong, and last the rows that sweeps of Alpaca hold out.
+``mixed/own/scores.csv`` says how many of the answers are right.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[st
     yield from rows.select(range(last, len(rows)))
 
 
+def score(own: Path, out: Path, data_dir: str | None = None) -> None:
+    """Copy the answers to a folder and write how many are right beside them."""
+    from tools.gpu import answers
+
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(own, out / own.name)
+    rows, _ = answers.score(out, answers.solutions("gsm8k", "train", data_dir))
+    answers.save(rows, out / answers.CSV)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.mixture", description=__doc__.split("\n")[0])
     parser.add_argument("own", type=Path, help="what uncertune generate wrote")
@@ -47,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = args.output_dir / name(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(rows), encoding="utf-8")
+    score(args.own, args.output_dir / "own", args.data_dir)
 
 
 if __name__ == "__main__":
