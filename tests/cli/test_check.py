@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from transformers import modeling_utils
 
 from tests.helpers.tiny import save_tiny
 from uncertune.cli import main
@@ -82,6 +83,21 @@ def test_messages_are_counted(tmp_path, model, capsys):
     assert memory.endswith(", without teacher and reference models")
     assert len(memory) <= 80
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_references_that_are_trained_first_need_no_second_model(tmp_path, model, monkeypatch):
+    given = settings(
+        tmp_path, model, [{"prompt": q, "completion": a} for q, a in 3 * PAIRS], use_peft=True,
+        objective="masked_mle_distill", selection_metric="rho", rho_reference="auto", teacher="auto", teacher_members=2,
+    )  # fmt: skip
+    loaded, load = [], modeling_utils.PreTrainedModel.from_pretrained.__func__
+    monkeypatch.setattr(
+        modeling_utils.PreTrainedModel,
+        "from_pretrained",
+        classmethod(lambda cls, *words, **named: loaded.append(1) or load(cls, *words, **named)),
+    )
+    look(job_of(arguments_of(given)))
+    assert len(loaded) == 1
 
 
 def test_prompts_with_completions_are_counted(tmp_path, model):

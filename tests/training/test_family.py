@@ -118,6 +118,16 @@ def test_an_sft_adapter_as_teacher_and_the_base_as_anchor(tmp_path):
     assert all(".default." in name for name in active)
 
 
+def test_the_base_as_teacher(tmp_path):
+    step = run(
+        tmp_path, data=rows(), objective="masked_mle_distill", teacher="base", learning_rate=0.0, **ONE_CUT,
+    )  # fmt: skip
+    assert isinstance(step.trainer.references.teacher, BaseTeacher)
+    assert list(step.trainer.model.peft_config) == ["default"], "no copy of the base"
+    base = tiny_model("llama", VOCABULARY, torch.float64)
+    assert step.loss == pytest.approx(by_hand(step.trainer.model, rows(), members=[base], selected=0.25), rel=1e-9)
+
+
 def test_full_fine_tuning_keeps_a_frozen_copy(tmp_path):
     step = run(
         tmp_path, data=rows(), lora=False, anchor="base", anchor_weight=0.5, max_steps=2, num_train_epochs=2, **ONE_CUT

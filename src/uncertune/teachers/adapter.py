@@ -127,15 +127,16 @@ def adapter_folder(source: str) -> str | None:
     return str(local) if is_adapter(local) else None
 
 
-def load_base(student: nn.Module) -> Teacher:
+def load_base(student: nn.Module, field: str = "anchor") -> Teacher:
     """The model before training: the base of a PEFT model, otherwise a frozen copy.
 
-    Raises UserError if the weights are not on this rank and cannot be copied.
+    ``field`` is the configuration field that errors name. Raises UserError if the weights are not on this rank and
+    cannot be copied.
     """
     if hasattr(student, "peft_config"):
         return BaseTeacher()
     if not has_weights(student):
-        raise UserError("anchor='base' cannot copy sharded weights: give the model's folder or hub id")
+        raise UserError(f"{field}='base' cannot copy sharded weights: give the model's folder or hub id")
     model = copy.deepcopy(student)
     model.requires_grad_(False)
     model.eval()

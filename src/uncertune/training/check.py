@@ -118,9 +118,9 @@ def _standing_in(job: Job, folder: str) -> Job:
     config.teacher_cache, config.teacher_cache_dir = "none", None
     if config.rho_reference == "auto":
         rest, _ = held_out(job.train_dataset, config.seed)
-        job, config.rho_reference = replace(job, train_dataset=rest), job.model
+        job, config.rho_reference = replace(job, train_dataset=rest), "base"
     if config.teacher == "auto":
-        config.teacher = job.model if config.teacher_members == 1 else [job.model] * config.teacher_members
+        config.teacher = "base" if config.teacher_members == 1 else ["base"] * config.teacher_members
     return replace(job, config=config)
 
 

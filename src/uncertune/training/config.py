@@ -56,9 +56,9 @@ class UncertuneConfig(FamilyConfig):
         selection_memory_gb: with gradient checkpointing, a step's forwards run before its selection if the layer
             inputs of its micro-batches fit into this many gigabytes per rank; otherwise, or with 0, tokens are scored
             in a separate forward pass. The masks are the same.
-        teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model, or ``auto``: the same
-            model fine-tuned on the same data with MLE, trained first (``uncertune.training.pipeline``). A list (in
-            text, separated by commas): the mean of their distributions.
+        teacher: p_ref of the distilling objectives: a folder or hub id of an adapter or model; ``base``, the model
+            before training; or ``auto``: the same model fine-tuned on the same data with MLE, trained first
+            (``uncertune.training.pipeline``). A list (in text, separated by commas): the mean of their distributions.
         teacher_top_k, teacher_truncation: of ``truncated_distill``: k, and ``plain`` | ``renormalized`` | ``tail``.
         epsilon, epsilon_high: of ``policy_gradient`` with a column ``old_log_probs``: the importance ratio is clipped
             to [1 − epsilon, 1 + epsilon_high], as PPO does; ``epsilon_high`` unset is ``epsilon``.

@@ -202,14 +202,9 @@ def check_job(job: Job, *, overwrite: bool = False) -> Job:
 def _sources(job: Job) -> list[Any]:
     """Paths that the run reads, which must not be inside the folder that it writes."""
     config = job.config
-    return [
-        job.model,
-        *(config.teacher if isinstance(config.teacher, list) else [config.teacher]),
-        config.rho_reference,
-        None if config.anchor in ("none", "base") else config.anchor,
-        config.chat_template_path,
-        job.resolved.get("dataset_name"),
-    ]
+    teachers = config.teacher if isinstance(config.teacher, list) else [config.teacher]
+    references = [one for one in (*teachers, config.rho_reference, config.anchor) if one not in ("none", "base")]
+    return [job.model, *references, config.chat_template_path, job.resolved.get("dataset_name")]
 
 
 def _member(job: Job, number: int) -> Job:

@@ -160,8 +160,8 @@ class References:
         while name in getattr(student, "peft_config", {}):  # never replace an existing adapter
             name += "_"
         with torch.random.fork_rng():  # a new adapter draws random numbers, which must not change the student's dropout
-            if source == "base" and field == "anchor":
-                teacher = load_base(student)
+            if source == "base":
+                teacher = load_base(student, field)
             else:
                 teacher = load_teacher(
                     source,
