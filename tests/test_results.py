@@ -224,12 +224,51 @@ def test_the_pages_quote_the_answers_of_the_student():
         assert " | ".join(cells) in page
 
 
+CONTESTANTS = {"anchor": "MLE + anchor", "mixed": "MLE, own answers mixed in", "s5": "masked MLE + distillation"}
+
+
+def judged():
+    """A row a contestant: prompts that the judge decides for it, against MLE, plainly and at equal length."""
+    for folder in ("student-judged", "student-judged-s5"):
+        content = json.loads((RESULTS / folder / "comparison.json").read_text())
+        for name, found in content["head_to_head"].items():
+            if name == "s5" and folder == "student-judged":
+                continue  # fewer prompts than in the folder of its own
+            one = found["decided"]
+            shares = [share(Estimate(**one[which])).replace("+", "") for which in ("share", "adjusted")]
+            count = f"{one['won']} of {one['won'] + one['lost']}"
+            yield f"| {CONTESTANTS[name]} | {count} | " + " | ".join(shares) + " |"
+
+
 def test_the_page_quotes_the_judged_answers_of_the_student():
     page = PAGE.read_text()
-    judged = json.loads((RESULTS / "student-judged" / "comparison.json").read_text())
-    found = judged["head_to_head"]["anchor"]["decided"]
-    assert f"{found['won']} of {found['won'] + found['lost']} decided prompts" in page
-    assert share(Estimate(**found["share"])).replace("+", "") in page
+    assert len(list(judged())) == 3
+    for row in judged():
+        assert row in page
+    found = json.loads((RESULTS / "student-judged-s5" / "comparison.json").read_text())["head_to_head"]["s5"]["decided"]
+    lost = f"{found['lost']} of {found['won'] + found['lost']}"
+    assert f"loses** {lost} prompts" in page
+    assert lost in (RESULTS.parent / "docs" / "how-to" / "choose.md").read_text()
+    paper = (RESULTS.parent / "docs" / "paper.md").read_text()
+    for which in ("share", "adjusted"):
+        assert share(Estimate(**found[which])).replace("+", "") in paper
+
+
+def test_the_page_quotes_what_stopping_saves():
+    page = " ".join(PAGE.read_text().split())
+    folder = RESULTS / "student-stopped"
+    right = {row["contestant"]: f"{100 * float(row['exact_match']):.1f} %" for row in scores(folder)}
+    assert right["base"] == right["mixed-mle-s0"]
+    assert f"solves {right['stopped-mle-s0']} of the first 128 problems" in page
+    assert f"untrained, which solves {right['base']} of them" in page
+    less = {
+        one["less"]: sorted(abs(float(one[name])) for name in ("low", "points", "high"))
+        for one in csv.DictReader((folder / "differences.csv").read_text().splitlines())
+        if one["trained_on"] == "stopped"
+    }
+    for other, said in (("alpaca-mle", "points [{}] more than after four"), ("base", "[{}] fewer than untrained")):
+        low, points, high = less[other]
+        assert f"{points} {said}".format(f"+{low}, +{high}") in page
 
 
 def test_the_page_quotes_one_pass_of_the_student():

@@ -4,6 +4,10 @@ A folder holds what ``uncertune generate --prompts DATA`` wrote, a folder a mode
 neither the data's answers nor lm-eval, so answers come back unscored, and ``tools.gpu.tables`` scores them: of GSM8K
 and word problems the last number counts, as in lm-eval's flexible extraction; IFEval's instructions are checked by
 lm-eval. Every share has an exact 95 % interval.
+
+    python -m tools.gpu.answers FOLDER/gsm8k
+
+scores one folder of such answers.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import csv
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from uncertune.data.sources import load
+from uncertune.errors import UserError
 from uncertune.evaluation.harness import load_task
 from uncertune.report.drawing import draw_sections
 from uncertune.report.page import Bar, Bars
@@ -29,8 +35,9 @@ CSV, DIFFERENCES, FIGURE, IFEVAL = "scores.csv", "differences.csv", "right", "if
 UNSCORED = ("alpaca_eval",)
 """Answers that a judge compares (``uncertune compare``)."""
 BASE, MLE = "base", "mle"
-MIXED = {"mixed": "alpaca"}
-"""Data that other rows were mixed into, and the same data without them."""
+OTHERWISE = {"mixed": "alpaca", "stopped": "alpaca"}
+"""Trained with other rows mixed in, or stopped early, and the same data without that."""
+HEADINGS = {"mixed": "alpaca + own answers", "stopped": "alpaca, stopped early"}
 RUN = re.compile(r"(?P<data>[^-]+)-(?P<arm>.+)-s(?P<seed>\d+)")
 Rows = list[dict[str, object]]
 Marks = dict[str, list[bool]]
@@ -101,8 +108,8 @@ def differences(marks: Marks) -> Rows:
         others = {MLE: runs.get((data, MLE), {})} if arm != MLE else {}
         if arm == MLE and BASE in marks:
             others[BASE] = dict.fromkeys(ours, marks[BASE])
-        if arm == MLE and data in MIXED:
-            others[f"{MIXED[data]}-{MLE}"] = runs.get((MIXED[data], MLE), {})
+        if arm == MLE and data in OTHERWISE:
+            others[f"{OTHERWISE[data]}-{MLE}"] = runs.get((OTHERWISE[data], MLE), {})
         rows += [row for less, theirs in others.items() if (row := _difference(data, arm, less, ours, theirs))]
     return rows
 
@@ -135,8 +142,7 @@ def figure(marks: Marks, title: str) -> Bars:
     groups = [("", (_bar("untrained", [marks[BASE]]),))] if BASE in marks else []
     for data, runs in arms.items():
         by_arm = sorted(runs, key=lambda arm: (arm != MLE, arm))
-        heading = f"{MIXED[data]} + own answers" if data in MIXED else data
-        groups.append((f"trained on {heading}", tuple(_bar(arm, runs[arm]) for arm in by_arm)))
+        groups.append((f"trained on {HEADINGS.get(data, data)}", tuple(_bar(arm, runs[arm]) for arm in by_arm)))
     caption = "Means over seeds, with 95 % intervals over the problems."
     return Bars(title, caption, "right answers, %", tuple(groups), percent=False)
 
@@ -181,3 +187,10 @@ def save(rows: Rows, path: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["contestant"])
         writer.writeheader()
         writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    try:
+        write(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))

@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,4 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from uncertune.errors import UserError
+
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
