@@ -155,7 +155,7 @@ def test_differences_of_runs_are_paired_by_problem_and_by_seed():
     assert (anchor["low"], anchor["high"]) == (-9.1, 39.1)  # Student's interval of 0, 0, 0, 0.5, 1, 0, 0, 0, 0, 0
 
 
-def test_own_answers_are_mixed_into_the_rows_of_a_seed(tmp_path, monkeypatch):
+def test_own_answers_are_mixed_into_the_rows_of_a_seed(tmp_path):
     rows = [{"instruction": f"Say {number}.", "output": str(number)} for number in range(400)]
     with gzip.open(tmp_path / "alpaca_52k.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

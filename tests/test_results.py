@@ -131,9 +131,13 @@ TRAINED = {"mixed": "alpaca + own", "mle": "MLE", "base": "untrained", "alpaca-m
 TRAINED |= {"mle-anchor_base": "MLE + anchor", "masked_mle_distill-loss-0.25": "masked MLE + distillation"}
 
 
+def table(folder, name):
+    return list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+
+
 def answered(folder):
     """A row a difference: the share of right answers, compared with what, in points, over problems and over seeds."""
-    for one in csv.DictReader((folder / "differences.csv").read_text().splitlines()):
+    for one in table(folder, "differences"):
         names = [TRAINED.get(one[column], one[column]) for column in ("trained_on", "arm", "less")]
         points, low, high, *seeds = (
             f"{float(one[name]):+.1f}" for name in ("points", "low", "high", "low_of_seeds", "high_of_seeds")
@@ -147,9 +151,9 @@ def test_the_page_quotes_the_answers_on_a_gpu():
     folder = RESULTS / "gpu" / "student-answers" / "gsm8k"
     for row in answered(folder):
         assert row in page
-    (base,) = (row for row in scores(folder) if row["contestant"] == "base")
+    (base,) = (row for row in table(folder, "scores") if row["contestant"] == "base")
     assert quoted(base, "exact_match") in " ".join(page.split())
-    lengths = {row["contestant"]: f"{float(row['characters']):.0f}" for row in scores(folder)}
+    lengths = {row["contestant"]: f"{float(row['characters']):.0f}" for row in table(folder, "scores")}
     assert f"median answer has {lengths['base']} characters" in page
     short = sorted((lengths[f"alpaca-mle-s{seed}"] for seed in range(3)), key=int)
     assert f"with {short[0]} to {short[-1]} (by seed)" in page
@@ -157,15 +161,15 @@ def test_the_page_quotes_the_answers_on_a_gpu():
     terse = sorted((length for name, length in lengths.items() if name.startswith("gsm8k")), key=int)
     assert f"median {terse[0]} to {terse[-1]} characters" in page
     following = RESULTS / "gpu" / "student-following" / "ifeval"
-    (base,) = (row for row in scores(following) if row["contestant"] == "base")
-    right = [float(row["right"]) for row in csv.DictReader((following / "differences.csv").read_text().splitlines())]
+    (base,) = (row for row in table(following, "scores") if row["contestant"] == "base")
+    right = [float(row["right"]) for row in table(following, "differences")]
     assert f"{100 * float(base['strict']):.1f} % of 200 prompts" in page
     assert f"{min(right)} to {max(right)} % after" in page
 
 
 def test_the_page_quotes_what_own_answers_cost():
     page = " ".join(PAGE.read_text().split())
-    (own,) = csv.DictReader((RESULTS / "gpu-student-mixed" / "own.csv").read_text().splitlines())
+    (own,) = table(RESULTS / "gpu-student-mixed", "own")
     right = round(int(own["answers"]) * float(own["exact_match"]))
     assert f"of the {own['answers']} answers that they were drawn from, {right} are right" in page
     (best, end), (best_mixed, end_mixed) = (
@@ -177,35 +181,28 @@ def test_the_page_quotes_what_own_answers_cost():
 
 
 def test_readme_and_guide_quote_what_the_student_forgets():
-    readme, guide, paper = (
-        (RESULTS.parent / name).read_text() for name in ("README.md", "docs/how-to/choose.md", "docs/paper.md")
-    )
+    pages = (RESULTS.parent / name for name in ("README.md", "docs/how-to/choose.md", "docs/paper.md"))
+    readme, guide, paper = (" ".join(page.read_text().split()) for page in pages)
     folder = RESULTS / "gpu" / "student-answers" / "gsm8k"
-    (base,) = (row for row in scores(folder) if row["contestant"] == "base")
-    rows = list(csv.DictReader((folder / "differences.csv").read_text().splitlines()))
+    (base,) = (row for row in table(folder, "scores") if row["contestant"] == "base")
+    rows = table(folder, "differences")
     right = {(row["trained_on"], row["arm"]): f"{row['right']} %" for row in rows}
     kept = [right["alpaca", "mle"], right["alpaca", "mle-anchor_base"], right["mixed", "mle"]]
     for share_of_right in [f"{100 * float(base['exact_match']):.1f} %", *kept]:
-        assert share_of_right in " ".join(readme.split())
-        assert share_of_right in " ".join(guide.split())
+        assert share_of_right in readme
+        assert share_of_right in guide
     for arm in ("mle", "masked_mle_distill-loss-0.25"):
-        assert right["gsm8k", arm] in " ".join(guide.split())
+        assert right["gsm8k", arm] in guide
     for row in answered(folder):
         if "masked MLE + distillation" in row:
             assert row.split(" | ")[-2] in paper, "the difference and its interval over the problems"
     (losses,) = (row.split(" | ")[2:] for row in student(RESULTS / "gpu-student-alpaca") if "gsm8k@test" in row)
     untrained, _, mle, anchor = (cell.strip(" |") for cell in losses)
-    assert f"raises its loss on GSM8K from {untrained} to {mle}, with the anchor it falls to {anchor}" in " ".join(
-        readme.split()
-    )
+    assert f"raises its loss on GSM8K from {untrained} to {mle}, with the anchor it falls to {anchor}" in readme
     for name in ("gpu-student-alpaca", "gpu-student-mixed"):
         (gained,) = (row for row in over_epochs(RESULTS / name) if "anchor" in row)
         inside, outside = (cell.split(" %")[0].lstrip("+") for cell in gained.split(" | ")[1:3])
-        assert f"{inside} % in distribution and {outside} % out of it" in " ".join(guide.split())
-
-
-def scores(folder):
-    return csv.DictReader((folder / "scores.csv").read_text().splitlines())
+        assert f"{inside} % in distribution and {outside} % out of it" in guide
 
 
 def quoted(row, of):
@@ -257,13 +254,13 @@ def test_the_page_quotes_the_judged_answers_of_the_student():
 def test_the_page_quotes_what_stopping_saves():
     page = " ".join(PAGE.read_text().split())
     folder = RESULTS / "student-stopped"
-    right = {row["contestant"]: f"{100 * float(row['exact_match']):.1f} %" for row in scores(folder)}
+    right = {row["contestant"]: f"{100 * float(row['exact_match']):.1f} %" for row in table(folder, "scores")}
     assert right["base"] == right["mixed-mle-s0"]
     assert f"solves {right['stopped-mle-s0']} of the first 128 problems" in page
     assert f"untrained, which solves {right['base']} of them" in page
     less = {
         one["less"]: sorted(abs(float(one[name])) for name in ("low", "points", "high"))
-        for one in csv.DictReader((folder / "differences.csv").read_text().splitlines())
+        for one in table(folder, "differences")
         if one["trained_on"] == "stopped"
     }
     for other, said in (("alpaca-mle", "points [{}] more than after four"), ("base", "[{}] fewer than untrained")):

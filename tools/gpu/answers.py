@@ -13,7 +13,7 @@ scores one folder of such answers.
 from __future__ import annotations
 
 import csv
-import json
+import itertools
 import random
 import re
 import sys
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from uncertune.data.files import read_rows
 from uncertune.data.sources import load
 from uncertune.errors import UserError
 from uncertune.evaluation.harness import load_task
@@ -40,6 +41,7 @@ OTHERWISE = {"mixed": "alpaca", "stopped": "alpaca"}
 HEADINGS = {"mixed": "alpaca + own answers", "stopped": "alpaca, stopped early"}
 RUN = re.compile(r"(?P<data>[^-]+)-(?P<arm>.+)-s(?P<seed>\d+)")
 Rows = list[dict[str, object]]
+Lines = list[dict]
 Marks = dict[str, list[bool]]
 """Whether each answer of a model is right."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -59,12 +61,17 @@ def solutions(data: str, split: str, data_dir: str | None = None) -> dict[str, f
 
 def score(folder: Path, expected: dict[str, float | None]) -> tuple[Rows, Marks]:
     """A row a file of answers, and whether each answer is right; ``expected`` maps a problem to its answer."""
-    marks = {
-        name: [last_number(one["answer"]) == expected[_question(one)] for one in lines]
-        for name, lines in _answers(folder)
-    }
-    rows = [_row(name, "exact_match", marks[name], lines) for name, lines in _answers(folder)]
+    rows, marks = [], {}
+    for name, lines in _answers(folder):
+        row, marks[name] = score_file(name, lines, expected)
+        rows.append(row)
     return rows, marks
+
+
+def score_file(name: str, lines: Lines, expected: dict[str, float | None]) -> tuple[dict[str, object], list[bool]]:
+    """The same of the lines of one file."""
+    right = [last_number(one["answer"]) == expected[_question(one)] for one in lines]
+    return _row(name, "exact_match", right, lines), right
 
 
 def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
@@ -84,7 +91,7 @@ def follow(folder: Path, data_dir: str | None = None) -> tuple[Rows, Marks]:
     return rows, marks
 
 
-def _row(name: str, of: str, marks: list[bool], lines: list[dict]) -> dict[str, object]:
+def _row(name: str, of: str, marks: list[bool], lines: Lines) -> dict[str, object]:
     """The share of right answers, with an exact interval, and the median length of an answer in characters."""
     low, high = exact_interval(sum(marks), len(marks))
     share = round(sum(marks) / max(1, len(marks)), 4)
@@ -99,12 +106,8 @@ def differences(marks: Marks) -> Rows:
     Runs are named ``DATA-ARM-sSEED``. The first interval is over the problems, each with its mean over the seeds; the
     second over the seeds alone.
     """
-    runs: dict[tuple[str, str], dict[str, list[bool]]] = {}
-    for name, right in marks.items():
-        if found := RUN.fullmatch(name):
-            runs.setdefault((found["data"], found["arm"]), {})[found["seed"]] = right
-    rows = []
-    for (data, arm), ours in sorted(runs.items(), key=lambda run: (run[0][0], run[0][1] != MLE, run[0][1])):
+    runs, rows = _by_arm(marks), []
+    for (data, arm), ours in runs.items():
         others = {MLE: runs.get((data, MLE), {})} if arm != MLE else {}
         if arm == MLE and BASE in marks:
             others[BASE] = dict.fromkeys(ours, marks[BASE])
@@ -112,6 +115,15 @@ def differences(marks: Marks) -> Rows:
             others[f"{OTHERWISE[data]}-{MLE}"] = runs.get((OTHERWISE[data], MLE), {})
         rows += [row for less, theirs in others.items() if (row := _difference(data, arm, less, ours, theirs))]
     return rows
+
+
+def _by_arm(marks: Marks) -> dict[tuple[str, str], dict[str, list[bool]]]:
+    """The seeds of each data set and arm, MLE first, of runs with names of a sweep."""
+    found: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for name, right in marks.items():
+        if run := RUN.fullmatch(name):
+            found.setdefault((run["data"], run["arm"]), {})[run["seed"]] = right
+    return {(data, arm): found[data, arm] for data, arm in sorted(found, key=lambda of: (of[0], of[1] != MLE, of[1]))}
 
 
 def _difference(
@@ -135,14 +147,10 @@ def _difference(
 
 def figure(marks: Marks, title: str) -> Bars:
     """Shares of right answers: of the untrained model, and of every arm over its seeds."""
-    arms: dict[str, dict[str, list[list[bool]]]] = {}
-    for name, right in marks.items():
-        if found := RUN.fullmatch(name):
-            arms.setdefault(found["data"], {}).setdefault(found["arm"], []).append(right)
     groups = [("", (_bar("untrained", [marks[BASE]]),))] if BASE in marks else []
-    for data, runs in arms.items():
-        by_arm = sorted(runs, key=lambda arm: (arm != MLE, arm))
-        groups.append((f"trained on {HEADINGS.get(data, data)}", tuple(_bar(arm, runs[arm]) for arm in by_arm)))
+    for data, runs in itertools.groupby(_by_arm(marks).items(), key=lambda run: run[0][0]):
+        bars = tuple(_bar(arm, list(seeds.values())) for (_, arm), seeds in runs)
+        groups.append((f"trained on {HEADINGS.get(data, data)}", bars))
     caption = "Means over seeds, with 95 % intervals over the problems."
     return Bars(title, caption, "right answers, %", tuple(groups), percent=False)
 
@@ -156,12 +164,12 @@ def _points(share: float) -> float:
     return round(100 * share, 1)
 
 
-def _answers(folder: Path) -> Iterator[tuple[str, list[dict]]]:
+def _answers(folder: Path) -> Iterator[tuple[str, Lines]]:
     """Every model's name and answers; what was not finished is left out."""
     for path in sorted(folder.rglob("*.jsonl")):
         if path.stem.endswith(".partial"):
             continue
-        yield path.stem, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        yield path.stem, list(read_rows(path))
 
 
 def _question(line: dict) -> str:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROWS, OWN, HELD_OUT = 256, 64, 64
 SEEDS = (0, 1, 2)
@@ -28,11 +28,8 @@ def name(seed: int) -> str:
     return f"s{seed}/alpaca_with_own.jsonl"
 
 
-def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[str, object]]:
+def mixed(rows: Any, answers: Any, seed: int) -> Iterator[dict[str, object]]:
     """The rows of one seed, those that are held out last. Raises ValueError for too few own answers."""
-    from uncertune.data.sources import load
-
-    rows, answers = load("alpaca", data_dir=data_dir), load(str(own))
     last, draw = len(rows) - HELD_OUT, random.Random(seed)
     yield from rows.select(sorted(draw.sample(range(last), ROWS)))
     yield from answers.select(draw.sample(range(len(answers)), OWN))
@@ -40,13 +37,13 @@ def mixed(own: Path, seed: int, data_dir: str | None = None) -> Iterator[dict[st
 
 
 def score(own: Path, out: Path, data_dir: str | None = None) -> None:
-    """Copy the answers to a folder and write how many are right beside them."""
+    """Write how many of the answers are right."""
     from tools.gpu import answers
+    from uncertune.data.files import read_rows
 
+    row, _ = answers.score_file(own.stem, list(read_rows(own)), answers.solutions("gsm8k", "train", data_dir))
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(own, out / own.name)
-    rows, _ = answers.score(out, answers.solutions("gsm8k", "train", data_dir))
-    answers.save(rows, out / answers.CSV)
+    answers.save([row], out / answers.CSV)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="folder of Alpaca; without it from $UNCERTUNE_DATA, or the hub")
     parser.add_argument("--output_dir", type=Path, default=Path("mixed"))
     args = parser.parse_args(argv)
+
+    from uncertune.data.sources import load
+
+    rows, answers = load("alpaca", data_dir=args.data_dir), load(str(args.own))
     for seed in SEEDS:
-        rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixed(args.own, seed, args.data_dir)]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixed(rows, answers, seed)]
         path = args.output_dir / name(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(rows), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
     score(args.own, args.output_dir / "own", args.data_dir)
 
 

@@ -202,15 +202,14 @@ NEW_TOKENS = {"gsm8k": "512", "ifeval": "320", "alpaca_eval": "320"}
 
 def _student(place: Place, kinds: tuple[str, ...] = ("gsm8k", "alpaca")) -> list[list[str]]:
     """A model that can do the tasks: small data over many epochs, a process a seed."""
-    short = place.small or place.dry
     configs = [(REAL_SIZE / f"student_{kind}.yaml", seed) for seed in "012" for kind in kinds]
-    commands = [_sweep(place, config, seed, model=place.student) for config, seed in configs[: 1 if short else None]]
-    for seed in mixture.SEEDS:
-        rows = place.work / "data" / mixture.name(seed)
-        if "alpaca" in kinds and rows.is_file() and not short:
+    commands = [_sweep(place, config, seed, model=place.student) for config, seed in configs]
+    mixed = {seed: place.work / "data" / mixture.name(seed) for seed in mixture.SEEDS if "alpaca" in kinds}
+    for seed, rows in mixed.items():
+        if rows.is_file():
             more = ["--dataset_name", str(rows)]
             commands.append(_sweep(place, REAL_SIZE / "student_mixed.yaml", str(seed), *more, model=place.student))
-    return commands
+    return commands[: 1 if place.small or place.dry else None]
 
 
 def _student_pass(place: Place) -> list[list[str]]:

@@ -349,5 +349,5 @@ def _answer(row: list[int], stops: set[int], tokenizer: Any) -> Answer:
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the model's, the tokenizer's, and the chat template's end-of-turn token."""
-    found, end = end_tokens(model, tokenizer), tokenizer(end_of_turn(tokenizer) or "", add_special_tokens=False)
-    return found | (set(end["input_ids"]) if len(end["input_ids"]) == 1 else set())
+    end = tokenizer(end_of_turn(tokenizer) or "", add_special_tokens=False)["input_ids"]
+    return end_tokens(model, tokenizer) | (set(end) if len(end) == 1 else set())

@@ -69,12 +69,12 @@ def decode(
         for row, found, kept in zip(rows, new.tolist(), count.tolist(), strict=True):
             said[row] += found[:kept]
         going = (~ended.any(1)).nonzero()[:, 0]
-        if not len(going):
+        if not len(going) or start + segment >= max_new_tokens:
             break
         rows = [rows[place] for place in going.tolist()]
         ids = out.sequences[going]
         mask = torch.cat([mask[going], mask.new_ones(len(going), new.shape[1])], dim=1)
-        cache = _of_rows(out.past_key_values, going)
+        cache = _of_rows(out.past_key_values, going, of=len(new))
     return said
 
 
@@ -91,10 +91,12 @@ def _in_segments(model: Any) -> bool:
     return not counted and (getattr(config, "num_beams", None) or 1) == 1
 
 
-def _of_rows(cache: Any, rows: Tensor) -> Any:
-    """The cache of some rows; None, and the next segment starts with the whole sequence, for one that cannot be cut."""
+def _of_rows(cache: Any, rows: Tensor, of: int) -> Any:
+    """The cache of some rows ``of`` so many; None, and the next segment starts with the whole sequence, for one that
+    cannot be cut."""
     layers = getattr(cache, "layers", None)
     if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         return None
-    cache.batch_select_indices(rows)
+    if len(rows) < of:
+        cache.batch_select_indices(rows)
     return cache

@@ -127,7 +127,7 @@ def adapter_folder(source: str) -> str | None:
     return str(local) if is_adapter(local) else None
 
 
-def load_base(student: nn.Module, field: str = "anchor") -> Teacher:
+def load_base(student: nn.Module, field: str) -> Teacher:
     """The model before training: the base of a PEFT model, otherwise a frozen copy.
 
     ``field`` is the configuration field that errors name. Raises UserError if the weights are not on this rank and

@@ -81,8 +81,8 @@ class UncertuneConfig(FamilyConfig):
         teacher_cache_fill: ``ahead``, before the first step, or ``first_epoch``, as the documents come (streams).
         teacher_cache_dir: folder of the cache; by default ``teacher_cache`` in ``output_dir``. Runs may share it, also
             concurrently.
-        rho_reference: the holdout reference of ``rho``: a folder or hub id, ``teacher``, or ``auto``: MLE on 10 % of
-            the data that no stage trains on, trained first. Its losses are computed once and kept in
+        rho_reference: the holdout reference of ``rho``: a folder or hub id, ``base``, ``teacher``, or ``auto``: MLE on
+            10 % of the data that no stage trains on, trained first. Its losses are computed once and kept in
             ``teacher_cache_dir`` (of streams: computed in every step).
         bald_samples, bald_rate: number of dropout passes of ``bald`` over every training token, each at about the cost
             of a forward pass without gradient, and their dropout rate.

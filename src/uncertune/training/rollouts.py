@@ -46,9 +46,9 @@ def sample_answers(
 
     The same seed, model, prompts and ``batch_size`` give the same answers. The global random state is unchanged.
     """
-    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     from transformers import GenerationConfig
 
+    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     ends = end_tokens(model, tokenizer)
     whole = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)  # in place of the model's own
     device = next(model.parameters()).device
